@@ -1,0 +1,1 @@
+//! Services, virtual addresses and the choice of a backend
