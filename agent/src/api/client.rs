@@ -1,0 +1,1 @@
+//! Speaks the API over its Unix socket.

@@ -1,0 +1,108 @@
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::Timestamp;
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum EventKind {
+    /// A node came, or came back.
+    #[serde(rename = "node.alive")]
+    NodeAlive,
+    /// A node did not answer.
+    #[serde(rename = "node.suspect")]
+    NodeSuspect,
+    /// A node is believed dead.
+    #[serde(rename = "node.down")]
+    NodeDown,
+    /// A node said goodbye or was removed.
+    #[serde(rename = "node.left")]
+    NodeLeft,
+    /// A network was made, or learnt of.
+    #[serde(rename = "network.created")]
+    NetworkCreated,
+    /// A network was removed.
+    #[serde(rename = "network.removed")]
+    NetworkRemoved,
+    /// An endpoint was attached, or learnt of.
+    #[serde(rename = "endpoint.connected")]
+    EndpointConnected,
+    /// An endpoint was detached.
+    #[serde(rename = "endpoint.disconnected")]
+    EndpointDisconnected,
+    /// A service was made, or learnt of.
+    #[serde(rename = "service.created")]
+    ServiceCreated,
+    /// A service was changed.
+    #[serde(rename = "service.updated")]
+    ServiceUpdated,
+    /// A service was removed.
+    #[serde(rename = "service.removed")]
+    ServiceRemoved,
+    /// Something is wrong; `status` lists it until it is put right.
+    #[serde(rename = "problem.found")]
+    ProblemFound,
+    /// Something that was wrong is right again.
+    #[serde(rename = "problem.solved")]
+    ProblemSolved,
+}
+
+impl EventKind {
+    /// Every kind, in the order of the documentation.
+    pub const ALL: [Self; 13] = [
+        Self::NodeAlive,
+        Self::NodeSuspect,
+        Self::NodeDown,
+        Self::NodeLeft,
+        Self::NetworkCreated,
+        Self::NetworkRemoved,
+        Self::EndpointConnected,
+        Self::EndpointDisconnected,
+        Self::ServiceCreated,
+        Self::ServiceUpdated,
+        Self::ServiceRemoved,
+        Self::ProblemFound,
+        Self::ProblemSolved,
+    ];
+}
+
+impl fmt::Display for EventKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The name in JSON is the name for people too.
+        self.serialize(f)
+    }
+}
+
+/// A line of `GET /v1/events`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When this node learnt of it.
+    pub time: Timestamp,
+    /// What happened.
+    pub kind: EventKind,
+    /// What it happened to.
+    pub object: EventObject,
+    /// More about it, such as the node or the addresses.
+    pub attributes: BTreeMap<String, String>,
+}
+
+/// What an event happened to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventObject {
+    /// Its whole id; empty for a problem.
+    pub id: String,
+    /// Its name; for a problem, the sentence.
+    pub name: String,
+}
+
+/// The query of `GET /v1/events`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EventsQuery {
+    /// Begin with what the agent still remembers from this moment on; only new events when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// Go on with events as they happen, until the client goes away.
+    pub follow: bool,
+}

@@ -1,0 +1,190 @@
+use std::{fmt, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+use weft_types::{EndpointId, NetworkId, NodeId, ServiceId};
+
+use super::ServicePort;
+
+/// How a service chooses the backend of a new connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Scheduler {
+    /// One after the other.
+    #[default]
+    Rr,
+    /// One after the other, each as often as its weight says.
+    Wrr,
+    /// The one with the fewest open connections for its weight.
+    Lc,
+}
+
+impl Scheduler {
+    /// Every scheduler, in the order of the documentation.
+    pub const ALL: [Self; 3] = [Self::Rr, Self::Wrr, Self::Lc];
+}
+
+impl fmt::Display for Scheduler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Rr => "rr",
+            Self::Wrr => "wrr",
+            Self::Lc => "lc",
+        })
+    }
+}
+
+/// What the name of a service resolves to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum EndpointMode {
+    /// One virtual address, behind which connections are balanced.
+    #[default]
+    Vip,
+    /// The addresses of all healthy backends, shuffled.
+    Dnsrr,
+}
+
+impl EndpointMode {
+    /// Every mode, in the order of the documentation.
+    pub const ALL: [Self; 2] = [Self::Vip, Self::Dnsrr];
+}
+
+impl fmt::Display for EndpointMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Vip => "vip",
+            Self::Dnsrr => "dnsrr",
+        })
+    }
+}
+
+/// `POST /v1/services`: make a service on a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceCreateRequest {
+    /// The network: name, id or beginning of an id.
+    pub network: String,
+    /// Its name: one label of a DNS name.
+    pub name: String,
+    /// How backends are chosen.
+    #[serde(default)]
+    pub scheduler: Scheduler,
+    /// What its name resolves to.
+    #[serde(default)]
+    pub endpoint_mode: EndpointMode,
+    /// Its ports. When empty, every TCP and UDP port of its address leads to the same port of a backend.
+    #[serde(default)]
+    pub ports: Vec<ServicePort>,
+}
+
+/// `PATCH /v1/services/{ref}`: change a service while it is in use. What is not given stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServiceUpdateRequest {
+    /// How backends are chosen from now on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<Scheduler>,
+    /// What its name resolves to from now on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint_mode: Option<EndpointMode>,
+    /// All its ports from now on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ports: Option<Vec<ServicePort>>,
+}
+
+/// The query of every request under `/v1/services`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServiceQuery {
+    /// Only services of this network; needed where two networks have a service of the same name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+}
+
+/// A service in a listing; also what `POST` and `PATCH` answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSummary {
+    /// Its id.
+    pub id: ServiceId,
+    /// Its name.
+    pub name: String,
+    /// The network.
+    pub network_id: NetworkId,
+    /// The network's name.
+    pub network_name: String,
+    /// How backends are chosen.
+    pub scheduler: Scheduler,
+    /// What its name resolves to.
+    pub endpoint_mode: EndpointMode,
+    /// Its virtual addresses, IPv4 first; empty in `dnsrr` mode.
+    pub vips: Vec<IpAddr>,
+    /// Its ports; when empty, all.
+    pub ports: Vec<ServicePort>,
+    /// How many backends it has.
+    pub backend_count: u32,
+    /// How many of them get new connections.
+    pub ready_count: u32,
+}
+
+/// A service with its backends: `GET /v1/services/{ref}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceDetail {
+    /// What the listing says.
+    #[serde(flatten)]
+    pub summary: ServiceSummary,
+    /// The node it was made on.
+    pub created_by: NodeId,
+    /// Its backends, on all nodes.
+    pub backends: Vec<Backend>,
+}
+
+/// Whether a backend gets new connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendState {
+    /// It does.
+    Ready,
+    /// It does not: its node is down.
+    Down,
+}
+
+impl BackendState {
+    /// Every state, in the order of the documentation.
+    pub const ALL: [Self; 2] = [Self::Ready, Self::Down];
+}
+
+/// An endpoint that serves a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    /// The endpoint.
+    pub endpoint_id: EndpointId,
+    /// The endpoint's name.
+    pub endpoint_name: String,
+    /// The node it is on.
+    pub node_id: NodeId,
+    /// That node's name.
+    pub node_name: String,
+    /// Its addresses, IPv4 first.
+    pub addresses: Vec<IpAddr>,
+    /// Its share of new connections, relative to the others.
+    pub weight: u16,
+    /// Whether it gets new connections.
+    pub state: BackendState,
+    /// Connections from this host that are open to it; null where the datapath does not count them.
+    pub open_connections: Option<u64>,
+}
+
+/// A service that was removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceRemoveResponse {
+    /// The service.
+    pub id: ServiceId,
+    /// Its name.
+    pub name: String,
+    /// The network.
+    pub network_id: NetworkId,
+    /// The network's name.
+    pub network_name: String,
+    /// Virtual addresses that are free again.
+    pub vips: Vec<IpAddr>,
+}

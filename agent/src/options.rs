@@ -1,0 +1,56 @@
+//! What an agent is told at its start; the command line fills it, labs and tests may too.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+/// The UDP and TCP port of gossip, when none is given.
+pub const DEFAULT_GOSSIP_PORT: u16 = 7946;
+/// The UDP port of VXLAN (RFC 7348), when none is given.
+pub const DEFAULT_VXLAN_PORT: u16 = 4789;
+/// Where durable state is kept, when no directory is given.
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/weft";
+/// Where sockets and namespaces are kept, when no directory is given.
+pub const DEFAULT_RUN_DIR: &str = "/run/weft";
+
+/// How the agent writes its log, on standard error.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// A line of text per event.
+    #[default]
+    Text,
+    /// A JSON object per event.
+    Json,
+}
+
+/// What `weft agent` runs with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentOptions {
+    /// Durable state: identity, owned blocks, networks, services, endpoints.
+    pub data_dir: PathBuf,
+    /// State that ends with the boot: sockets and the namespaces of networks.
+    pub run_dir: PathBuf,
+    /// The Unix socket of the API.
+    pub socket: PathBuf,
+    /// The name other nodes show for this one; the host's name when not given.
+    pub node_name: Option<String>,
+    /// The underlay address and gossip port that other nodes reach this one at; found from the routing
+    /// table when not given.
+    pub advertise: Option<SocketAddr>,
+    /// The UDP port of VXLAN. All nodes of a cluster use the same.
+    pub vxlan_port: u16,
+    /// How the log is written.
+    pub log_format: LogFormat,
+}
+
+impl Default for AgentOptions {
+    fn default() -> Self {
+        Self {
+            data_dir: DEFAULT_DATA_DIR.into(),
+            run_dir: DEFAULT_RUN_DIR.into(),
+            socket: PathBuf::from(DEFAULT_RUN_DIR).join("weft.sock"),
+            node_name: None,
+            advertise: None,
+            vxlan_port: DEFAULT_VXLAN_PORT,
+            log_format: LogFormat::Text,
+        }
+    }
+}
