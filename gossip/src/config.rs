@@ -1,0 +1,45 @@
+use std::{net::SocketAddr, time::Duration};
+
+use weft_types::ClusterId;
+
+use crate::KeyRing;
+
+/// How a node takes part. [`Config::new`] gives defaults that suit a data centre of 2 to 10,000 hosts.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The cluster. Packets and records of another are not even opened.
+    pub cluster: ClusterId,
+    /// The keys packets are sealed and opened with.
+    pub keys: KeyRing,
+    /// Where peers reach this node, over UDP and TCP.
+    pub advertise: SocketAddr,
+    /// How often state is compared with a random peer when nothing has changed.
+    pub anti_entropy: Duration,
+    /// How often it is compared while records are arriving.
+    pub anti_entropy_busy: Duration,
+    /// How often members believed down are tried again, two at a time.
+    pub revive: Duration,
+    /// How long a tombstone is kept.
+    pub tombstone_ttl: Duration,
+    /// The most records kept of one author; further keys are refused and counted.
+    pub max_records_per_author: usize,
+    /// The most authors kept, and with them the most members.
+    pub max_authors: usize,
+}
+
+impl Config {
+    /// The defaults.
+    pub fn new(cluster: ClusterId, keys: KeyRing, advertise: SocketAddr) -> Self {
+        Self {
+            cluster,
+            keys,
+            advertise,
+            anti_entropy: Duration::from_secs(5),
+            anti_entropy_busy: Duration::from_secs(1),
+            revive: Duration::from_secs(2),
+            tombstone_ttl: Duration::from_secs(3600),
+            max_records_per_author: 4096,
+            max_authors: 16_384,
+        }
+    }
+}
