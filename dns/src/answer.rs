@@ -1,0 +1,349 @@
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use hickory_proto::{
+    op::Query,
+    rr::{
+        DNSClass, Name, RData, Record, RecordType,
+        rdata::{HINFO, PTR, SOA},
+    },
+};
+use ipnet::IpNet;
+use rand::{Rng, seq::SliceRandom};
+use weft_types::NetworkId;
+
+use crate::{
+    reverse::{Reverse, zone_labels},
+    zone::{Addresses, Found, NetworkZone, Zone},
+};
+
+/// For how long an answer or a refusal may be kept: addresses come and go, so hardly at all.
+pub const TTL_SECS: u32 = 1;
+
+/// At most this many addresses are given for the name of a service or an endpoint. Whoever wants to
+/// connect needs one or two; shuffling makes all of them turn up.
+pub const MAX_RECORDS: usize = 64;
+
+/// At most this many addresses are given for `tasks.SERVICE`, where all are wanted. This many fit into
+/// a message over TCP in both families.
+pub const MAX_TASKS: usize = 2_000;
+
+/// Who asks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Asker {
+    /// The networks the asker is on, the one it asks through first. Names are looked for in this order.
+    pub networks: Vec<NetworkId>,
+}
+
+/// What to reply.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Answer {
+    /// NOERROR with these records, at least one.
+    Records(Vec<Record>),
+    /// NOERROR without records: the name exists, but has nothing of the type asked for (RFC 2308).
+    NoData {
+        /// Says for how long this may be remembered.
+        soa: Box<Record>,
+    },
+    /// The name does not exist, as far as the asker may know.
+    NxDomain {
+        /// Says for how long this may be remembered.
+        soa: Box<Record>,
+    },
+    /// The name is not ours: ask the host's resolvers.
+    Forward,
+    /// The asker is on none of our networks, or asks for what is never answered.
+    Refused,
+}
+
+/// Answers a question from a snapshot.
+///
+/// `rng` shuffles addresses, so that clients which take the first one spread over all of them.
+pub fn answer(query: &Query, asker: &Asker, zone: &Zone, rng: &mut impl Rng) -> Answer {
+    if query.query_class() != DNSClass::IN || is_meta(query.query_type()) {
+        return Answer::Refused;
+    }
+    let question = Question { query, asker, zone };
+    if question.networks().next().is_none() {
+        return Answer::Refused;
+    }
+    let mut text = [0; Name::MAX_LENGTH];
+    match lower_case(query.name(), &mut text) {
+        Some("") => question.outside(),
+        Some(name) => question.answer(name, rng),
+        None => question.unspeakable(),
+    }
+}
+
+struct Question<'a> {
+    query: &'a Query,
+    asker: &'a Asker,
+    zone: &'a Zone,
+}
+
+impl<'a> Question<'a> {
+    fn networks(&self) -> impl Iterator<Item = &'a NetworkZone> {
+        self.asker.networks.iter().filter_map(|id| self.zone.network(id))
+    }
+
+    fn answer(&self, name: &str, rng: &mut impl Rng) -> Answer {
+        if let Some(rest) = strip(name, self.zone.domain()) {
+            return self.under_domain(rest, rng);
+        }
+        if let Some(answer) = Reverse::parse(name).and_then(|reverse| self.reverse(&reverse)) {
+            return answer;
+        }
+        self.short(name, rng)
+    }
+
+    /// `NAME.NETWORK` before the domain.
+    fn under_domain(&self, name: &str, rng: &mut impl Rng) -> Answer {
+        let domain = usize::from(self.zone.domain_name().num_labels());
+        if name.is_empty() {
+            return match self.query.query_type() {
+                RecordType::SOA => Answer::Records(vec![self.soa(domain)]),
+                _ => self.no_data(domain),
+            };
+        }
+        for network in self.networks() {
+            match strip(name, network.name()) {
+                Some("") => return self.no_data(domain),
+                Some(name) => {
+                    if let Some(found) = network.find(name) {
+                        return self.found(found, domain, rng);
+                    }
+                }
+                // Something is below `b` when a network is called `a.b` (RFC 8020).
+                None if strip(network.name(), name).is_some() => return self.no_data(domain),
+                None => {}
+            }
+        }
+        self.nx_domain(domain)
+    }
+
+    /// `NAME` or `NAME.NETWORK`, or a name that has nothing to do with us.
+    fn short(&self, name: &str, rng: &mut impl Rng) -> Answer {
+        // RFC 6761, section 6.3: always the loopback addresses, whatever others call themselves.
+        if strip(name, "localhost").is_some() {
+            return match self.query.query_type() {
+                RecordType::A => Answer::Records(vec![self.record(RData::A(Ipv4Addr::LOCALHOST.into()))]),
+                RecordType::AAAA => {
+                    Answer::Records(vec![self.record(RData::AAAA(Ipv6Addr::LOCALHOST.into()))])
+                }
+                _ => self.no_data(0),
+            };
+        }
+        for network in self.networks() {
+            if let Some(found) = network.find(name) {
+                return self.found(found, 0, rng);
+            }
+        }
+        for network in self.networks() {
+            if let Some(found) = strip(name, network.name()).and_then(|name| network.find(name)) {
+                return self.found(found, network.name().split('.').count(), rng);
+            }
+        }
+        // A validating resolver walks down from the root and asks for the keys of top-level domains.
+        let is_about_a_zone = matches!(
+            self.query.query_type(),
+            RecordType::NS | RecordType::SOA | RecordType::DS | RecordType::DNSKEY
+        );
+        // Networks may be called like top-level domains (`app`, `dev`), so what is not found in one is
+        // not ours. A single label, though, is a name on our networks or a mistake, and never leaves
+        // the host.
+        if name.contains('.') || is_about_a_zone {
+            return self.outside();
+        }
+        let has_names_below = self
+            .networks()
+            .any(|network| strip(network.name(), name).is_some());
+        if has_names_below || strip(self.zone.domain(), name).is_some() {
+            return self.no_data(0);
+        }
+        self.nx_domain(0)
+    }
+
+    /// `None` when the reverse name is not ours.
+    fn reverse(&self, reverse: &Reverse) -> Option<Answer> {
+        let net = reverse.net();
+        let covers = |subnet: &&IpNet| subnet.contains(&net);
+        // Subnets of networks the asker is not on are ours too: asking others about them would be wrong,
+        // and saying that nothing is there tells nothing.
+        let subnet = self
+            .zone
+            .networks()
+            .find_map(|network| network.subnets().iter().find(covers))?;
+        let labels = zone_labels(subnet).min(usize::from(self.query.name().num_labels()));
+        match reverse {
+            Reverse::Below(_) => Some(self.nx_domain(labels)),
+            Reverse::Prefix(_) => Some(self.no_data(labels)),
+            Reverse::Address(address) => Some(
+                self.networks()
+                    .find_map(|network| self.pointers(network, address, labels))
+                    .unwrap_or_else(|| self.nx_domain(labels)),
+            ),
+        }
+    }
+
+    fn pointers(&self, network: &NetworkZone, address: &IpAddr, labels: usize) -> Option<Answer> {
+        let mut pointers = network.pointers(address).peekable();
+        pointers.peek()?;
+        let records: Vec<Record> = match self.query.query_type() {
+            RecordType::PTR => pointers
+                .filter_map(|name| self.full_name(name, network))
+                .map(|name| self.record(RData::PTR(PTR(name))))
+                .collect(),
+            RecordType::ANY => vec![self.minimal_any()],
+            _ => Vec::new(),
+        };
+        Some(if records.is_empty() {
+            self.no_data(labels)
+        } else {
+            Answer::Records(records)
+        })
+    }
+
+    /// Everything that is not ours. What an asker on internal networks asks never leaves the host.
+    fn outside(&self) -> Answer {
+        if self.networks().any(|network| !network.is_internal()) {
+            Answer::Forward
+        } else if self.query.name().is_root() {
+            Answer::Refused
+        } else {
+            self.nx_domain(0)
+        }
+    }
+
+    /// A name that is not text: nothing of ours is called so.
+    fn unspeakable(&self) -> Answer {
+        if self.zone.domain_name().zone_of(self.query.name()) {
+            self.nx_domain(usize::from(self.zone.domain_name().num_labels()))
+        } else if self.query.name().num_labels() == 1 {
+            self.nx_domain(0)
+        } else {
+            self.outside()
+        }
+    }
+
+    fn found(&self, found: Found<'_>, zone_labels: usize, rng: &mut impl Rng) -> Answer {
+        let (addresses, limit) = match found {
+            Found::Name(addresses) => (addresses, MAX_RECORDS),
+            Found::Tasks(addresses) => (addresses, MAX_TASKS),
+        };
+        let Addresses { v4, v6 } = addresses;
+        match self.query.query_type() {
+            RecordType::A if !v4.is_empty() => {
+                self.shuffled(v4, limit, rng, |address| RData::A(address.into()))
+            }
+            RecordType::AAAA if !v6.is_empty() => {
+                self.shuffled(v6, limit, rng, |address| RData::AAAA(address.into()))
+            }
+            RecordType::ANY if !addresses.is_empty() => Answer::Records(vec![self.minimal_any()]),
+            _ => self.no_data(zone_labels),
+        }
+    }
+
+    fn shuffled<A: Copy>(
+        &self,
+        addresses: &[A],
+        limit: usize,
+        rng: &mut impl Rng,
+        data: impl Fn(A) -> RData,
+    ) -> Answer {
+        if let [address] = addresses {
+            return Answer::Records(vec![self.record(data(*address))]);
+        }
+        let mut addresses = addresses.to_vec();
+        let (chosen, _) = addresses.partial_shuffle(rng, limit);
+        Answer::Records(chosen.iter().map(|address| self.record(data(*address))).collect())
+    }
+
+    /// RFC 8482, section 4.2: one record that says that this question is not answered.
+    fn minimal_any(&self) -> Record {
+        self.record(RData::HINFO(HINFO::new("RFC8482".into(), String::new())))
+    }
+
+    /// A record of the name asked for, spelt as it was asked: resolvers that mix upper and lower case
+    /// to tell real replies from forged ones compare the spelling.
+    fn record(&self, data: RData) -> Record {
+        Record::from_rdata(self.query.name().clone(), TTL_SECS, data)
+    }
+
+    fn no_data(&self, zone_labels: usize) -> Answer {
+        Answer::NoData {
+            soa: Box::new(self.soa(zone_labels)),
+        }
+    }
+
+    fn nx_domain(&self, zone_labels: usize) -> Answer {
+        Answer::NxDomain {
+            soa: Box::new(self.soa(zone_labels)),
+        }
+    }
+
+    /// The start of the zone that the last `zone_labels` labels of the name make. A cache believes a
+    /// negative answer only if its SOA is at or above the name.
+    fn soa(&self, zone_labels: usize) -> Record {
+        let zone = match zone_labels {
+            0 => Name::root(),
+            labels => self.query.name().trim_to(labels),
+        };
+        let domain = self.zone.domain_name();
+        let below = |label: &str| domain.prepend_label(label).unwrap_or_else(|_| domain.clone());
+        let ttl = TTL_SECS as i32;
+        let soa = SOA::new(below("ns"), below("hostmaster"), 1, ttl, ttl, ttl, TTL_SECS);
+        Record::from_rdata(zone, TTL_SECS, RData::SOA(soa))
+    }
+
+    fn full_name(&self, name: &str, network: &NetworkZone) -> Option<Name> {
+        let labels = [name, network.name(), self.zone.domain()]
+            .into_iter()
+            .flat_map(|part| part.split('.'));
+        Name::from_labels(labels.map(str::as_bytes)).ok()
+    }
+}
+
+/// What comes before `suffix` in `name`, both in lower case: nothing if they are equal.
+fn strip<'n>(name: &'n str, suffix: &str) -> Option<&'n str> {
+    let rest = name.strip_suffix(suffix)?;
+    if rest.is_empty() {
+        Some(rest)
+    } else {
+        rest.strip_suffix('.')
+    }
+}
+
+/// Writes a name as lower-case text without the dot at its end; `None` when a label has a byte in it
+/// that no name of ours has, above all a dot.
+fn lower_case<'t>(name: &Name, text: &'t mut [u8; Name::MAX_LENGTH]) -> Option<&'t str> {
+    let mut length = 0;
+    for label in name.iter() {
+        if length > 0 {
+            *text.get_mut(length)? = b'.';
+            length += 1;
+        }
+        if label.iter().any(|byte| !byte.is_ascii_graphic() || *byte == b'.') {
+            return None;
+        }
+        let place = text.get_mut(length..length + label.len())?;
+        place.copy_from_slice(label);
+        place.make_ascii_lowercase();
+        length += label.len();
+    }
+    std::str::from_utf8(&text[..length]).ok()
+}
+
+/// Types that are about the connection or the server rather than a name.
+fn is_meta(qtype: RecordType) -> bool {
+    match u16::from(qtype) {
+        // ANY is handled with the name.
+        255 => false,
+        // OPT and RFC 6895, section 3.1: TKEY, TSIG, IXFR, AXFR, MAILB, MAILA and their neighbours.
+        41 | 128..=254 => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod proptests;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,539 @@
+use std::collections::BTreeSet;
+
+use rand::{SeedableRng, rngs::SmallRng};
+use weft_types::EndpointId;
+
+use super::*;
+use crate::{Endpoint, EndpointMode, Service};
+
+const FRONT: NetworkId = NetworkId([1; 16]);
+const BACK: NetworkId = NetworkId([2; 16]);
+const DOTTED: NetworkId = NetworkId([3; 16]);
+
+fn endpoint(names: &[&str], addresses: &[&str]) -> Endpoint {
+    Endpoint {
+        names: names.iter().map(|name| (*name).into()).collect(),
+        addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+    }
+}
+
+fn service(mode: EndpointMode, vips: &[&str], backends: &[&str]) -> Service {
+    let parse = |list: &[&str]| list.iter().map(|address| address.parse().unwrap()).collect();
+    Service {
+        mode,
+        vips: parse(vips),
+        backends: parse(backends),
+    }
+}
+
+fn zone() -> Zone {
+    let subnets = |list: &[&str]| list.iter().map(|subnet| subnet.parse().unwrap()).collect();
+    let mut front = NetworkZone::new("Front", false, subnets(&["10.32.0.0/20", "fd00:32::/64"]));
+    front.set_endpoint(
+        EndpointId([0xa1; 16]),
+        endpoint(&["Web.1", "web-a", "shared"], &["10.32.0.11"]),
+    );
+    front.set_endpoint(
+        EndpointId([0xa2; 16]),
+        endpoint(&["web.2", "shared"], &["10.32.0.12"]),
+    );
+    front.set_endpoint(
+        EndpointId([0xa3; 16]),
+        endpoint(&["dual"], &["10.32.0.13", "fd00:32::13"]),
+    );
+    front.set_endpoint(EndpointId([0xa4; 16]), endpoint(&["six"], &["fd00:32::14"]));
+    front.set_endpoint(
+        EndpointId([0xa5; 16]),
+        endpoint(&["web", "both"], &["10.32.0.15"]),
+    );
+    front.set_endpoint(EndpointId([0xa6; 16]), endpoint(&[], &["10.32.0.16"]));
+    front.set_service(
+        "Web",
+        service(EndpointMode::Vip, &["10.32.0.2"], &["10.32.0.11", "10.32.0.12"]),
+    );
+    front.set_service(
+        "rr",
+        service(
+            EndpointMode::DnsRr,
+            &[],
+            &["10.32.0.11", "10.32.0.13", "fd00:32::13"],
+        ),
+    );
+    front.set_service("sick", service(EndpointMode::DnsRr, &[], &[]));
+    front.set_service("down", service(EndpointMode::Vip, &["10.32.0.3"], &[]));
+
+    let mut back = NetworkZone::new("back", true, subnets(&["10.33.0.0/24"]));
+    back.set_endpoint(EndpointId([0xb1; 16]), endpoint(&["db", "both"], &["10.33.0.11"]));
+
+    let mut dotted = NetworkZone::new("a.b", false, subnets(&["10.34.0.0/24"]));
+    dotted.set_endpoint(EndpointId([0xc1; 16]), endpoint(&["x.y"], &["10.34.0.11"]));
+
+    let mut zone = Zone::new("Weft.Internal.").unwrap();
+    zone.set_network(FRONT, front);
+    zone.set_network(BACK, back);
+    zone.set_network(DOTTED, dotted);
+    zone
+}
+
+fn show(answer: &Answer) -> String {
+    let soa = |soa: &Record| {
+        assert_eq!((soa.ttl, soa.record_type()), (TTL_SECS, RecordType::SOA));
+        format!("{}", soa.name)
+    };
+    match answer {
+        Answer::Records(records) => {
+            assert!(!records.is_empty());
+            assert!(records.iter().all(|record| record.ttl == TTL_SECS));
+            let data: BTreeSet<_> = records.iter().map(|record| record.data.to_string()).collect();
+            data.into_iter().collect::<Vec<_>>().join(" ")
+        }
+        Answer::NoData { soa: record } => format!("nodata in {}", soa(record)),
+        Answer::NxDomain { soa: record } => format!("nxdomain in {}", soa(record)),
+        Answer::Forward => "forward".into(),
+        Answer::Refused => "refused".into(),
+    }
+}
+
+fn query(name: &str, qtype: &str) -> Query {
+    let mut name = Name::from_ascii(name).unwrap();
+    name.set_fqdn(true);
+    Query::query(name, qtype.parse().unwrap())
+}
+
+fn ask(networks: &[NetworkId], name: &str, qtype: &str) -> String {
+    let asker = Asker {
+        networks: networks.to_vec(),
+    };
+    show(&answer(
+        &query(name, qtype),
+        &asker,
+        &zone(),
+        &mut SmallRng::seed_from_u64(1),
+    ))
+}
+
+#[track_caller]
+fn check(networks: &[NetworkId], table: &[(&str, &str, &str)]) {
+    for (name, qtype, expected) in table {
+        assert_eq!(ask(networks, name, qtype), *expected, "{name} {qtype}");
+    }
+}
+
+#[test]
+fn names_resolve_in_all_their_forms() {
+    check(
+        &[FRONT],
+        &[
+            ("dual", "A", "10.32.0.13"),
+            ("dual", "AAAA", "fd00:32::13"),
+            ("dual.front", "A", "10.32.0.13"),
+            ("dual.front.weft.internal", "A", "10.32.0.13"),
+            ("DUAL.Front.WEFT.internal", "AAAA", "fd00:32::13"),
+            ("web.1", "A", "10.32.0.11"),
+            ("WEB.1.front", "A", "10.32.0.11"),
+            ("web-a", "A", "10.32.0.11"),
+            ("shared", "A", "10.32.0.11 10.32.0.12"),
+            ("a1a1a1a1a1a1", "A", "10.32.0.11"),
+            ("a6a6a6a6a6a6.front.weft.internal", "A", "10.32.0.16"),
+        ],
+    );
+}
+
+#[test]
+fn services_hide_endpoints_and_tasks_are_their_healthy_backends() {
+    check(
+        &[FRONT],
+        &[
+            ("web", "A", "10.32.0.2"),
+            ("web.front.weft.internal", "A", "10.32.0.2"),
+            ("tasks.web", "A", "10.32.0.11 10.32.0.12"),
+            ("Tasks.web.front", "A", "10.32.0.11 10.32.0.12"),
+            ("tasks.web.front.weft.internal", "A", "10.32.0.11 10.32.0.12"),
+            ("rr", "A", "10.32.0.11 10.32.0.13"),
+            ("rr", "AAAA", "fd00:32::13"),
+            ("tasks.rr", "A", "10.32.0.11 10.32.0.13"),
+            ("down", "A", "10.32.0.3"),
+            ("tasks.down", "A", "nodata in ."),
+            ("sick", "A", "nodata in ."),
+            ("tasks.dual", "A", "forward"),
+            (
+                "tasks.dual.front.weft.internal",
+                "A",
+                "nxdomain in weft.internal.",
+            ),
+            ("tasks", "A", "nxdomain in ."),
+        ],
+    );
+}
+
+#[test]
+fn a_known_name_without_the_type_asked_for_has_no_data() {
+    check(
+        &[FRONT],
+        &[
+            ("web", "AAAA", "nodata in ."),
+            ("web.front", "AAAA", "nodata in front."),
+            ("web.front.weft.internal", "AAAA", "nodata in weft.internal."),
+            ("six", "A", "nodata in ."),
+            ("web", "MX", "nodata in ."),
+            ("web", "HTTPS", "nodata in ."),
+            ("web", "SOA", "nodata in ."),
+            ("web", "ANY", "RFC8482 "),
+            ("sick", "ANY", "nodata in ."),
+        ],
+    );
+}
+
+#[test]
+fn names_between_existing_ones_and_the_root_exist() {
+    check(
+        &[FRONT, DOTTED],
+        &[
+            ("weft.internal", "A", "nodata in weft.internal."),
+            (
+                "weft.internal",
+                "SOA",
+                "ns.weft.internal. hostmaster.weft.internal. 1 1 1 1 1",
+            ),
+            ("front.weft.internal", "A", "nodata in weft.internal."),
+            ("b.weft.internal", "A", "nodata in weft.internal."),
+            ("a.b.weft.internal", "A", "nodata in weft.internal."),
+            ("y.a.b.weft.internal", "A", "nodata in weft.internal."),
+            ("x.y.a.b.weft.internal", "A", "10.34.0.11"),
+            ("x.y.a.b", "A", "10.34.0.11"),
+            ("x.y", "A", "10.34.0.11"),
+            ("y", "A", "nodata in ."),
+            ("x.y.a.b", "AAAA", "nodata in a.b."),
+            ("internal", "A", "nodata in ."),
+            ("front", "A", "nodata in ."),
+            ("b", "A", "nodata in ."),
+            ("1", "A", "nodata in ."),
+        ],
+    );
+}
+
+#[test]
+fn unknown_names_of_ours_do_not_exist_and_single_labels_never_leave() {
+    check(
+        &[FRONT],
+        &[
+            ("nosuch.front.weft.internal", "A", "nxdomain in weft.internal."),
+            ("nosuch.weft.internal", "A", "nxdomain in weft.internal."),
+            ("web.weft.internal", "A", "nxdomain in weft.internal."),
+            ("x.web.front.weft.internal", "A", "nxdomain in weft.internal."),
+            ("Nosuch.WEFT.Internal", "ANY", "nxdomain in WEFT.Internal."),
+            ("nosuch", "A", "nxdomain in ."),
+            ("nosuch", "ANY", "nxdomain in ."),
+        ],
+    );
+}
+
+#[test]
+fn what_is_not_ours_is_forwarded() {
+    check(
+        &[FRONT],
+        &[
+            ("example.com", "A", "forward"),
+            ("example.com", "ANY", "forward"),
+            ("nosuch.front", "A", "forward"),
+            ("notweft.internal", "A", "forward"),
+            ("xweft.internal", "A", "forward"),
+            (".", "NS", "forward"),
+            ("com", "DS", "forward"),
+            ("com", "A", "nxdomain in ."),
+        ],
+    );
+    check(&[BACK, FRONT], &[("example.com", "A", "forward")]);
+}
+
+#[test]
+fn an_asker_on_internal_networks_only_asks_nobody_else() {
+    check(
+        &[BACK],
+        &[
+            ("db", "A", "10.33.0.11"),
+            ("example.com", "A", "nxdomain in ."),
+            ("com", "DS", "nxdomain in ."),
+            (".", "NS", "refused"),
+            ("8.8.8.8.in-addr.arpa", "PTR", "nxdomain in ."),
+            ("nosuch", "A", "nxdomain in ."),
+        ],
+    );
+}
+
+#[test]
+fn an_asker_sees_its_own_networks_in_its_own_order() {
+    check(
+        &[FRONT],
+        &[("db", "A", "nxdomain in ."), ("db.back", "A", "forward")],
+    );
+    check(
+        &[FRONT],
+        &[
+            ("db.back.weft.internal", "A", "nxdomain in weft.internal."),
+            ("back.weft.internal", "A", "nxdomain in weft.internal."),
+            ("b1b1b1b1b1b1", "A", "nxdomain in ."),
+            (
+                "11.0.33.10.in-addr.arpa",
+                "PTR",
+                "nxdomain in 0.33.10.in-addr.arpa.",
+            ),
+        ],
+    );
+    check(
+        &[FRONT, BACK],
+        &[("both", "A", "10.32.0.15"), ("both.back", "A", "10.33.0.11")],
+    );
+    check(
+        &[BACK, FRONT],
+        &[("both", "A", "10.33.0.11"), ("both.front", "A", "10.32.0.15")],
+    );
+    check(&[], &[("web", "A", "refused"), ("example.com", "A", "refused")]);
+    check(&[NetworkId([9; 16])], &[("web", "A", "refused")]);
+}
+
+#[test]
+fn addresses_resolve_to_full_names_and_reverse_zones_are_never_forwarded() {
+    check(
+        &[FRONT],
+        &[
+            ("11.0.32.10.in-addr.arpa", "PTR", "web.1.front.weft.internal."),
+            ("11.0.32.10.IN-ADDR.ARPA", "PTR", "web.1.front.weft.internal."),
+            ("2.0.32.10.in-addr.arpa", "PTR", "web.front.weft.internal."),
+            (
+                "16.0.32.10.in-addr.arpa",
+                "PTR",
+                "a6a6a6a6a6a6.front.weft.internal.",
+            ),
+            ("11.0.32.10.in-addr.arpa", "A", "nodata in 0.32.10.in-addr.arpa."),
+            ("11.0.32.10.in-addr.arpa", "ANY", "RFC8482 "),
+            (
+                "99.0.32.10.in-addr.arpa",
+                "PTR",
+                "nxdomain in 0.32.10.in-addr.arpa.",
+            ),
+            (
+                "1.11.0.32.10.in-addr.arpa",
+                "PTR",
+                "nxdomain in 0.32.10.in-addr.arpa.",
+            ),
+            (
+                "lb._dns-sd._udp.1.32.10.in-addr.arpa",
+                "PTR",
+                "nxdomain in 1.32.10.in-addr.arpa.",
+            ),
+            ("1.32.10.in-addr.arpa", "SOA", "nodata in 1.32.10.in-addr.arpa."),
+            ("32.10.in-addr.arpa", "SOA", "forward"),
+            ("10.in-addr.arpa", "SOA", "forward"),
+            ("1.16.32.10.in-addr.arpa", "PTR", "forward"),
+            ("8.8.8.8.in-addr.arpa", "PTR", "forward"),
+        ],
+    );
+    let zone = "0.0.0.0.0.0.0.0.2.3.0.0.0.0.d.f.ip6.arpa";
+    check(
+        &[FRONT],
+        &[
+            (
+                &format!("3.1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.{zone}"),
+                "PTR",
+                "dual.front.weft.internal.",
+            ),
+            (
+                &format!("5.1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.{zone}"),
+                "PTR",
+                &format!("nxdomain in {zone}."),
+            ),
+        ],
+    );
+}
+
+#[test]
+fn localhost_is_always_the_loopback() {
+    let names = [
+        ("localhost", "A", "127.0.0.1"),
+        ("a.localhost", "AAAA", "::1"),
+        ("localhost", "MX", "nodata in ."),
+    ];
+    check(&[FRONT], &names);
+    check(&[BACK], &names);
+}
+
+#[test]
+fn other_classes_and_questions_about_the_server_are_refused() {
+    check(
+        &[FRONT],
+        &[
+            ("web", "AXFR", "refused"),
+            ("example.com", "AXFR", "refused"),
+            ("web", "TSIG", "refused"),
+        ],
+    );
+    let mut version = query("version.bind", "TXT");
+    version.set_query_class(DNSClass::CH);
+    let asker = Asker {
+        networks: vec![FRONT],
+    };
+    assert_eq!(
+        answer(&version, &asker, &zone(), &mut SmallRng::seed_from_u64(1)),
+        Answer::Refused
+    );
+}
+
+#[test]
+fn a_dot_inside_a_label_does_not_make_it_one_of_ours() {
+    let labels = |labels: &[&str]| {
+        Query::query(
+            Name::from_labels(labels.iter().map(|l| l.as_bytes())).unwrap(),
+            RecordType::A,
+        )
+    };
+    let asker = Asker {
+        networks: vec![FRONT],
+    };
+    for (query, expected) in [
+        (labels(&["web.front"]), "nxdomain in ."),
+        (
+            labels(&["web.front", "weft", "internal"]),
+            "nxdomain in weft.internal.",
+        ),
+        (labels(&["web", "front.weft.internal"]), "forward"),
+        (labels(&["web\0", "front"]), "forward"),
+    ] {
+        assert_eq!(
+            show(&answer(&query, &asker, &zone(), &mut SmallRng::seed_from_u64(1))),
+            expected,
+            "{query}"
+        );
+    }
+}
+
+#[test]
+fn the_spelling_of_the_question_is_kept() {
+    let Answer::Records(records) = answer(
+        &query("wEb.FrOnT", "A"),
+        &Asker {
+            networks: vec![FRONT],
+        },
+        &zone(),
+        &mut SmallRng::seed_from_u64(1),
+    ) else {
+        panic!("no records")
+    };
+    assert_eq!(records[0].name.to_string(), "wEb.FrOnT.");
+}
+
+#[test]
+fn every_address_comes_first_about_equally_often_and_large_answers_are_samples() {
+    let mut zone = zone();
+    let backends: Vec<IpAddr> = (0..3000u32)
+        .map(|n| Ipv4Addr::from_bits(0x0a20_0000 + n).into())
+        .collect();
+    let network = zone.network_mut(&FRONT).unwrap();
+    network.set_service(
+        "few",
+        Service {
+            mode: EndpointMode::DnsRr,
+            vips: vec![],
+            backends: backends[..4].into(),
+        },
+    );
+    network.set_service(
+        "many",
+        Service {
+            mode: EndpointMode::DnsRr,
+            vips: vec![],
+            backends,
+        },
+    );
+    let asker = Asker {
+        networks: vec![FRONT],
+    };
+    let mut rng = SmallRng::seed_from_u64(7);
+    let mut records = |name: &str| match answer(&query(name, "A"), &asker, &zone, &mut rng) {
+        Answer::Records(records) => records,
+        other => panic!("{other:?}"),
+    };
+    let mut firsts = std::collections::HashMap::<String, u32>::new();
+    for _ in 0..4000 {
+        *firsts.entry(records("few")[0].data.to_string()).or_default() += 1;
+    }
+    assert!(
+        firsts.len() == 4 && firsts.values().all(|count| (850..1150).contains(count)),
+        "{firsts:?}"
+    );
+    let distinct = |records: Vec<Record>| {
+        records
+            .iter()
+            .map(|r| r.data.to_string())
+            .collect::<BTreeSet<_>>()
+    };
+    assert_eq!(distinct(records("many")).len(), MAX_RECORDS);
+    assert_eq!(distinct(records("tasks.many")).len(), MAX_TASKS);
+    assert_ne!(distinct(records("many")), distinct(records("many")));
+}
+
+#[test]
+fn a_change_is_seen_in_the_changed_zone_and_not_in_its_copy() {
+    let mut zone = zone();
+    let before = zone.clone();
+    let network = zone.network_mut(&FRONT).unwrap();
+    network.remove_endpoint(&EndpointId([0xa1; 16]));
+    network.remove_service("WEB");
+    network.set_endpoint(EndpointId([0xa3; 16]), endpoint(&["renamed"], &["10.32.0.13"]));
+    let asker = Asker {
+        networks: vec![FRONT],
+    };
+    let ask = |zone: &Zone, name: &str, qtype: &str| {
+        show(&answer(
+            &query(name, qtype),
+            &asker,
+            zone,
+            &mut SmallRng::seed_from_u64(1),
+        ))
+    };
+    for (name, qtype, old, new) in [
+        ("shared", "A", "10.32.0.11 10.32.0.12", "10.32.0.12"),
+        ("web", "A", "10.32.0.2", "10.32.0.15"),
+        ("tasks.web", "A", "10.32.0.11 10.32.0.12", "forward"),
+        (
+            "web.1.front.weft.internal",
+            "A",
+            "10.32.0.11",
+            "nxdomain in weft.internal.",
+        ),
+        (
+            "1.front.weft.internal",
+            "A",
+            "nodata in weft.internal.",
+            "nxdomain in weft.internal.",
+        ),
+        ("dual", "A", "10.32.0.13", "nxdomain in ."),
+        ("a1a1a1a1a1a1", "A", "10.32.0.11", "nxdomain in ."),
+        (
+            "2.0.32.10.in-addr.arpa",
+            "PTR",
+            "web.front.weft.internal.",
+            "nxdomain in 0.32.10.in-addr.arpa.",
+        ),
+        (
+            "13.0.32.10.in-addr.arpa",
+            "PTR",
+            "dual.front.weft.internal.",
+            "renamed.front.weft.internal.",
+        ),
+    ] {
+        assert_eq!(ask(&before, name, qtype), old, "{name} before");
+        assert_eq!(ask(&zone, name, qtype), new, "{name} after");
+    }
+}
+
+#[test]
+fn a_domain_is_checked() {
+    for bad in ["", ".", "a..b", "a b", &"x".repeat(64)] {
+        assert!(Zone::new(bad).is_err(), "{bad}");
+    }
+    assert_eq!(
+        Zone::new("a b").unwrap_err().to_string(),
+        "`a b` cannot be the domain of the cluster: it is not a domain name"
+    );
+}

@@ -1,0 +1,374 @@
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
+
+use hickory_proto::rr::Name;
+use ipnet::IpNet;
+use weft_types::{EndpointId, NetworkId};
+
+use crate::shards::Shards;
+
+/// A domain that names cannot be put under.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` cannot be the domain of the cluster: it is not a domain name")]
+pub struct DomainError(String);
+
+/// Everything that has a name, as it was at one moment.
+///
+/// The agent keeps one `Zone`, changes it (or a copy, which is cheap) and publishes the copy with
+/// [`arc_swap::ArcSwap::store`]; an answer is therefore never older than the last published change.
+#[derive(Debug, Clone)]
+pub struct Zone {
+    domain: Box<str>,
+    domain_name: Name,
+    networks: BTreeMap<NetworkId, Arc<NetworkZone>>,
+}
+
+impl Zone {
+    /// A zone without networks, under `domain`, for example `weft.internal`.
+    pub fn new(domain: &str) -> Result<Self, DomainError> {
+        let text = domain.trim_end_matches('.').to_ascii_lowercase();
+        let error = || DomainError(domain.to_owned());
+        if !is_host_name(&text) {
+            return Err(error());
+        }
+        let domain_name = Name::from_labels(text.split('.').map(str::as_bytes)).map_err(|_| error())?;
+        Ok(Self {
+            domain: text.into(),
+            domain_name,
+            networks: BTreeMap::new(),
+        })
+    }
+
+    /// Adds a network, or replaces what was known about it.
+    pub fn set_network(&mut self, id: NetworkId, network: NetworkZone) {
+        self.networks.insert(id, Arc::new(network));
+    }
+
+    /// Forgets a network with all its names.
+    pub fn remove_network(&mut self, id: &NetworkId) {
+        self.networks.remove(id);
+    }
+
+    /// A network to change. Only the parts that really change are copied when the zone is shared.
+    pub fn network_mut(&mut self, id: &NetworkId) -> Option<&mut NetworkZone> {
+        self.networks.get_mut(id).map(Arc::make_mut)
+    }
+
+    pub(crate) fn network(&self, id: &NetworkId) -> Option<&NetworkZone> {
+        self.networks.get(id).map(Arc::as_ref)
+    }
+
+    pub(crate) fn networks(&self) -> impl Iterator<Item = &NetworkZone> {
+        self.networks.values().map(Arc::as_ref)
+    }
+
+    /// The domain in lower case, without the dot at the end.
+    pub(crate) fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    pub(crate) fn domain_name(&self) -> &Name {
+        &self.domain_name
+    }
+}
+
+/// The names of one network.
+#[derive(Debug, Clone)]
+pub struct NetworkZone {
+    name: Box<str>,
+    internal: bool,
+    subnets: Vec<IpNet>,
+    endpoints: Shards<EndpointId, Endpoint>,
+    names: Shards<Box<str>, Holders>,
+    services: Shards<Box<str>, ServiceEntry>,
+    /// How many names end in `.KEY`: a name that has others below it exists even if it has no
+    /// address itself (RFC 8020).
+    parents: Shards<Box<str>, u32>,
+    reverse: Shards<IpAddr, Vec<Pointer>>,
+}
+
+/// What an endpoint is called and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its name, which a reverse lookup gives, then its aliases. The first twelve digits of its id
+    /// are a name without being listed.
+    pub names: Vec<String>,
+    /// Its addresses on this network.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What the name of a service gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndpointMode {
+    /// The virtual addresses.
+    Vip,
+    /// The addresses of the healthy backends, shuffled.
+    DnsRr,
+}
+
+/// Where a service is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// What its name gives.
+    pub mode: EndpointMode,
+    /// Its virtual addresses; none in `DnsRr` mode.
+    pub vips: Vec<IpAddr>,
+    /// Addresses of the backends that are healthy now, and only those.
+    pub backends: Vec<IpAddr>,
+}
+
+/// Addresses by family, sorted, each once.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Addresses {
+    pub(crate) v4: Vec<Ipv4Addr>,
+    pub(crate) v6: Vec<Ipv6Addr>,
+}
+
+impl Addresses {
+    pub(crate) const NONE: &'static Self = &Self {
+        v4: Vec::new(),
+        v6: Vec::new(),
+    };
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.v4.is_empty() && self.v6.is_empty()
+    }
+}
+
+impl FromIterator<IpAddr> for Addresses {
+    fn from_iter<I: IntoIterator<Item = IpAddr>>(addresses: I) -> Self {
+        let mut list = Self::default();
+        for address in addresses {
+            match address {
+                IpAddr::V4(address) => list.v4.push(address),
+                IpAddr::V6(address) => list.v6.push(address),
+            }
+        }
+        list.v4.sort_unstable();
+        list.v4.dedup();
+        list.v6.sort_unstable();
+        list.v6.dedup();
+        list
+    }
+}
+
+/// All endpoints that share one name.
+#[derive(Debug, Clone, Default)]
+struct Holders {
+    members: Vec<(EndpointId, IpAddr)>,
+    addresses: Addresses,
+}
+
+#[derive(Debug, Clone)]
+struct ServiceEntry {
+    vips: Vec<IpAddr>,
+    name: Addresses,
+    tasks: Addresses,
+}
+
+/// What one address is called.
+#[derive(Debug, Clone)]
+struct Pointer {
+    /// `None` for a service's virtual address.
+    endpoint: Option<EndpointId>,
+    name: Box<str>,
+}
+
+/// What a name inside a network stands for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Found<'a> {
+    /// A service or an endpoint: addresses to connect to, of which some are enough.
+    Name(&'a Addresses),
+    /// `tasks.SERVICE`: the asker wants to know all of them.
+    Tasks(&'a Addresses),
+}
+
+impl NetworkZone {
+    /// A network without names. Nobody but its subnets' reverse zones is answered for then.
+    pub fn new(name: &str, internal: bool, subnets: Vec<IpNet>) -> Self {
+        Self {
+            name: name.to_ascii_lowercase().into(),
+            internal,
+            subnets,
+            endpoints: Shards::default(),
+            names: Shards::default(),
+            services: Shards::default(),
+            parents: Shards::default(),
+            reverse: Shards::default(),
+        }
+    }
+
+    /// Adds an endpoint, or replaces its names and addresses.
+    pub fn set_endpoint(&mut self, id: EndpointId, mut endpoint: Endpoint) {
+        self.remove_endpoint(&id);
+        endpoint.names.retain_mut(|name| {
+            name.make_ascii_lowercase();
+            is_host_name(name)
+        });
+        endpoint.names.push(id.short());
+        // Not `dedup`: the first name must stay the first.
+        let mut seen = std::collections::HashSet::new();
+        endpoint.names.retain(|name| seen.insert(name.clone()));
+        endpoint.addresses.sort_unstable();
+        endpoint.addresses.dedup();
+        for name in &endpoint.names {
+            self.add_parents(name);
+            let holders = self.names.entry_or_default(name.as_str().into());
+            holders
+                .members
+                .extend(endpoint.addresses.iter().map(|address| (id, *address)));
+            holders.addresses = holders.members.iter().map(|(_, address)| *address).collect();
+        }
+        for address in &endpoint.addresses {
+            let pointer = Pointer {
+                endpoint: Some(id),
+                name: endpoint.names[0].as_str().into(),
+            };
+            self.reverse.entry_or_default(*address).push(pointer);
+        }
+        self.endpoints.insert(id, endpoint);
+    }
+
+    /// Forgets an endpoint; one that is not known is forgotten already.
+    pub fn remove_endpoint(&mut self, id: &EndpointId) {
+        let Some(endpoint) = self.endpoints.remove(id) else {
+            return;
+        };
+        for name in &endpoint.names {
+            self.remove_parents(name);
+            let Some(holders) = self.names.get_mut(name.as_str()) else {
+                continue;
+            };
+            holders.members.retain(|(holder, _)| holder != id);
+            if holders.members.is_empty() {
+                self.names.remove(name.as_str());
+            } else {
+                holders.addresses = holders.members.iter().map(|(_, address)| *address).collect();
+            }
+        }
+        for address in &endpoint.addresses {
+            self.remove_pointers(address, |pointer| pointer.endpoint.as_ref() == Some(id));
+        }
+    }
+
+    /// Adds a service, or replaces its addresses. A name that cannot be asked for is ignored.
+    pub fn set_service(&mut self, name: &str, service: Service) {
+        self.remove_service(name);
+        let name = name.to_ascii_lowercase();
+        if !is_host_name(&name) {
+            return;
+        }
+        let vips: Addresses = service.vips.iter().copied().collect();
+        let tasks: Addresses = service.backends.into_iter().collect();
+        for vip in &service.vips {
+            self.reverse.entry_or_default(*vip).push(Pointer {
+                endpoint: None,
+                name: name.as_str().into(),
+            });
+        }
+        self.add_parents(&name);
+        let entry = ServiceEntry {
+            name: match service.mode {
+                EndpointMode::Vip => vips,
+                EndpointMode::DnsRr => tasks.clone(),
+            },
+            vips: service.vips,
+            tasks,
+        };
+        self.services.insert(name.into(), entry);
+    }
+
+    /// Forgets a service; one that is not known is forgotten already.
+    pub fn remove_service(&mut self, name: &str) {
+        let name = name.to_ascii_lowercase();
+        let Some(service) = self.services.remove(name.as_str()) else {
+            return;
+        };
+        self.remove_parents(&name);
+        for vip in &service.vips {
+            self.remove_pointers(vip, |pointer| {
+                pointer.endpoint.is_none() && *pointer.name == *name
+            });
+        }
+    }
+
+    fn add_parents(&mut self, name: &str) {
+        for (dot, _) in name.match_indices('.') {
+            *self.parents.entry_or_default(name[dot + 1..].into()) += 1;
+        }
+    }
+
+    fn remove_parents(&mut self, name: &str) {
+        for (dot, _) in name.match_indices('.') {
+            let parent = &name[dot + 1..];
+            let Some(children) = self.parents.get_mut(parent) else {
+                continue;
+            };
+            *children -= 1;
+            if *children == 0 {
+                self.parents.remove(parent);
+            }
+        }
+    }
+
+    fn remove_pointers(&mut self, address: &IpAddr, is_removed: impl Fn(&Pointer) -> bool) {
+        let Some(pointers) = self.reverse.get_mut(address) else {
+            return;
+        };
+        pointers.retain(|pointer| !is_removed(pointer));
+        if pointers.is_empty() {
+            self.reverse.remove(address);
+        }
+    }
+
+    /// The network's name in lower case.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn is_internal(&self) -> bool {
+        self.internal
+    }
+
+    pub(crate) fn subnets(&self) -> &[IpNet] {
+        &self.subnets
+    }
+
+    /// Looks a lower-case name up; a service hides an endpoint of the same name.
+    pub(crate) fn find(&self, name: &str) -> Option<Found<'_>> {
+        if let Some(service) = self.services.get(name) {
+            return Some(Found::Name(&service.name));
+        }
+        if let Some(holders) = self.names.get(name) {
+            return Some(Found::Name(&holders.addresses));
+        }
+        if let Some(service) = name
+            .strip_prefix("tasks.")
+            .and_then(|service| self.services.get(service))
+        {
+            return Some(Found::Tasks(&service.tasks));
+        }
+        self.parents.get(name).map(|_| Found::Name(Addresses::NONE))
+    }
+
+    /// The names of an address, inside the network; empty when it has none.
+    pub(crate) fn pointers(&self, address: &IpAddr) -> impl Iterator<Item = &str> {
+        self.reverse
+            .get(address)
+            .into_iter()
+            .flatten()
+            .map(|pointer| &*pointer.name)
+    }
+}
+
+/// Whether a lower-case name can be asked for: labels of 1 to 63 visible ASCII characters, and short
+/// enough (RFC 1035, section 2.3.4) to leave room for a network and a domain.
+fn is_host_name(name: &str) -> bool {
+    name.len() <= 200
+        && name
+            .split('.')
+            .all(|label| (1..=63).contains(&label.len()) && label.bytes().all(|byte| byte.is_ascii_graphic()))
+}
