@@ -1,1 +1,5 @@
 //! Network namespaces, route netlink in batches, nf_tables and conntrack: the kernel's words for Weft's edges
+#![warn(missing_docs)]
+
+pub mod netns;
+pub mod route;

@@ -1,0 +1,378 @@
+//! Network namespaces, held by file descriptor.
+//!
+//! A thread belongs to a namespace, not a process. Every function here that enters one does so on a
+//! thread made for it, which ends there: no thread that the caller knows ever changes its namespace.
+
+use std::{
+    fmt, fs,
+    io::{self, Write as _},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
+    panic::resume_unwind,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, setns, unshare},
+};
+
+/// `NS_GET_NSTYPE` of `linux/nsfs.h`: which kind of namespace a descriptor is.
+const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+
+/// Where `ip netns` keeps its names. It stays a mount of its own, as iproute2 leaves it.
+const IPROUTE2_DIRS: [&str; 2] = ["/run/netns", "/var/run/netns"];
+
+/// A network namespace, kept alive by a descriptor.
+#[derive(Debug)]
+pub struct Netns {
+    fd: OwnedFd,
+    id: NetnsId,
+}
+
+/// Which namespace: equal ids are one namespace, whatever paths and descriptors lead to it.
+///
+/// The kernel may give the inode number to another namespace once this one is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NetnsId {
+    /// Device number of the kernel's namespace file system.
+    pub dev: u64,
+    /// Inode number on it, the one `readlink /proc/PID/ns/net` shows.
+    pub ino: u64,
+}
+
+/// Why a namespace could not be opened, made, entered or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetnsError {
+    /// Nothing is there.
+    #[error("the network namespace {} does not exist", .path.display())]
+    NotFound {
+        /// What was looked for.
+        path: PathBuf,
+    },
+    /// A file of another kind.
+    #[error("{} is not a network namespace", .path.display())]
+    NotANetns {
+        /// What was opened.
+        path: PathBuf,
+    },
+    /// The name is taken.
+    #[error("{} exists already", .path.display())]
+    Exists {
+        /// The path that should have been made.
+        path: PathBuf,
+    },
+    /// The kernel refused, for want of a capability.
+    #[error("no permission to {action} {}: this needs CAP_SYS_ADMIN, as root has or `unshare -Urn` gives", .path.display())]
+    Permission {
+        /// What was tried, a verb.
+        action: &'static str,
+        /// On which object.
+        path: PathBuf,
+    },
+    /// Anything else.
+    #[error("could not {action} {}", .path.display())]
+    Os {
+        /// What was tried, a verb.
+        action: &'static str,
+        /// On which object.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl NetnsError {
+    fn new(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
+        let path = path.to_owned();
+        let source = source.into();
+        match source.raw_os_error() {
+            Some(libc::ENOENT | libc::ESRCH | libc::ENOTDIR) => Self::NotFound { path },
+            Some(libc::EPERM | libc::EACCES) => Self::Permission { action, path },
+            _ => Self::Os { action, path, source },
+        }
+    }
+}
+
+impl Netns {
+    /// The namespace of the calling thread.
+    pub fn current() -> Result<Self, NetnsError> {
+        Self::open("/proc/thread-self/ns/net")
+    }
+
+    /// The namespace of a process.
+    pub fn of_pid(pid: u32) -> Result<Self, NetnsError> {
+        Self::open(format!("/proc/{pid}/ns/net"))
+    }
+
+    /// The namespace that a path leads to: one of `ip netns add`, or `/proc/PID/ns/net`.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, NetnsError> {
+        let path = path.as_ref();
+        // O_NONBLOCK: a FIFO put at the path must not hold us up.
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)
+            .map_err(|error| NetnsError::new("open", path, error))?;
+        let metadata = file
+            .metadata()
+            .map_err(|error| NetnsError::new("open", path, error))?;
+        let fd = OwnedFd::from(file);
+        if !is_netns(fd.as_fd()) {
+            return Err(NetnsError::NotANetns {
+                path: path.to_owned(),
+            });
+        }
+        Ok(Self {
+            fd,
+            id: NetnsId {
+                dev: metadata.dev(),
+                ino: metadata.ino(),
+            },
+        })
+    }
+
+    /// A new namespace without a name. It goes when its last descriptor, process and mount are gone.
+    pub fn create() -> Result<Self, NetnsError> {
+        on_new_thread(|| {
+            unshare(CloneFlags::CLONE_NEWNET)
+                .map_err(|error| NetnsError::new("make", Path::new("a network namespace"), error))?;
+            Self::current()
+        })
+    }
+
+    /// A new namespace that a path keeps alive, as `ip netns add` makes. Parent folders are made.
+    ///
+    /// Like iproute2, this makes the folder a shared mount of its own where the one it lies on is
+    /// private: otherwise copies of the mount in other mount namespaces would outlive [`remove_at`](Self::remove_at).
+    pub fn create_at(path: impl AsRef<Path>) -> Result<Self, NetnsError> {
+        let path = path.as_ref();
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(|error| NetnsError::new("make", parent, error))?;
+            share_mount(parent).map_err(|error| NetnsError::new("share", parent, error))?;
+        }
+        fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o444)
+            .open(path)
+            .map_err(|error| {
+                if error.kind() == io::ErrorKind::AlreadyExists {
+                    NetnsError::Exists {
+                        path: path.to_owned(),
+                    }
+                } else {
+                    NetnsError::new("make", path, error)
+                }
+            })?;
+        let made = Self::create().and_then(|netns| {
+            let source = PathBuf::from(format!("/proc/self/fd/{}", netns.fd.as_raw_fd()));
+            mount(Some(&source), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+                .map_err(|error| NetnsError::new("mount", path, error))?;
+            Ok(netns)
+        });
+        if made.is_err() {
+            // The first error is the one to tell; a file without a mount is what was there before.
+            let _ = fs::remove_file(path);
+        }
+        made
+    }
+
+    /// Takes a path of [`create_at`](Self::create_at) away, and with it the folder it is in if we made
+    /// that a mount and nothing else is in it. A path that is not there is no error.
+    pub fn remove_at(path: impl AsRef<Path>) -> Result<(), NetnsError> {
+        let path = path.as_ref();
+        match umount2(path, MntFlags::MNT_DETACH) {
+            // EINVAL: a file without a mount, which a crash between the two steps leaves.
+            Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}
+            Err(error) => return Err(NetnsError::new("unmount", path, error)),
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(NetnsError::new("remove", path, error));
+            }
+            _ => {}
+        }
+        if let Some(parent) = path.parent() {
+            unshare_mount(parent).map_err(|error| NetnsError::new("unmount", parent, error))?;
+        }
+        Ok(())
+    }
+
+    /// Which namespace this is.
+    pub fn id(&self) -> NetnsId {
+        self.id
+    }
+
+    /// Another handle on the same namespace.
+    pub fn try_clone(&self) -> Result<Self, NetnsError> {
+        let fd = self
+            .fd
+            .try_clone()
+            .map_err(|error| NetnsError::new("open", &self.path(), error))?;
+        Ok(Self { fd, id: self.id })
+    }
+
+    /// Runs a closure inside the namespace, on a thread that ends with it, and returns what it returns.
+    ///
+    /// A socket opened inside belongs to the namespace for good and may be used anywhere afterwards.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+        on_new_thread(|| {
+            setns(&self.fd, CloneFlags::CLONE_NEWNET)
+                .map_err(|error| NetnsError::new("enter", &self.path(), error))?;
+            Ok(work())
+        })
+    }
+
+    /// Writes settings of the namespace, each a path below `/proc/sys` such as `net/ipv4/ip_forward`.
+    pub fn set_sysctls<N: AsRef<str> + Sync>(&self, settings: &[(N, &str)]) -> Result<(), NetnsError> {
+        self.run(|| {
+            for (name, value) in settings {
+                let path = Path::new("/proc/sys").join(name.as_ref());
+                fs::OpenOptions::new()
+                    .write(true)
+                    .open(&path)
+                    .and_then(|mut file| file.write_all(value.as_bytes()))
+                    .map_err(|source| NetnsError::Os {
+                        action: "write",
+                        path,
+                        source,
+                    })?;
+            }
+            Ok(())
+        })?
+    }
+
+    /// Reads settings of the namespace, in order, without the line end.
+    pub fn sysctls<N: AsRef<str> + Sync>(&self, names: &[N]) -> Result<Vec<String>, NetnsError> {
+        self.run(|| {
+            let read = |name: &N| {
+                let path = Path::new("/proc/sys").join(name.as_ref());
+                let text = fs::read_to_string(&path);
+                let text = text.map_err(|source| NetnsError::Os {
+                    action: "read",
+                    path,
+                    source,
+                })?;
+                Ok(text.trim_end().to_owned())
+            };
+            names.iter().map(read).collect()
+        })?
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from(self.id.to_string())
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// As `readlink /proc/PID/ns/net` writes it.
+impl fmt::Display for NetnsId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "net:[{}]", self.ino)
+    }
+}
+
+fn on_new_thread<T: Send>(work: impl FnOnce() -> Result<T, NetnsError> + Send) -> Result<T, NetnsError> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn_scoped(scope, work)
+            .map_err(|error| {
+                NetnsError::new("start", Path::new("a thread for a network namespace"), error)
+            })?;
+        thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
+#[allow(unsafe_code)]
+fn is_netns(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: the descriptor is open for as long as it is borrowed, and the request takes no argument.
+    // A file that is not a namespace answers ENOTTY.
+    unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE) == libc::CLONE_NEWNET }
+}
+
+/// One line of `/proc/self/mountinfo`, as far as we need it.
+struct Mount {
+    point: PathBuf,
+    shared: bool,
+}
+
+/// The mounts that hold a path, the innermost last.
+fn mounts_above(path: &Path) -> io::Result<Vec<Mount>> {
+    let path = path.canonicalize()?;
+    let table = fs::read_to_string("/proc/thread-self/mountinfo")?;
+    let mounts = table.lines().filter_map(|line| {
+        // 36 35 98:0 /root /point options shared:1 - type source options (proc_pid_mountinfo(5))
+        let mut fields = line.split(' ').skip(4);
+        let point = PathBuf::from(unescape(fields.next()?));
+        let shared = fields
+            .skip(1)
+            .take_while(|field| *field != "-")
+            .any(|field| field.starts_with("shared:"));
+        path.starts_with(&point).then_some(Mount { point, shared })
+    });
+    Ok(mounts.collect())
+}
+
+/// The kernel writes space, tab, line end and backslash as three octal digits.
+fn unescape(field: &str) -> String {
+    ["\\040", "\\011", "\\012", "\\134"]
+        .iter()
+        .zip([" ", "\t", "\n", "\\"])
+        .fold(field.to_owned(), |text, (escaped, plain)| {
+            text.replace(escaped, plain)
+        })
+}
+
+fn share_mount(dir: &Path) -> io::Result<()> {
+    let mounts = mounts_above(dir)?;
+    if mounts
+        .iter()
+        .max_by_key(|mount| mount.point.as_os_str().len())
+        .is_some_and(|mount| mount.shared)
+    {
+        return Ok(());
+    }
+    let dir = dir.canonicalize()?;
+    if !mounts.iter().any(|mount| mount.point == dir) {
+        mount(
+            Some(&dir),
+            &dir,
+            None::<&str>,
+            MsFlags::MS_BIND | MsFlags::MS_REC,
+            None::<&str>,
+        )?;
+    }
+    mount(
+        None::<&str>,
+        &dir,
+        None::<&str>,
+        MsFlags::MS_SHARED | MsFlags::MS_REC,
+        None::<&str>,
+    )?;
+    Ok(())
+}
+
+fn unshare_mount(dir: &Path) -> io::Result<()> {
+    let Ok(dir) = dir.canonicalize() else {
+        return Ok(());
+    };
+    let is_ours = !IPROUTE2_DIRS.iter().any(|path| dir == Path::new(path));
+    let empty = fs::read_dir(&dir)?.next().is_none();
+    if is_ours && empty && mounts_above(&dir)?.iter().any(|mount| mount.point == dir) {
+        umount2(&dir, MntFlags::MNT_DETACH)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,338 @@
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressFlags, AddressMessage},
+    link::{
+        InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkExtentMask,
+        LinkFlags, LinkInfo, LinkMessage,
+    },
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+    route::{RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteType},
+};
+use weft_types::{Mac, Vni};
+
+use super::{
+    Address, PortFlags, Route, VxlanOptions,
+    socket::{DumpError, RouteSocket},
+};
+
+const NUD_PERMANENT: u16 = 0x80;
+const NUD_NOARP: u16 = 0x40;
+
+/// A link as the kernel shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Interface index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// `veth`, `bridge`, `vxlan` and so on; empty for hardware and loopback.
+    pub kind: String,
+    /// Ethernet address, if it has one of six bytes.
+    pub mac: Option<Mac>,
+    /// Largest packet, in bytes.
+    pub mtu: u32,
+    /// Whether somebody wants it up.
+    pub up: bool,
+    /// Whether it is a loopback.
+    pub loopback: bool,
+    /// The bridge it is a port of.
+    pub master: Option<u32>,
+    /// The mark.
+    pub alias: Option<String>,
+    /// Index of the link at the other end, of a veth pair for example.
+    pub peer: Option<u32>,
+    /// The number by which this namespace knows the peer's, if that is another.
+    pub peer_netnsid: Option<i32>,
+    /// What only some kinds have.
+    pub detail: LinkDetail,
+}
+
+/// What only some kinds of link have.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LinkDetail {
+    /// Of a VXLAN device with an own VNI and local address.
+    pub vxlan: Option<VxlanOptions>,
+    /// Of a port of a bridge.
+    pub port: Option<PortFlags>,
+}
+
+/// A neighbour as the kernel shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NeighbourEntry {
+    /// Index of the link.
+    pub link: u32,
+    /// Who.
+    pub address: IpAddr,
+    /// Where, if that is known.
+    pub mac: Option<Mac>,
+    /// Whether somebody wrote it, instead of the kernel finding out.
+    pub permanent: bool,
+}
+
+/// A forwarding entry of a bridge or of a VXLAN device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FdbEntry {
+    /// Index of the bridge port or of the VXLAN device.
+    pub link: u32,
+    /// Who.
+    pub mac: Mac,
+    /// In a VXLAN device: the VTEP. In a bridge: `None`.
+    pub vtep: Option<IpAddr>,
+    /// Whether somebody wrote it, instead of the bridge learning it or having it for itself.
+    pub is_static: bool,
+}
+
+impl RouteSocket {
+    /// All links.
+    pub fn links(&mut self) -> Result<Vec<Link>, DumpError> {
+        let mut query = LinkMessage::default();
+        query
+            .attributes
+            .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        self.dump(
+            "links",
+            RouteNetlinkMessage::GetLink(query),
+            |message| match message {
+                RouteNetlinkMessage::NewLink(message) => Some(link(message)),
+                _ => None,
+            },
+        )
+    }
+
+    /// All addresses.
+    pub fn addresses(&mut self) -> Result<Vec<Address>, DumpError> {
+        let query = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        self.dump("addresses", query, |message| match message {
+            RouteNetlinkMessage::NewAddress(message) => address(&message),
+            _ => None,
+        })
+    }
+
+    /// The unicast routes of the main table that have one next hop, or none.
+    pub fn routes(&mut self) -> Result<Vec<Route>, DumpError> {
+        let query = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+        self.dump("routes", query, |message| match message {
+            RouteNetlinkMessage::NewRoute(message) => route(&message),
+            _ => None,
+        })
+    }
+
+    /// All neighbours, IPv4 and IPv6.
+    pub fn neighbours(&mut self) -> Result<Vec<NeighbourEntry>, DumpError> {
+        let query = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+        self.dump("neighbours", query, |message| match message {
+            RouteNetlinkMessage::NewNeighbour(message) => neighbour(&message),
+            _ => None,
+        })
+    }
+
+    /// All forwarding entries of bridges and VXLAN devices.
+    pub fn fdb(&mut self) -> Result<Vec<FdbEntry>, DumpError> {
+        let mut query = NeighbourMessage::default();
+        query.header.family = AddressFamily::Bridge;
+        self.dump(
+            "forwarding entries",
+            RouteNetlinkMessage::GetNeighbour(query),
+            |message| match message {
+                RouteNetlinkMessage::NewNeighbour(message) => fdb(&message),
+                _ => None,
+            },
+        )
+    }
+}
+
+pub(super) fn link(message: LinkMessage) -> Link {
+    let flags = message.header.flags;
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        kind: String::new(),
+        mac: None,
+        mtu: 0,
+        up: flags.contains(LinkFlags::Up),
+        loopback: flags.contains(LinkFlags::Loopback),
+        master: None,
+        alias: None,
+        peer: None,
+        peer_netnsid: None,
+        detail: LinkDetail::default(),
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Controller(index) => link.master = Some(index),
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::Link(index) => link.peer = Some(index),
+            LinkAttribute::LinkNetNsId(id) => link.peer_netnsid = Some(id),
+            LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|info| match info {
+                LinkInfo::Kind(kind) => link.kind = kind_name(&kind),
+                LinkInfo::Data(InfoData::Vxlan(attributes)) => link.detail.vxlan = vxlan(&attributes),
+                LinkInfo::PortData(InfoPortData::BridgePort(attributes)) => {
+                    link.detail.port = Some(port(&attributes));
+                }
+                _ => {}
+            }),
+            _ => {}
+        }
+    }
+    link
+}
+
+fn kind_name(kind: &InfoKind) -> String {
+    kind.to_string()
+}
+
+fn vxlan(attributes: &[InfoVxlan]) -> Option<VxlanOptions> {
+    let (mut vni, mut local, mut port) = (None, None, None);
+    for attribute in attributes {
+        match *attribute {
+            InfoVxlan::Id(id) => vni = Vni::try_from(id).ok(),
+            InfoVxlan::Local(address) => local = Some(IpAddr::V4(address)),
+            InfoVxlan::Local6(address) => local = Some(IpAddr::V6(address)),
+            InfoVxlan::Port(number) => port = Some(number),
+            _ => {}
+        }
+    }
+    Some(VxlanOptions {
+        vni: vni?,
+        local: local?,
+        port: port?,
+    })
+}
+
+fn port(attributes: &[InfoBridgePort]) -> PortFlags {
+    let mut flags = PortFlags::default();
+    for attribute in attributes {
+        match *attribute {
+            InfoBridgePort::Learning(on) => flags.learning = Some(on),
+            InfoBridgePort::NeighSupress(on) => flags.neigh_suppress = Some(on),
+            InfoBridgePort::UnicastFlood(on) => flags.flood = Some(on),
+            InfoBridgePort::MulticastFlood(on) => flags.mcast_flood = Some(on),
+            InfoBridgePort::BroadcastFlood(on) => flags.bcast_flood = Some(on),
+            InfoBridgePort::HairpinMode(on) => flags.hairpin = Some(on),
+            _ => {}
+        }
+    }
+    flags
+}
+
+fn address(message: &AddressMessage) -> Option<Address> {
+    let (mut address, mut local) = (None, None);
+    let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Address(ip) => address = Some(*ip),
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Flags(all) => flags = *all,
+            _ => {}
+        }
+    }
+    // On a point-to-point link ADDRESS is the other end.
+    let net = IpNet::new(local.or(address)?, message.header.prefix_len).ok()?;
+    let prefix_route = !flags.contains(AddressFlags::Noprefixroute);
+    Some(Address {
+        link: message.header.index,
+        net,
+        prefix_route,
+    })
+}
+
+fn route(message: &RouteMessage) -> Option<Route> {
+    let header = &message.header;
+    let mut to = match header.address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let (mut via, mut link) = (None, None);
+    let mut table = u32::from(header.table);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => to = ip(address)?,
+            RouteAttribute::Gateway(address) => via = Some(ip(address)?),
+            RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::Table(number) => table = *number,
+            _ => {}
+        }
+    }
+    if header.kind != RouteType::Unicast || table != u32::from(RouteHeader::RT_TABLE_MAIN) {
+        return None;
+    }
+    let to = match to {
+        IpAddr::V4(to) => IpNet::V4(Ipv4Net::new(to, header.destination_prefix_length).ok()?),
+        IpAddr::V6(to) => IpNet::V6(Ipv6Net::new(to, header.destination_prefix_length).ok()?),
+    };
+    Some(Route {
+        to,
+        via,
+        link: link?,
+        onlink: header.flags.contains(RouteFlags::Onlink),
+    })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
+
+fn neighbour(message: &NeighbourMessage) -> Option<NeighbourEntry> {
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(destination) => address = destination_ip(destination),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok().map(Mac),
+            _ => {}
+        }
+    }
+    let permanent = message.header.state == NeighbourState::Permanent;
+    Some(NeighbourEntry {
+        link: message.header.ifindex,
+        address: address?,
+        mac,
+        permanent,
+    })
+}
+
+fn fdb(message: &NeighbourMessage) -> Option<FdbEntry> {
+    let (mut vtep, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(destination) => vtep = destination_ip(destination),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok().map(Mac),
+            _ => {}
+        }
+    }
+    let state = u16::from(message.header.state);
+    let is_static = if message.header.flags.contains(NeighbourFlags::Own) {
+        state & NUD_PERMANENT != 0
+    } else {
+        state & (NUD_PERMANENT | NUD_NOARP) == NUD_NOARP
+    };
+    Some(FdbEntry {
+        link: message.header.ifindex,
+        mac: mac?,
+        vtep,
+        is_static,
+    })
+}
+
+fn destination_ip(destination: &NeighbourAddress) -> Option<IpAddr> {
+    match destination {
+        NeighbourAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        NeighbourAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        // Forwarding entries are of the family of bridges, which does not tell what their VTEPs are.
+        NeighbourAddress::Other(bytes) => <[u8; 4]>::try_from(bytes.as_slice())
+            .map(IpAddr::from)
+            .or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from))
+            .ok(),
+        _ => None,
+    }
+}
