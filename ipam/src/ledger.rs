@@ -1,0 +1,267 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
+
+use crate::{
+    BadGrant, Block, Conflict, Grant, MAX_VERSION, Node,
+    faults::{Fault, planted},
+};
+
+/// Who owns what: for each number the grants of the highest version that cover it.
+///
+/// Merging takes the higher version number by number, and both where versions are equal. That is a
+/// join of semilattices, one for each number, and so commutative, associative and idempotent. Only
+/// grants that are the highest for some number are kept, which bounds the set by the blocks in play.
+#[derive(Debug, Clone)]
+pub(crate) struct Ledger<N> {
+    universe: Block,
+    genesis: N,
+    /// By first number; together they are the universe, and neighbours differ.
+    segments: BTreeMap<u128, Segment<N>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Segment<N> {
+    pub(crate) last: u128,
+    /// All of one version, sorted. None: still as at genesis. Several: disputed.
+    tips: Vec<Grant<N>>,
+    /// The tip was granted by a node that cannot have owned it.
+    suspect: bool,
+}
+
+/// What a grant did to the ledger.
+pub(crate) struct Painted<N: Node> {
+    pub(crate) changed: bool,
+    pub(crate) conflict: Option<Conflict<N>>,
+}
+
+impl<N: Node> Segment<N> {
+    pub(crate) fn version(&self) -> u64 {
+        self.tips.first().map_or(0, |grant| grant.version)
+    }
+
+    pub(crate) fn tips(&self) -> &[Grant<N>] {
+        &self.tips
+    }
+
+    /// Nobody may allocate here or grant it.
+    pub(crate) fn quarantined(&self) -> bool {
+        self.suspect || self.tips.len() > 1
+    }
+}
+
+impl<N: Node> Ledger<N> {
+    pub(crate) fn new(universe: Block, genesis: N) -> Self {
+        let all = Segment {
+            last: universe.last(),
+            tips: Vec::new(),
+            suspect: false,
+        };
+        Self {
+            universe,
+            genesis,
+            segments: BTreeMap::from([(universe.first(), all)]),
+        }
+    }
+
+    /// Merges a grant. With `witness`, a node that has all it ever granted or was granted in here,
+    /// the grant is also held against what that node knows for certain.
+    pub(crate) fn paint(&mut self, grant: Grant<N>, witness: Option<N>) -> Painted<N> {
+        let (first, last) = grant.block.range().into_inner();
+        self.split(first);
+        if let Some(next) = last.checked_add(1) {
+            self.split(next);
+        }
+        let mut painted = Painted {
+            changed: false,
+            conflict: None,
+        };
+        let mut report = |conflict| {
+            painted.conflict.get_or_insert(conflict);
+        };
+        // Blocks that someone gave without owning them, known or new.
+        let mut stolen = BTreeSet::new();
+        for segment in self.segments.range_mut(first..=last).map(|(_, segment)| segment) {
+            let version = segment.version();
+            if version < grant.version || planted(Fault::LastMergeWins) {
+                if let Some(owner) = segment.rightful_owner_against(&grant, self.genesis, witness) {
+                    report(Conflict::NotOwner { grant, owner });
+                    stolen.insert(grant);
+                }
+                segment.tips = vec![grant];
+                segment.suspect = false;
+                painted.changed = true;
+            } else if version == grant.version {
+                if let Err(at) = segment.tips.binary_search(&grant) {
+                    report(Conflict::Fork {
+                        known: segment.tips[0],
+                        found: grant,
+                    });
+                    match planted(Fault::EqualVersionWins) {
+                        true => segment.tips = vec![grant],
+                        false => segment.tips.insert(at, grant),
+                    }
+                    painted.changed = true;
+                }
+            } else if version == grant.version + 1 && !segment.suspect {
+                // The missing link of a chain came late; it must fit all the same.
+                for tip in segment.tips.iter().filter(|tip| tip.from != grant.to) {
+                    report(Conflict::NotOwner {
+                        grant: *tip,
+                        owner: grant.to,
+                    });
+                    stolen.insert(*tip);
+                }
+            }
+        }
+        for grant in stolen {
+            self.suspect(&grant);
+        }
+        self.join(first, last);
+        painted
+    }
+
+    /// Quarantines whatever numbers `grant` is the newest word on.
+    pub(crate) fn suspect(&mut self, grant: &Grant<N>) {
+        let (first, last) = grant.block.range().into_inner();
+        for (_, segment) in self.segments.range_mut(first..=last) {
+            segment.suspect |= segment.tips.contains(grant);
+        }
+    }
+
+    pub(crate) fn check(&self, grant: &Grant<N>) -> Result<(), BadGrant<N>> {
+        let Grant {
+            block,
+            from,
+            to,
+            version,
+        } = *grant;
+        if !self.universe.holds(&block) {
+            return Err(BadGrant::OutsideSpace {
+                block,
+                universe: self.universe,
+            });
+        }
+        if from == to {
+            return Err(BadGrant::ToItself { block, node: from });
+        }
+        if !(1..=MAX_VERSION).contains(&version) {
+            return Err(BadGrant::Version { block, version });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn universe(&self) -> Block {
+        self.universe
+    }
+
+    /// Where two grants dispute a number, the one that sorts first is the owner of record.
+    pub(crate) fn owner(&self, segment: &Segment<N>) -> N {
+        segment.tips.first().map_or(self.genesis, |grant| grant.to)
+    }
+
+    pub(crate) fn at(&self, number: u128) -> Option<&Segment<N>> {
+        let inside = self.universe.contains(number);
+        self.segments
+            .range(..=number)
+            .next_back()
+            .map(|(_, segment)| segment)
+            .filter(|_| inside)
+    }
+
+    /// The segments that meet `range`, with the part of each that lies in it.
+    pub(crate) fn over(
+        &self,
+        range: RangeInclusive<u128>,
+    ) -> impl Iterator<Item = (RangeInclusive<u128>, &Segment<N>)> {
+        let (first, last) = range.into_inner();
+        let begin = self
+            .segments
+            .range(..=first)
+            .next_back()
+            .map_or(first, |(begin, _)| *begin);
+        self.segments
+            .range(begin..=last.max(begin))
+            .map(move |(begin, segment)| ((*begin).max(first)..=segment.last.min(last), segment))
+            .filter(|(range, _)| !range.is_empty())
+    }
+
+    /// Every grant that is the newest word on some number.
+    pub(crate) fn grants(&self) -> BTreeSet<Grant<N>> {
+        self.segments
+            .values()
+            .flat_map(|segment| segment.tips.iter().copied())
+            .collect()
+    }
+
+    /// One more than any version known for a part of `block`.
+    pub(crate) fn next_version(&self, block: &Block) -> Option<u64> {
+        let known = match planted(Fault::VersionOfBlockOnly) {
+            true => self
+                .grants()
+                .iter()
+                .find(|grant| grant.block == *block)
+                .map_or(0, |grant| grant.version),
+            false => self
+                .over(block.range())
+                .map(|(_, segment)| segment.version())
+                .max()
+                .unwrap_or(0),
+        };
+        Some(known + 1).filter(|version| *version <= MAX_VERSION)
+    }
+
+    fn split(&mut self, at: u128) {
+        let Some((first, segment)) = self.segments.range_mut(..=at).next_back() else {
+            return;
+        };
+        if *first < at && at <= segment.last {
+            let upper = segment.clone();
+            segment.last = at - 1;
+            self.segments.insert(at, upper);
+        }
+    }
+
+    /// Joins equal neighbours around and between `first` and `last`.
+    fn join(&mut self, first: u128, last: u128) {
+        let begin = self
+            .segments
+            .range(..first)
+            .next_back()
+            .map_or(first, |(begin, _)| *begin);
+        let starts: Vec<u128> = self
+            .segments
+            .range(begin..=last.saturating_add(1))
+            .map(|(start, _)| *start)
+            .collect();
+        let mut left = begin;
+        for right in starts.into_iter().skip(1) {
+            let (a, b) = (&self.segments[&left], &self.segments[&right]);
+            if a.tips == b.tips && a.suspect == b.suspect {
+                let last = b.last;
+                self.segments.remove(&right);
+                if let Some(segment) = self.segments.get_mut(&left) {
+                    segment.last = last;
+                }
+            } else {
+                left = right;
+            }
+        }
+    }
+}
+
+impl<N: Node> Segment<N> {
+    /// The owner of these numbers, if it is certain that `grant`, though newer, is not by the owner.
+    fn rightful_owner_against(&self, grant: &Grant<N>, genesis: N, witness: Option<N>) -> Option<N> {
+        let owner = self.tips.first().map_or(genesis, |tip| tip.to);
+        let by_owner = match self.tips.is_empty() {
+            true => grant.from == genesis,
+            false => self.tips.iter().any(|tip| tip.to == grant.from),
+        };
+        // Versions rise along the chain of owners. When this one is the next, no owner can lie between.
+        let no_gap = self.version() + 1 == grant.version;
+        // And nobody but the witness can have moved what the witness owns.
+        (!by_owner && (no_gap || (Some(owner) == witness && !self.quarantined()))).then_some(owner)
+    }
+}
