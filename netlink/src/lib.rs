@@ -2,4 +2,5 @@
 #![warn(missing_docs)]
 
 pub mod netns;
+pub mod nft;
 pub mod route;

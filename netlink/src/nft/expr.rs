@@ -1,0 +1,540 @@
+//! The expressions of a rule: what they are called, how the kernel reads them, how a person does.
+
+use std::{fmt, net::IpAddr};
+
+use super::{
+    model::{Datum, Family, Rule, SetRef, Verdict},
+    nfnl::Attrs,
+};
+
+/// One of the sixteen 32-bit registers. A value longer than four bytes fills the following ones too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reg(pub u8);
+
+impl Reg {
+    fn number(self) -> u32 {
+        libc::NFT_REG32_00 as u32 + u32::from(self.0)
+    }
+}
+
+impl fmt::Display for Reg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "r{}", self.0)
+    }
+}
+
+/// Something read from a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Load {
+    /// Name of the device it came in on.
+    Iifname,
+    /// Name of the device it leaves by.
+    Oifname,
+    /// Transport protocol.
+    L4Proto,
+    /// IPv4 source address.
+    Ip4Saddr,
+    /// IPv4 destination address.
+    Ip4Daddr,
+    /// IPv6 source address.
+    Ip6Saddr,
+    /// IPv6 destination address.
+    Ip6Daddr,
+    /// TCP or UDP source port.
+    Sport,
+    /// TCP or UDP destination port.
+    Dport,
+}
+
+enum Source {
+    Meta(i32),
+    Payload { base: i32, offset: u32, len: u32 },
+}
+
+impl Load {
+    fn source(self) -> Source {
+        let network = |offset, len| Source::Payload {
+            base: libc::NFT_PAYLOAD_NETWORK_HEADER,
+            offset,
+            len,
+        };
+        let transport = |offset, len| Source::Payload {
+            base: libc::NFT_PAYLOAD_TRANSPORT_HEADER,
+            offset,
+            len,
+        };
+        match self {
+            Self::Iifname => Source::Meta(libc::NFT_META_IIFNAME),
+            Self::Oifname => Source::Meta(libc::NFT_META_OIFNAME),
+            Self::L4Proto => Source::Meta(libc::NFT_META_L4PROTO),
+            Self::Ip4Saddr => network(12, 4),
+            Self::Ip4Daddr => network(16, 4),
+            Self::Ip6Saddr => network(8, 16),
+            Self::Ip6Daddr => network(24, 16),
+            Self::Sport => transport(0, 2),
+            Self::Dport => transport(2, 2),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Iifname => "iifname",
+            Self::Oifname => "oifname",
+            Self::L4Proto => "l4proto",
+            Self::Ip4Saddr => "ip saddr",
+            Self::Ip4Daddr => "ip daddr",
+            Self::Ip6Saddr => "ip6 saddr",
+            Self::Ip6Daddr => "ip6 daddr",
+            Self::Sport => "sport",
+            Self::Dport => "dport",
+        }
+    }
+}
+
+/// Which address a translation changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NatKind {
+    /// The source (hooks input and postrouting).
+    Snat,
+    /// The destination (hooks prerouting and output).
+    Dnat,
+}
+
+/// How a packet is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reject {
+    /// With a TCP reset.
+    TcpReset,
+    /// With ICMP or ICMPv6 "port unreachable".
+    PortUnreachable,
+}
+
+/// How `numgen` counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Numgen {
+    /// 0, 1, 2, … anew in each rule, starting with 0.
+    Incremental,
+    /// At random.
+    Random,
+}
+
+/// One step of a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expr {
+    /// Goes on if the packet is IPv4, or IPv6. Uses register 0.
+    Version {
+        /// Which of the two.
+        ipv6: bool,
+    },
+    /// Reads from the packet into a register.
+    Load(Load, Reg),
+    /// Goes on if the register (does not) hold this value.
+    Compare {
+        /// The register.
+        reg: Reg,
+        /// Whether equality is wanted.
+        equal: bool,
+        /// The value.
+        value: Datum,
+    },
+    /// Clears the bits of an address beyond a prefix.
+    Mask {
+        /// The register.
+        reg: Reg,
+        /// A mask of the address's length, as an address.
+        mask: IpAddr,
+    },
+    /// Goes on if the key (or not, `invert`) is in the set; with `to`, the map's value is put there.
+    Lookup {
+        /// The set or map.
+        set: SetRef,
+        /// The first register of the key.
+        key: Reg,
+        /// Where a map's value goes.
+        to: Option<Reg>,
+        /// Go on when the key is not in.
+        invert: bool,
+    },
+    /// Does what the verdict map says for the key; goes on if it says nothing.
+    Vmap {
+        /// The verdict map.
+        set: SetRef,
+        /// The first register of the key.
+        key: Reg,
+    },
+    /// Puts a number from 0 to `modulus` - 1 into a register.
+    Numgen {
+        /// How it counts.
+        kind: Numgen,
+        /// How many numbers there are.
+        modulus: u32,
+        /// The register.
+        to: Reg,
+    },
+    /// Puts a constant into a register.
+    Immediate {
+        /// The constant.
+        value: Datum,
+        /// The register.
+        to: Reg,
+    },
+    /// Translates an address to the one in a register, and the port if a register is named.
+    Nat {
+        /// Which address.
+        kind: NatKind,
+        /// Whether the address is an IPv6 one; packets of the other version go on untouched.
+        ipv6: bool,
+        /// The register of the address.
+        addr: Reg,
+        /// The register of the port.
+        port: Option<Reg>,
+    },
+    /// Translates the source to the address of the outgoing device.
+    Masquerade,
+    /// Refuses the packet and tells the sender.
+    Reject(Reject),
+    /// Counts packets and bytes.
+    Counter,
+    /// Ends the rule.
+    Verdict(Verdict),
+}
+
+impl Expr {
+    pub(super) fn encode(&self, list: &mut Attrs, family: Family) {
+        if let Self::Version { ipv6 } = self {
+            // The word `nft` itself uses; in a netdev table it would say "netdev".
+            let (key, value) = if family == Family::Netdev {
+                let kind = if *ipv6 { libc::ETH_P_IPV6 } else { libc::ETH_P_IP };
+                (libc::NFT_META_PROTOCOL, (kind as u16).to_be_bytes().to_vec())
+            } else {
+                let kind = if *ipv6 { Family::Ip6 } else { Family::Ip };
+                (libc::NFT_META_NFPROTO, vec![kind.number()])
+            };
+            encode_expr(list, "meta", |data| encode_meta(data, Reg(0), key));
+            encode_expr(list, "cmp", |data| encode_compare(data, Reg(0), true, &value));
+        } else {
+            encode_expr(list, self.kernel_name(), |data| self.encode_data(data));
+        }
+    }
+
+    /// The set it looks up.
+    pub(super) fn set_mut(&mut self) -> Option<&mut SetRef> {
+        match self {
+            Self::Lookup { set, .. } | Self::Vmap { set, .. } => Some(set),
+            _ => None,
+        }
+    }
+
+    fn kernel_name(&self) -> &'static str {
+        match self {
+            Self::Load(load, _) => match load.source() {
+                Source::Meta(_) => "meta",
+                Source::Payload { .. } => "payload",
+            },
+            Self::Version { .. } | Self::Compare { .. } => "cmp",
+            Self::Mask { .. } => "bitwise",
+            Self::Lookup { .. } | Self::Vmap { .. } => "lookup",
+            Self::Numgen { .. } => "numgen",
+            Self::Immediate { .. } | Self::Verdict(_) => "immediate",
+            Self::Nat { .. } => "nat",
+            Self::Masquerade => "masq",
+            Self::Reject(_) => "reject",
+            Self::Counter => "counter",
+        }
+    }
+
+    /// The attribute numbers are those of `linux/netfilter/nf_tables.h`, each named in its comment.
+    fn encode_data(&self, data: &mut Attrs) {
+        match self {
+            Self::Load(load, to) => match load.source() {
+                Source::Meta(key) => encode_meta(data, *to, key),
+                // NFTA_PAYLOAD_DREG, _BASE, _OFFSET, _LEN
+                Source::Payload { base, offset, len } => {
+                    data.u32(1, to.number());
+                    data.u32(2, base as u32);
+                    data.u32(3, offset);
+                    data.u32(4, len);
+                }
+            },
+            // NFTA_CMP_SREG, _OP, _DATA
+            Self::Compare { reg, equal, value } => {
+                data.u32(1, reg.number());
+                data.u32(
+                    2,
+                    if *equal {
+                        libc::NFT_CMP_EQ
+                    } else {
+                        libc::NFT_CMP_NEQ
+                    } as u32,
+                );
+                data.nest(3, |d| encode_value(d, &value.bytes()));
+            }
+            // NFTA_BITWISE_SREG, _DREG, _LEN, _MASK, _XOR
+            Self::Mask { reg, mask } => {
+                let mask = Datum::from(*mask).bytes();
+                data.u32(1, reg.number());
+                data.u32(2, reg.number());
+                data.u32(3, mask.len() as u32);
+                data.nest(4, |d| encode_value(d, &mask));
+                data.nest(5, |d| encode_value(d, &vec![0; mask.len()]));
+            }
+            Self::Lookup { set, key, to, invert } => {
+                encode_lookup(data, set, *key, to.map(Reg::number));
+                if *invert {
+                    data.u32(5, libc::NFT_LOOKUP_F_INV as u32); // NFTA_LOOKUP_FLAGS
+                }
+            }
+            Self::Vmap { set, key } => encode_lookup(data, set, *key, Some(libc::NFT_REG_VERDICT as u32)),
+            // NFTA_NG_DREG, _MODULUS, _TYPE
+            Self::Numgen { kind, modulus, to } => {
+                data.u32(1, to.number());
+                data.u32(2, *modulus);
+                let kind = match kind {
+                    Numgen::Incremental => libc::NFT_NG_INCREMENTAL,
+                    Numgen::Random => libc::NFT_NG_RANDOM,
+                };
+                data.u32(3, kind as u32);
+            }
+            // NFTA_IMMEDIATE_DREG, _DATA
+            Self::Immediate { value, to } => {
+                data.u32(1, to.number());
+                data.nest(2, |d| encode_value(d, &value.bytes()));
+            }
+            Self::Verdict(verdict) => {
+                data.u32(1, libc::NFT_REG_VERDICT as u32);
+                data.nest(2, |d| encode_verdict(d, verdict));
+            }
+            // NFTA_NAT_TYPE, _FAMILY, _REG_ADDR_MIN, _REG_PROTO_MIN
+            Self::Nat {
+                kind,
+                ipv6,
+                addr,
+                port,
+            } => {
+                let kind = match kind {
+                    NatKind::Snat => libc::NFT_NAT_SNAT,
+                    NatKind::Dnat => libc::NFT_NAT_DNAT,
+                };
+                data.u32(1, kind as u32);
+                data.u32(2, if *ipv6 { libc::AF_INET6 } else { libc::AF_INET } as u32);
+                data.u32(3, addr.number());
+                if let Some(port) = port {
+                    data.u32(5, port.number());
+                }
+            }
+            // NFTA_REJECT_TYPE, _ICMP_CODE
+            Self::Reject(Reject::TcpReset) => {
+                data.u32(1, libc::NFT_REJECT_TCP_RST as u32);
+                data.bytes(2, &[0]);
+            }
+            Self::Reject(Reject::PortUnreachable) => {
+                data.u32(1, libc::NFT_REJECT_ICMPX_UNREACH as u32);
+                data.bytes(2, &[libc::NFT_REJECT_ICMPX_PORT_UNREACH as u8]);
+            }
+            Self::Version { .. } | Self::Masquerade | Self::Counter => {}
+        }
+    }
+}
+
+/// NFTA_LIST_ELEM, NFTA_EXPR_NAME, _DATA
+fn encode_expr(list: &mut Attrs, name: &str, data: impl FnOnce(&mut Attrs)) {
+    list.nest(1, |expr| {
+        expr.string(1, name);
+        expr.nest(2, data);
+    });
+}
+
+/// NFTA_META_DREG, _KEY
+fn encode_meta(data: &mut Attrs, to: Reg, key: i32) {
+    data.u32(1, to.number());
+    data.u32(2, key as u32);
+}
+
+/// NFTA_CMP_SREG, _OP, _DATA
+fn encode_compare(data: &mut Attrs, reg: Reg, equal: bool, value: &[u8]) {
+    data.u32(1, reg.number());
+    data.u32(
+        2,
+        if equal {
+            libc::NFT_CMP_EQ
+        } else {
+            libc::NFT_CMP_NEQ
+        } as u32,
+    );
+    data.nest(3, |d| encode_value(d, value));
+}
+
+/// NFTA_LOOKUP_SET, _SREG, _DREG, _SET_ID
+fn encode_lookup(data: &mut Attrs, set: &SetRef, key: Reg, to: Option<u32>) {
+    data.string(1, set.name());
+    data.u32(2, key.number());
+    if let Some(to) = to {
+        data.u32(3, to);
+    }
+    if let SetRef::Anonymous(number) = set {
+        data.u32(4, *number);
+    }
+}
+
+/// NFTA_DATA_VALUE
+pub(super) fn encode_value(data: &mut Attrs, bytes: &[u8]) {
+    data.bytes(1, bytes);
+}
+
+/// NFTA_DATA_VERDICT with NFTA_VERDICT_CODE, _CHAIN
+pub(super) fn encode_verdict(data: &mut Attrs, verdict: &Verdict) {
+    data.nest(2, |v| {
+        v.u32(1, verdict.code() as u32);
+        if let Some(chain) = verdict.chain() {
+            v.string(2, chain);
+        }
+    });
+}
+
+impl fmt::Display for Expr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Version { ipv6 } => f.write_str(if *ipv6 { "ip6" } else { "ip" }),
+            Self::Load(load, to) => write!(f, "{to} = {}", load.name()),
+            Self::Compare { reg, equal, value } => {
+                write!(f, "{reg} {} {value}", if *equal { "==" } else { "!=" })
+            }
+            Self::Mask { reg, mask } => write!(f, "{reg} &= {mask}"),
+            Self::Lookup {
+                set,
+                key,
+                to: None,
+                invert,
+            } => {
+                write!(f, "{key} {}in {set}", if *invert { "not " } else { "" })
+            }
+            Self::Lookup {
+                set,
+                key,
+                to: Some(to),
+                ..
+            } => write!(f, "{to} = {set}[{key}]"),
+            Self::Vmap { set, key } => write!(f, "do {set}[{key}]"),
+            Self::Numgen {
+                kind: Numgen::Incremental,
+                modulus,
+                to,
+            } => write!(f, "{to} = numgen inc mod {modulus}"),
+            Self::Numgen {
+                kind: Numgen::Random,
+                modulus,
+                to,
+            } => write!(f, "{to} = numgen random mod {modulus}"),
+            Self::Immediate { value, to } => write!(f, "{to} = {value}"),
+            Self::Nat {
+                kind,
+                ipv6,
+                addr,
+                port,
+            } => {
+                let verb = if *kind == NatKind::Snat { "snat" } else { "dnat" };
+                write!(f, "{verb} {} to {addr}", if *ipv6 { "ip6" } else { "ip" })?;
+                port.map_or(Ok(()), |port| write!(f, " port {port}"))
+            }
+            Self::Masquerade => f.write_str("masquerade"),
+            Self::Reject(Reject::TcpReset) => f.write_str("reject with tcp reset"),
+            Self::Reject(Reject::PortUnreachable) => f.write_str("reject with port unreachable"),
+            Self::Counter => f.write_str("counter"),
+            Self::Verdict(verdict) => write!(f, "{verdict}"),
+        }
+    }
+}
+
+/// Rules are built from left to right.
+impl Rule {
+    /// A rule that does nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a step.
+    #[must_use]
+    pub fn then(mut self, expr: Expr) -> Self {
+        self.exprs.push(expr);
+        self
+    }
+
+    /// Goes on if what `load` reads equals `value`. Uses register 0.
+    #[must_use]
+    pub fn equal(self, load: Load, value: Datum) -> Self {
+        self.then(Expr::Load(load, Reg(0))).then(Expr::Compare {
+            reg: Reg(0),
+            equal: true,
+            value,
+        })
+    }
+
+    /// Goes on if what `load` reads differs from `value`. Uses register 0.
+    #[must_use]
+    pub fn differs(self, load: Load, value: Datum) -> Self {
+        self.then(Expr::Load(load, Reg(0))).then(Expr::Compare {
+            reg: Reg(0),
+            equal: false,
+            value,
+        })
+    }
+
+    /// Goes on if the source address is in this prefix. Uses registers 0 to 3.
+    #[must_use]
+    pub fn from_subnet(self, addr: IpAddr, prefix_len: u8) -> Self {
+        self.subnet([Load::Ip4Saddr, Load::Ip6Saddr], true, addr, prefix_len)
+    }
+
+    /// Goes on if the destination address is in this prefix. Uses registers 0 to 3.
+    #[must_use]
+    pub fn to_subnet(self, addr: IpAddr, prefix_len: u8) -> Self {
+        self.subnet([Load::Ip4Daddr, Load::Ip6Daddr], true, addr, prefix_len)
+    }
+
+    /// Goes on if the packet is of this address's version and its destination is outside this prefix.
+    /// Uses registers 0 to 3.
+    #[must_use]
+    pub fn not_to_subnet(self, addr: IpAddr, prefix_len: u8) -> Self {
+        self.subnet([Load::Ip4Daddr, Load::Ip6Daddr], false, addr, prefix_len)
+    }
+
+    /// Says why the rule is there; `nft list` shows it.
+    #[must_use]
+    pub fn comment(mut self, comment: impl Into<String>) -> Self {
+        self.comment = Some(comment.into());
+        self
+    }
+
+    fn subnet(self, loads: [Load; 2], equal: bool, addr: IpAddr, prefix_len: u8) -> Self {
+        let (load, mask, network): (_, IpAddr, IpAddr) = match addr {
+            IpAddr::V4(addr) => {
+                let mask = u32::MAX
+                    .checked_shl(32 - u32::from(prefix_len.min(32)))
+                    .unwrap_or(0);
+                (
+                    loads[0],
+                    IpAddr::V4(mask.into()),
+                    IpAddr::V4((u32::from(addr) & mask).into()),
+                )
+            }
+            IpAddr::V6(addr) => {
+                let mask = u128::MAX
+                    .checked_shl(128 - u32::from(prefix_len.min(128)))
+                    .unwrap_or(0);
+                (
+                    loads[1],
+                    IpAddr::V6(mask.into()),
+                    IpAddr::V6((u128::from(addr) & mask).into()),
+                )
+            }
+        };
+        self.then(Expr::Version { ipv6: addr.is_ipv6() })
+            .then(Expr::Load(load, Reg(0)))
+            .then(Expr::Mask { reg: Reg(0), mask })
+            .then(Expr::Compare {
+                reg: Reg(0),
+                equal,
+                value: network.into(),
+            })
+    }
+}

@@ -1,0 +1,123 @@
+//! Reading back what is installed.
+
+use std::io;
+
+use super::{
+    Family, Nft, NftError, Table,
+    nfnl::{DUMP, Messages, attribute, attributes, number, text},
+    transaction::message_type,
+};
+
+/// An element as the kernel keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Installed {
+    /// The bytes of its key, each part of a concatenation padded to four bytes.
+    pub key: Vec<u8>,
+    /// The chain its verdict leads to, in a verdict map.
+    pub chain: Option<String>,
+}
+
+impl Nft {
+    /// The tables of this namespace whose name starts with `prefix`.
+    pub fn tables(&self, prefix: &str) -> Result<Vec<Table>, NftError> {
+        let mut found = Vec::new();
+        for family in [Family::Inet, Family::Ip, Family::Ip6, Family::Netdev] {
+            let names = self.dump("tables", family, libc::NFT_MSG_GETTABLE, None, |attrs| {
+                text(attrs, 1)
+            })?;
+            found.extend(
+                names
+                    .into_iter()
+                    .filter(|name| name.starts_with(prefix))
+                    .map(|name| Table::new(family, name)),
+            );
+        }
+        Ok(found)
+    }
+
+    /// The names of a table's chains; none if there is no such table.
+    pub fn chains(&self, table: &Table) -> Result<Vec<String>, NftError> {
+        // NFTA_CHAIN_TABLE, _NAME. The kernel does not filter chains by table.
+        self.dump("chains", table.family, libc::NFT_MSG_GETCHAIN, None, |attrs| {
+            (text(attrs, 1)? == table.name).then(|| text(attrs, 3))?
+        })
+    }
+
+    /// The comments of a table's rules, each with the chain it stands in; none if there is no such table.
+    pub fn rule_comments(&self, table: &Table) -> Result<Vec<(String, String)>, NftError> {
+        // NFTA_RULE_TABLE, _CHAIN, _USERDATA
+        self.dump(
+            "rules",
+            table.family,
+            libc::NFT_MSG_GETRULE,
+            Some((table, None)),
+            |attrs| {
+                if text(attrs, 1)? != table.name {
+                    return None;
+                }
+                Some((text(attrs, 2)?, comment(attribute(attrs, 7)?)?))
+            },
+        )
+    }
+
+    /// The elements of a named set; none if there is no such table or set.
+    pub fn elements(&self, table: &Table, set: &str) -> Result<Vec<Installed>, NftError> {
+        // NFTA_SET_ELEM_LIST_ELEMENTS
+        let lists = self.dump(
+            "elements",
+            table.family,
+            libc::NFT_MSG_GETSETELEM,
+            Some((table, Some(set))),
+            |attrs| {
+                Some(
+                    attributes(attribute(attrs, 3)?)
+                        .filter_map(|(_, element)| installed(element))
+                        .collect::<Vec<_>>(),
+                )
+            },
+        )?;
+        Ok(lists.into_iter().flatten().collect())
+    }
+
+    fn dump<T>(
+        &self,
+        what: &'static str,
+        family: Family,
+        message: i32,
+        within: Option<(&Table, Option<&str>)>,
+        each: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, NftError> {
+        let mut request = Messages::default();
+        request.push(message_type(message), DUMP, family.number(), 0, |m| {
+            if let Some((table, set)) = within {
+                // NFTA_RULE_TABLE and NFTA_SET_ELEM_LIST_TABLE, _SET have the same numbers.
+                m.string(1, &table.name);
+                if let Some(set) = set {
+                    m.string(2, set);
+                }
+            }
+        });
+        match self.socket.dump(&request, |_, attrs| each(attrs)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            answer => answer.map_err(|source| NftError::Read { what, family, source }),
+        }
+    }
+}
+
+/// NFTA_SET_ELEM_KEY, _DATA; NFTA_DATA_VALUE, _VERDICT; NFTA_VERDICT_CHAIN
+fn installed(element: &[u8]) -> Option<Installed> {
+    let key = attribute(attribute(element, 1)?, 1)?.to_vec();
+    let chain = attribute(element, 2)
+        .and_then(|data| attribute(data, 2))
+        .filter(|verdict| number(verdict, 1).is_some())
+        .and_then(|verdict| text(verdict, 2));
+    Some(Installed { key, chain })
+}
+
+fn comment(userdata: &[u8]) -> Option<String> {
+    let [0, len, rest @ ..] = userdata else {
+        return None;
+    };
+    let text = rest.get(..usize::from(*len))?;
+    Some(String::from_utf8_lossy(text.strip_suffix(&[0]).unwrap_or(text)).into_owned())
+}
