@@ -1,1 +1,41 @@
-//! Services, virtual addresses and the choice of a backend
+//! Services, virtual addresses and the choice of a backend.
+//!
+//! The core is pure: a [`Service`] and, for least connection, the [`Loads`] of its backends give a vector of slots,
+//! the next choices one after the other ([`choices`]). A [`Datapath`] installs it in the network namespaces of the
+//! *clients*, where a packet to a virtual address is translated before it leaves: no extra hop, and the backend sees
+//! the client's own address.
+//!
+//! * [`kernel::NftDatapath`] does it with nf_tables, also without root inside a user namespace.
+//! * [`FakeDatapath`] keeps it in memory, for tests of whoever uses a datapath.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod datapath;
+mod fake;
+mod service;
+mod slots;
+
+pub use datapath::{Datapath, DatapathError, Written};
+pub use fake::FakeDatapath;
+pub use service::{Backend, BackendState, ClientTable, ParseError, PortMap, Protocol, Scheduler, Service};
+pub use slots::{Candidate, Loads, round_robin, weighted_round_robin};
+
+use weft_types::EndpointId;
+
+/// The next choices for new connections to a service over one IP version: only active backends, none if there is
+/// none. A datapath takes them one after the other and then starts again.
+pub fn choices(service: &Service, ipv6: bool, loads: &Loads) -> Vec<EndpointId> {
+    let candidates: Vec<Candidate> = service
+        .active(ipv6)
+        .into_iter()
+        .map(|(backend, _)| Candidate {
+            endpoint: backend.endpoint,
+            weight: backend.weight,
+        })
+        .collect();
+    match service.scheduler {
+        Scheduler::RoundRobin => round_robin(&candidates),
+        Scheduler::WeightedRoundRobin => weighted_round_robin(&candidates),
+        Scheduler::LeastConnections => loads.next_choices(&candidates),
+    }
+}

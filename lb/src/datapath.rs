@@ -1,0 +1,63 @@
+//! The seam to whatever translates virtual addresses.
+
+use std::{collections::BTreeMap, error::Error};
+
+use weft_netlink::netns::Netns;
+use weft_types::{EndpointId, ServiceId};
+
+use crate::ClientTable;
+
+/// Translates virtual addresses in the sandboxes of this host's clients.
+///
+/// All calls block for as long as the kernel takes (milliseconds); from async code call them on a blocking thread.
+/// Dropping a datapath leaves what it installed in place and working; a new one adopts it.
+pub trait Datapath: Send + Sync {
+    /// Its name for `status`.
+    fn name(&self) -> &'static str;
+
+    /// Makes a sandbox see exactly these networks' services. Only the difference to what is there is written; on
+    /// the first call for a sandbox what an earlier agent left there is read back. Open connections survive,
+    /// except those to backends that are down or gone: they are cut, so that clients notice.
+    ///
+    /// `sandbox` is the caller's name for it, the same after a restart. One failed call leaves each service either
+    /// as it was or as it should be; calling again continues.
+    fn sync(&self, sandbox: &str, netns: &Netns, tables: &[ClientTable]) -> Result<Written, DatapathError>;
+
+    /// Forgets a sandbox and, if its namespace still exists, takes out everything that was installed there.
+    fn remove(&self, sandbox: &str, netns: Option<&Netns>) -> Result<(), DatapathError>;
+
+    /// The open connections of this host's clients to the backends of a service; `None` if they are not counted,
+    /// because no client has it with least connection.
+    fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>>;
+}
+
+/// What a [`Datapath::sync`] wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Written {
+    /// Services that were added or changed.
+    pub changed: usize,
+    /// Services that were taken out.
+    pub removed: usize,
+    /// Connections that were cut because their backend is down or gone.
+    pub cut: usize,
+}
+
+impl Written {
+    /// Whether everything was right already.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A datapath that could not do what it was asked; the rest of the state is untouched.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing} in sandbox {sandbox}")]
+pub struct DatapathError {
+    /// What was tried.
+    pub doing: String,
+    /// In which sandbox.
+    pub sandbox: String,
+    /// Why it failed.
+    #[source]
+    pub source: Box<dyn Error + Send + Sync>,
+}
