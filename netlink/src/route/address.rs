@@ -90,9 +90,16 @@ pub struct Route {
     pub link: u32,
     /// Takes the next hop to be on the link even if no address of the link says so.
     pub onlink: bool,
+    /// Of routes to the same destination the lowest is taken; 0 leaves it to the kernel (IPv4: 0, IPv6: 1024).
+    pub metric: u32,
+    /// Who made it, as `ip route` shows after `proto`: [`STATIC`](Self::STATIC), or a mark of one's own.
+    pub protocol: u8,
 }
 
 impl Route {
+    /// Made by an administrator.
+    pub const STATIC: u8 = libc::RTPROT_STATIC;
+
     /// The default route of the next hop's family.
     pub fn default_via(gateway: IpAddr, link: u32) -> Self {
         let to = match gateway {
@@ -117,7 +124,7 @@ impl Route {
         }
     }
 
-    /// Adds it, or takes the place of the route to the same destination.
+    /// Adds it, or takes the place of the route to the same destination with the same metric.
     pub fn add(self) -> Request {
         Request::replace(
             RouteNetlinkMessage::NewRoute(self.message()),
@@ -125,7 +132,7 @@ impl Route {
         )
     }
 
-    /// Adds it unless there is a route to the same destination.
+    /// Adds it unless there is a route to the same destination with the same metric.
     pub fn add_new(self) -> Request {
         Request::create(
             RouteNetlinkMessage::NewRoute(self.message()),
@@ -154,7 +161,7 @@ impl Route {
             address_family: family(self.to.addr()),
             destination_prefix_length: self.to.prefix_len(),
             table: RouteHeader::RT_TABLE_MAIN,
-            protocol: RouteProtocol::Static,
+            protocol: RouteProtocol::from(self.protocol),
             scope: if self.via.is_none() && self.to.addr().is_ipv4() {
                 RouteScope::Link
             } else {
@@ -178,6 +185,9 @@ impl Route {
                 .map(|via| RouteAttribute::Gateway(RouteAddress::from(via))),
         );
         message.attributes.push(RouteAttribute::Oif(self.link));
+        if self.metric != 0 {
+            message.attributes.push(RouteAttribute::Priority(self.metric));
+        }
         message
     }
 }

@@ -249,7 +249,7 @@ fn route(message: &RouteMessage) -> Option<Route> {
         AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         _ => return None,
     };
-    let (mut via, mut link) = (None, None);
+    let (mut via, mut link, mut metric) = (None, None, 0);
     let mut table = u32::from(header.table);
     for attribute in &message.attributes {
         match attribute {
@@ -257,6 +257,7 @@ fn route(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::Gateway(address) => via = Some(ip(address)?),
             RouteAttribute::Oif(index) => link = Some(*index),
             RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Priority(number) => metric = *number,
             _ => {}
         }
     }
