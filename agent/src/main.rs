@@ -1,1 +1,6 @@
-fn main() {}
+//! The `weft` program.
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    weft::cli::main()
+}

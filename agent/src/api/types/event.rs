@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -65,13 +65,6 @@ impl EventKind {
         Self::ProblemFound,
         Self::ProblemSolved,
     ];
-}
-
-impl fmt::Display for EventKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The name in JSON is the name for people too.
-        self.serialize(f)
-    }
 }
 
 /// A line of `GET /v1/events`.

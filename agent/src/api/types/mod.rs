@@ -2,6 +2,17 @@
 //!
 //! Lists are answered as JSON arrays; an answer to a change names what was changed.
 
+/// The word for people is the word in JSON.
+macro_rules! display_as_serialized {
+    ($($name:ident),*) => {$(
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                serde::Serialize::serialize(self, f)
+            }
+        }
+    )*};
+}
+
 mod cluster;
 mod event;
 mod network;
@@ -36,3 +47,12 @@ pub fn check_name(what: &str, name: &str) -> Result<(), ApiError> {
         ),
     )
 }
+
+display_as_serialized!(
+    BackendState,
+    EndpointMode,
+    EventKind,
+    NodeState,
+    Protocol,
+    Scheduler
+);

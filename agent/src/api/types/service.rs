@@ -1,4 +1,4 @@
-use std::{fmt, net::IpAddr};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use weft_types::{EndpointId, NetworkId, NodeId, ServiceId};
@@ -23,16 +23,6 @@ impl Scheduler {
     pub const ALL: [Self; 3] = [Self::Rr, Self::Wrr, Self::Lc];
 }
 
-impl fmt::Display for Scheduler {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Rr => "rr",
-            Self::Wrr => "wrr",
-            Self::Lc => "lc",
-        })
-    }
-}
-
 /// What the name of a service resolves to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -47,15 +37,6 @@ pub enum EndpointMode {
 impl EndpointMode {
     /// Every mode, in the order of the documentation.
     pub const ALL: [Self; 2] = [Self::Vip, Self::Dnsrr];
-}
-
-impl fmt::Display for EndpointMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Vip => "vip",
-            Self::Dnsrr => "dnsrr",
-        })
-    }
 }
 
 /// `POST /v1/services`: make a service on a network.

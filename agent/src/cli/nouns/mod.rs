@@ -1,0 +1,17 @@
+//! A file per noun: its verbs and flags, what they ask the agent, and how the answer is shown.
+
+pub(super) mod cluster;
+pub(super) mod event;
+pub(super) mod network;
+pub(super) mod node;
+pub(super) mod service;
+pub(super) mod status;
+pub(super) mod token;
+
+/// Reads `KEY=VALUE`.
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
+}

@@ -1,0 +1,145 @@
+use clap::{Args, Subcommand};
+
+use crate::{
+    api::types::{NodeDetail, NodeInfo, NodeRemoveResponse},
+    cli::{
+        failure::Failure,
+        format::{FormatArgs, ListArgs, count, print},
+        nouns::network::endpoint_table,
+        session::Session,
+        table::{Facts, Table},
+    },
+};
+
+/// The verbs of `weft node`.
+#[derive(Debug, Subcommand)]
+#[command(after_help = EXAMPLES)]
+pub(in crate::cli) enum NodeCommand {
+    /// List the hosts of the cluster and what this one believes about them
+    Ls(ListArgs),
+    /// Show a host: its endpoints and the addresses it owns
+    Inspect(InspectArgs),
+    /// Remove a host that is gone, so that others may hand out what it owned
+    Rm(RemoveArgs),
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  weft node ls
+  weft node inspect h2
+  weft node rm h3
+  weft node rm --force h3        (one of two hosts is left, and you know that h3 is dead)";
+
+/// What `weft node inspect` takes.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct InspectArgs {
+    /// Its name, id or the beginning of its id
+    node: String,
+    #[command(flatten)]
+    format: FormatArgs,
+}
+
+/// What `weft node rm` takes.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct RemoveArgs {
+    /// Names, ids or beginnings of ids
+    #[arg(required = true, value_name = "NODE")]
+    nodes: Vec<String>,
+    /// Your word that it is dead, where no majority of nodes is left to agree: if it is alive, addresses
+    /// may be given twice
+    #[arg(long)]
+    force: bool,
+}
+
+pub(in crate::cli) fn run(session: &Session, command: NodeCommand) -> Result<(), Failure> {
+    match command {
+        NodeCommand::Ls(args) => {
+            let nodes = session.ask("listing the nodes", async |client| client.nodes().await)?;
+            args.print(
+                &nodes,
+                |node| node.id.to_string(),
+                |nodes| node_table(nodes).render(""),
+            )
+        }
+        NodeCommand::Inspect(args) => {
+            let doing = format!("looking at node {}", args.node);
+            let node = session.ask(&doing, async |client| client.node(&args.node).await)?;
+            args.format.print(&node, show)
+        }
+        NodeCommand::Rm(args) => session.each(&args.nodes, |node| {
+            let doing = format!("removing node {node}");
+            let answer = session.ask(&doing, async |client| client.node_remove(node, args.force).await)?;
+            print(&show_removed(&answer))
+        }),
+    }
+}
+
+/// The columns of every list of nodes; `*` marks the one that answers.
+pub(in crate::cli) fn node_table(nodes: &[NodeInfo]) -> Table<7> {
+    let mut table = Table::new([
+        "ID",
+        "NAME",
+        "STATE",
+        "UNDERLAY ADDRESS",
+        "VTEP",
+        "ENDPOINTS",
+        "VERSION",
+    ]);
+    for node in nodes {
+        table.row([
+            node.id.short(),
+            if node.is_self {
+                format!("{} *", node.name)
+            } else {
+                node.name.clone()
+            },
+            node.state.to_string(),
+            node.underlay_address.to_string(),
+            node.vtep.to_string(),
+            node.endpoint_count.to_string(),
+            node.version.clone(),
+        ]);
+    }
+    table
+}
+
+fn show(node: &NodeDetail) -> String {
+    let mut facts = Facts::default();
+    facts
+        .add("id", node.info.id)
+        .add("name", &node.info.name)
+        .add("state", node.info.state)
+        .add("underlay address", node.info.underlay_address)
+        .add("vtep", node.info.vtep)
+        .add("version", &node.info.version);
+    let mut shares = Table::new(["NETWORK", "SUBNET", "OWNED", "USED"]);
+    for share in &node.shares {
+        shares.row([
+            share.network_name.clone(),
+            share.subnet.to_string(),
+            share.owned.to_string(),
+            share.used.to_string(),
+        ]);
+    }
+    let endpoints = endpoint_table(&node.endpoints).render("  ");
+    format!(
+        "{}\nendpoints\n{endpoints}\naddresses\n{}",
+        facts.render(),
+        shares.render("  ")
+    )
+}
+
+fn show_removed(answer: &NodeRemoveResponse) -> String {
+    format!(
+        "removed node {} ({}){}: {} forgotten, {} of numbers reclaimed\n",
+        answer.name,
+        answer.id.short(),
+        if answer.forced {
+            " on your word that it is dead"
+        } else {
+            ""
+        },
+        count(answer.endpoints_removed, "endpoint"),
+        count(answer.blocks_reclaimed, "block"),
+    )
+}

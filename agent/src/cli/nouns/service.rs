@@ -1,0 +1,269 @@
+use clap::{ArgGroup, Args, Subcommand};
+
+use crate::{
+    api::types::{
+        EndpointMode, Scheduler, ServiceCreateRequest, ServiceDetail, ServicePort, ServiceSummary,
+        ServiceUpdateRequest, check_name,
+    },
+    cli::{
+        failure::Failure,
+        format::{FormatArgs, ListArgs, join, print},
+        session::Session,
+        table::{Facts, Table},
+    },
+};
+
+/// The verbs of `weft service`.
+#[derive(Debug, Subcommand)]
+#[command(after_help = EXAMPLES)]
+pub(in crate::cli) enum ServiceCommand {
+    /// Make a service on a network and print its id
+    Create(CreateArgs),
+    /// List the services
+    Ls(LsArgs),
+    /// Show a service and its backends
+    Inspect(InspectArgs),
+    /// Change a service while it is in use
+    Update(UpdateArgs),
+    /// Remove services; their endpoints stay on the network
+    Rm(RemoveArgs),
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  weft service create --network app --port http=80:8080 web
+  weft service create --network app --lb lc --port 80 --port 53/udp api
+  weft network connect app blue --service web         (makes it a backend)
+  weft service update --lb lc web
+  weft service inspect web
+  weft service rm web
+
+Schedulers: rr one after the other, wrr each as often as its weight says, lc fewest open connections.";
+
+/// What `weft service create` takes.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct CreateArgs {
+    /// Its name: one label of a DNS name
+    name: String,
+    /// The network: name, id or beginning of the id
+    #[arg(long)]
+    network: String,
+    /// How the backend of a new connection is chosen
+    #[arg(long = "lb", value_name = "SCHEDULER", value_enum, default_value_t)]
+    scheduler: Scheduler,
+    /// What its name resolves to
+    #[arg(long, value_name = "MODE", value_enum, default_value_t)]
+    endpoint_mode: EndpointMode,
+    /// A port of the service and the port its backends listen on [default: every port]
+    #[arg(long = "port", value_name = "[NAME=]PORT[:TARGET][/PROTO]")]
+    ports: Vec<ServicePort>,
+}
+
+/// What `weft service ls` takes.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct LsArgs {
+    #[command(flatten)]
+    which: NetworkArg,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+/// What `weft service inspect` takes.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct InspectArgs {
+    /// Its name, id or the beginning of its id
+    service: String,
+    #[command(flatten)]
+    which: NetworkArg,
+    #[command(flatten)]
+    format: FormatArgs,
+}
+
+/// What `weft service update` takes.
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("change").args(["scheduler", "endpoint_mode", "ports"]).required(true).multiple(true)))]
+pub(in crate::cli) struct UpdateArgs {
+    /// Its name, id or the beginning of its id
+    service: String,
+    #[command(flatten)]
+    which: NetworkArg,
+    /// How the backend of a new connection is chosen from now on
+    #[arg(long = "lb", value_name = "SCHEDULER", value_enum)]
+    scheduler: Option<Scheduler>,
+    /// What its name resolves to from now on
+    #[arg(long, value_name = "MODE", value_enum)]
+    endpoint_mode: Option<EndpointMode>,
+    /// Its ports from now on: give all of them
+    #[arg(long = "port", value_name = "[NAME=]PORT[:TARGET][/PROTO]")]
+    ports: Vec<ServicePort>,
+}
+
+/// What `weft service rm` takes.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct RemoveArgs {
+    /// Names, ids or beginnings of ids
+    #[arg(required = true, value_name = "SERVICE")]
+    services: Vec<String>,
+    #[command(flatten)]
+    which: NetworkArg,
+}
+
+/// Which network's services are meant.
+#[derive(Debug, Args)]
+struct NetworkArg {
+    /// Only services of this network; needed where two networks have a service of the same name
+    #[arg(long)]
+    network: Option<String>,
+}
+
+pub(in crate::cli) fn run(session: &Session, command: ServiceCommand) -> Result<(), Failure> {
+    match command {
+        ServiceCommand::Create(args) => {
+            check_name("a service", &args.name)?;
+            let request = ServiceCreateRequest {
+                network: args.network,
+                name: args.name,
+                scheduler: args.scheduler,
+                endpoint_mode: args.endpoint_mode,
+                ports: args.ports,
+            };
+            let doing = format!("making service {}", request.name);
+            let answer = session.ask(&doing, async |client| client.service_create(&request).await)?;
+            print(&format!("{}\n", answer.id))
+        }
+        ServiceCommand::Ls(args) => {
+            let network = args.which.network.as_deref();
+            let services = session.ask("listing the services", async |client| {
+                client.services(network).await
+            })?;
+            args.list.print(
+                &services,
+                |service| service.id.to_string(),
+                |list| service_table(list).render(""),
+            )
+        }
+        ServiceCommand::Inspect(args) => {
+            let doing = format!("looking at service {}", args.service);
+            let network = args.which.network.as_deref();
+            let service = session.ask(&doing, async |client| {
+                client.service(&args.service, network).await
+            })?;
+            args.format.print(&service, show)
+        }
+        ServiceCommand::Update(args) => {
+            let request = ServiceUpdateRequest {
+                scheduler: args.scheduler,
+                endpoint_mode: args.endpoint_mode,
+                ports: Some(args.ports).filter(|ports| !ports.is_empty()),
+            };
+            let doing = format!("changing service {}", args.service);
+            let network = args.which.network.as_deref();
+            let answer = session.ask(&doing, async |client| {
+                client.service_update(&args.service, network, &request).await
+            })?;
+            print(&format!(
+                "changed service {} on {}: {}, {}, ports {}\n",
+                answer.name,
+                answer.network_name,
+                answer.scheduler,
+                answer.endpoint_mode,
+                ports(&answer.ports),
+            ))
+        }
+        ServiceCommand::Rm(args) => session.each(&args.services, |service| {
+            let doing = format!("removing service {service}");
+            let network = args.which.network.as_deref();
+            let answer = session.ask(&doing, async |client| {
+                client.service_remove(service, network).await
+            })?;
+            let vips = if answer.vips.is_empty() {
+                String::new()
+            } else {
+                format!(": {} free again", join(&answer.vips))
+            };
+            print(&format!(
+                "removed service {} ({}) from {}{vips}\n",
+                answer.name,
+                answer.id.short(),
+                answer.network_name,
+            ))
+        }),
+    }
+}
+
+/// The columns of every list of services.
+pub(in crate::cli) fn service_table(services: &[ServiceSummary]) -> Table<8> {
+    let mut table = Table::new([
+        "ID",
+        "NAME",
+        "NETWORK",
+        "MODE",
+        "SCHEDULER",
+        "VIPS",
+        "PORTS",
+        "BACKENDS",
+    ]);
+    for service in services {
+        table.row([
+            service.id.short(),
+            service.name.clone(),
+            service.network_name.clone(),
+            service.endpoint_mode.to_string(),
+            service.scheduler.to_string(),
+            join(&service.vips),
+            ports(&service.ports),
+            format!("{}/{} ready", service.ready_count, service.backend_count),
+        ]);
+    }
+    table
+}
+
+fn ports(ports: &[ServicePort]) -> String {
+    if ports.is_empty() {
+        "all".to_owned()
+    } else {
+        join(ports)
+    }
+}
+
+fn show(service: &ServiceDetail) -> String {
+    let mut facts = Facts::default();
+    facts
+        .add("id", service.summary.id)
+        .add("name", &service.summary.name)
+        .add(
+            "network",
+            format!(
+                "{} ({})",
+                service.summary.network_name,
+                service.summary.network_id.short()
+            ),
+        )
+        .add("endpoint mode", service.summary.endpoint_mode)
+        .add("scheduler", service.summary.scheduler)
+        .add("vips", join(&service.summary.vips))
+        .add("ports", ports(&service.summary.ports))
+        .add("made", format!("on node {}", service.created_by.short()));
+    let mut backends = Table::new([
+        "ENDPOINT",
+        "NODE",
+        "ADDRESSES",
+        "WEIGHT",
+        "STATE",
+        "OPEN CONNECTIONS",
+    ]);
+    for backend in &service.backends {
+        backends.row([
+            backend.endpoint_name.clone(),
+            backend.node_name.clone(),
+            join(&backend.addresses),
+            backend.weight.to_string(),
+            backend.state.to_string(),
+            backend
+                .open_connections
+                .map(|number| number.to_string())
+                .unwrap_or_default(),
+        ]);
+    }
+    format!("{}\nbackends\n{}", facts.render(), backends.render("  "))
+}
