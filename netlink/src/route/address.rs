@@ -107,10 +107,8 @@ impl Route {
             IpAddr::V6(_) => IpNet::V6(Default::default()),
         };
         Self {
-            to,
             via: Some(gateway),
-            link,
-            onlink: false,
+            ..Self::on_link(to, link)
         }
     }
 
@@ -121,6 +119,8 @@ impl Route {
             via: None,
             link,
             onlink: false,
+            metric: 0,
+            protocol: Self::STATIC,
         }
     }
 

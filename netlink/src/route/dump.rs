@@ -273,6 +273,8 @@ fn route(message: &RouteMessage) -> Option<Route> {
         via,
         link: link?,
         onlink: header.flags.contains(RouteFlags::Onlink),
+        metric,
+        protocol: header.protocol.into(),
     })
 }
 
