@@ -7,4 +7,6 @@
 #![warn(missing_docs)]
 
 pub mod api;
+pub mod cli;
+pub mod lab;
 pub mod options;
