@@ -4,9 +4,11 @@
 
 mod answer;
 mod reverse;
+mod server;
 mod shards;
 mod zone;
 
 pub use answer::{Answer, Asker, MAX_RECORDS, MAX_TASKS, TTL_SECS, answer};
 pub use hickory_proto::op::Query;
+pub use server::{Counts, FindAsker, Forwarder, ForwarderConfig, Server, SpawnError, Upstreams};
 pub use zone::{DomainError, Endpoint, EndpointMode, NetworkZone, Service, Zone};

@@ -1,0 +1,136 @@
+//! Questions for others, through resolvers that behave well and badly.
+
+mod support;
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use hickory_proto::op::ResponseCode;
+use support::{Behaviour, Resolver, start, upstreams};
+
+const ANSWER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
+const OTHER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 54);
+
+#[tokio::test]
+async fn a_foreign_name_is_asked_over_the_transport_it_came_on() {
+    let resolver = Resolver::start(Behaviour::Answer(ANSWER));
+    let running = start(upstreams(&[resolver.address]));
+    let shown = running.dig("example.com +noedns").await;
+    assert!(
+        shown.contains("192.0.2.53") && shown.contains("NOERROR") && !shown.contains(" aa "),
+        "{shown}"
+    );
+    assert_eq!(running.dig("example.com +short +tcp").await, ANSWER.to_string());
+    assert_eq!(resolver.asked(), 2);
+    assert_eq!(running.server.counts().forwarded, 2);
+}
+
+#[tokio::test]
+async fn our_names_and_internal_networks_never_reach_a_resolver() {
+    let resolver = Resolver::start(Behaviour::Answer(ANSWER));
+    let running = start(upstreams(&[resolver.address]));
+    for args in [
+        "nosuch",
+        "nosuch.weft.internal",
+        "-x 10.32.9.9",
+        "-x 10.33.0.11",
+        "-b 127.0.0.2 example.com",
+        "-b 127.0.0.2 -x 8.8.8.8",
+        "-b 127.0.0.4 example.com",
+    ] {
+        assert!(!running.dig(args).await.contains("192.0.2.53"), "{args}");
+    }
+    assert_eq!(resolver.asked(), 0);
+}
+
+#[tokio::test]
+async fn a_silent_resolver_is_passed_over_and_then_asked_last() {
+    let [silent, good] = [Behaviour::Silent, Behaviour::Answer(ANSWER)].map(Resolver::start);
+    let running = start(upstreams(&[silent.address, good.address]));
+    for _ in 0..3 {
+        assert_eq!(running.dig("example.com +short").await, ANSWER.to_string());
+    }
+    assert_eq!((silent.asked(), good.asked()), (1, 3));
+}
+
+#[tokio::test]
+async fn a_port_nobody_listens_on_is_passed_over_at_once() {
+    let closed = std::net::UdpSocket::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let good = Resolver::start(Behaviour::Answer(ANSWER));
+    let running = start(upstreams(&[closed, good.address]));
+    assert_eq!(running.dig("example.com +short").await, ANSWER.to_string());
+    assert_eq!(running.dig("example.com +short +tcp").await, ANSWER.to_string());
+}
+
+#[tokio::test]
+async fn a_resolver_that_fails_is_passed_over_and_nxdomain_is_final() {
+    let refusing = Resolver::start(Behaviour::Code(ResponseCode::Refused));
+    let failing = Resolver::start(Behaviour::Code(ResponseCode::ServFail));
+    let unknowing = Resolver::start(Behaviour::Code(ResponseCode::NXDomain));
+    let good = Resolver::start(Behaviour::Answer(ANSWER));
+    let ask = async |list: &[SocketAddr]| start(upstreams(list)).dig("example.com").await;
+    assert!(
+        ask(&[refusing.address, failing.address, good.address])
+            .await
+            .contains("192.0.2.53")
+    );
+    assert!(ask(&[unknowing.address, good.address]).await.contains("NXDOMAIN"));
+    assert!(
+        ask(&[refusing.address, failing.address])
+            .await
+            .contains("REFUSED")
+    );
+    assert_eq!((refusing.asked(), failing.asked()), (2, 2));
+}
+
+#[tokio::test]
+async fn without_an_answer_there_is_servfail_in_bounded_time() {
+    let silent = Resolver::start(Behaviour::Silent);
+    for list in [&[][..], &[silent.address]] {
+        let running = start(upstreams(list));
+        let before = std::time::Instant::now();
+        for args in ["example.com", "example.com +tcp"] {
+            assert!(running.dig(args).await.contains("SERVFAIL"), "{args} {list:?}");
+        }
+        assert!(before.elapsed().as_millis() < 2_500);
+        assert_eq!(running.server.counts().forward_failed, 2);
+    }
+}
+
+#[tokio::test]
+async fn a_reply_to_another_question_is_ignored() {
+    let forging = Resolver::start(Behaviour::ForgedFirst(OTHER));
+    let running = start(upstreams(&[forging.address]));
+    assert_eq!(running.dig("example.com +short").await, OTHER.to_string());
+}
+
+#[tokio::test]
+async fn a_reply_too_large_for_the_client_is_fetched_again_over_tcp() {
+    let resolver = Resolver::start(Behaviour::Many(200));
+    let running = start(upstreams(&[resolver.address]));
+    let shown = running.dig("example.com +ignore").await;
+    assert!(shown.contains(" tc ") && shown.contains("ANSWER: 0,"), "{shown}");
+    assert!(running.dig("example.com").await.contains("ANSWER: 200,"));
+}
+
+#[tokio::test]
+async fn a_waiting_question_holds_up_nobody_and_too_many_are_refused_at_once() {
+    let silent = Resolver::start(Behaviour::Silent);
+    let running = start(weft_dns::ForwarderConfig {
+        max_in_flight: 2,
+        ..upstreams(&[silent.address])
+    });
+    let waiting = [
+        running.dig("a.example"),
+        running.dig("b.example"),
+        running.dig("c.example"),
+    ];
+    let all = futures_util::future::join_all(waiting);
+    let (shown, own) = tokio::join!(all, running.dig("one +short"));
+    assert_eq!(own, "10.32.0.11");
+    assert!(shown.iter().all(|shown| shown.contains("SERVFAIL")), "{shown:?}");
+    assert_eq!(running.server.counts().forward_failed, 3);
+    assert!(silent.asked() <= 4);
+}
