@@ -1,0 +1,44 @@
+use std::net::IpAddr;
+
+/// RFC 8200, section 5: every link carries IPv6 packets of this size.
+const SMALLEST: u16 = 1280;
+
+/// An underlay whose packets are too small for an overlay with IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "an underlay with an MTU of {underlay} leaves {left} bytes for the overlay, and IPv6 needs {SMALLEST}: \
+     raise the MTU of the underlay device"
+)]
+pub struct MtuTooSmall {
+    underlay: u32,
+    left: u32,
+}
+
+/// The largest packet that an endpoint can send without the tunnel having to split it.
+///
+/// VXLAN adds an Ethernet header (14), its own (8), UDP (8) and IP (20, or 40 for an IPv6 underlay).
+pub fn overlay_mtu(underlay: u32, vtep: IpAddr) -> Result<u16, MtuTooSmall> {
+    let overhead = if vtep.is_ipv4() { 50 } else { 70 };
+    let left = underlay.saturating_sub(overhead);
+    // A loopback underlay has 65,536, more than an IPv4 packet can be.
+    let mtu = u16::try_from(left).unwrap_or(u16::MAX);
+    if mtu < SMALLEST { Err(MtuTooSmall { underlay, left }) } else { Ok(mtu) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tunnel_takes_fifty_bytes_on_ipv4_and_seventy_on_ipv6() {
+        let (v4, v6) = ("192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
+        assert_eq!(overlay_mtu(1500, v4), Ok(1450));
+        assert_eq!(overlay_mtu(1500, v6), Ok(1430));
+        assert_eq!(overlay_mtu(9000, v4), Ok(8950));
+        assert_eq!(overlay_mtu(65_536, v6), Ok(65_466));
+        assert_eq!(overlay_mtu(1_000_000, v4), Ok(65_535));
+        let error = overlay_mtu(1300, v4).unwrap_err();
+        assert_eq!(error, MtuTooSmall { underlay: 1300, left: 1250 });
+        assert!(overlay_mtu(20, v6).is_err());
+    }
+}

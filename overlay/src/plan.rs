@@ -1,0 +1,27 @@
+//! Desired state, observed state, and the operations between them. Nothing here touches the kernel.
+//!
+//! The rules:
+//!
+//! - Only networks with a local endpoint are programmed; with the last one goes everything.
+//! - What is missing is added before what is superfluous is deleted, and an address or an Ethernet address that
+//!   is somewhere else now is moved in one step, so that it never points at the old place and never nowhere.
+//! - What cannot be changed in place (a VNI, a sandbox) is deleted and made again.
+//! - A half-made network, which a crash leaves, is deleted and made again.
+
+mod desired;
+mod diff;
+mod observed;
+mod op;
+
+pub use desired::{Desired, LocalEndpoint, Network, RemoteEndpoint, Sandbox, Subnet};
+pub use diff::plan;
+pub use observed::{
+    Bridge, EndpointRoute, Forwarding, Host, HostRules, Observed, ObservedEndpoint, ObservedNetwork, Uplink,
+    Vxlan,
+};
+pub use op::{EndpointOp, HostOp, Link, NetworkOp, Op, Plan};
+
+#[cfg(test)]
+mod proptests;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+};
+
+use ipnet::IpNet;
+use weft_netlink::netns::NetnsId;
+use weft_types::{EndpointId, Mac, NetworkId, Vni};
+
+use super::observed::{
+    Bridge, EndpointRoute, HostRules, ObservedEndpoint, ObservedNetwork, Uplink, Vxlan,
+};
+
+/// All that the overlays of this host should be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// VTEPs of the cluster: VXLAN packets from anybody else are dropped. Those of [`Network::remotes`] are
+    /// members without being listed here.
+    pub members: BTreeSet<IpAddr>,
+    /// The networks. One without local endpoints is left out of the kernel.
+    pub networks: BTreeMap<NetworkId, Network>,
+}
+
+/// An overlay network, as seen from this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// Its name, which its bridge shows to people as alias.
+    pub name: String,
+    /// Its number on the wire, the same on all hosts and no other network's.
+    pub vni: Vni,
+    /// The largest packet of its endpoints, the same on all hosts.
+    pub mtu: u16,
+    /// This host's address on the underlay.
+    pub vtep: IpAddr,
+    /// The UDP port of VXLAN.
+    pub vxlan_port: u16,
+    /// Its address ranges, each with the gateway that every host carries.
+    pub subnets: Vec<Subnet>,
+    /// Whether it has no way out.
+    pub internal: bool,
+    /// Addresses of services of the host itself, such as DNS, that every host carries and that every endpoint
+    /// has on its link.
+    pub service_addresses: Vec<IpAddr>,
+    /// The endpoints on this host.
+    pub endpoints: BTreeMap<EndpointId, LocalEndpoint>,
+    /// The endpoints on other hosts.
+    pub remotes: BTreeMap<EndpointId, RemoteEndpoint>,
+}
+
+/// An address range of a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subnet {
+    /// The range.
+    pub net: IpNet,
+    /// The address of the gateway within.
+    pub gateway: IpAddr,
+}
+
+/// An endpoint on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalEndpoint {
+    /// Its Ethernet address, no other endpoint's ever.
+    pub mac: Mac,
+    /// Its addresses with their subnets' prefix lengths.
+    pub addresses: Vec<IpNet>,
+    /// The namespace it is put into.
+    pub sandbox: Sandbox,
+    /// Next hops of default routes, if this is the endpoint that gives them to the sandbox.
+    pub gateway: Vec<IpAddr>,
+    /// The name its interface gets when it is made; without, the first free of `eth0`, `eth1`, …
+    pub ifname: Option<String>,
+}
+
+/// A namespace that an endpoint is put into.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Sandbox {
+    /// Where to open it.
+    pub path: PathBuf,
+    /// Which one it is: what the path leads to may be another one by now.
+    pub id: NetnsId,
+}
+
+/// An endpoint on another host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteEndpoint {
+    /// Its Ethernet address.
+    pub mac: Mac,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The underlay address of its host.
+    pub vtep: IpAddr,
+}
+
+impl Desired {
+    /// The networks that the kernel should hold.
+    pub(super) fn programmed(&self) -> impl Iterator<Item = (NetworkId, &Network)> {
+        self.networks.iter().filter(|(_, network)| !network.endpoints.is_empty()).map(|(id, n)| (*id, n))
+    }
+
+    pub(super) fn host_rules(&self) -> Option<HostRules> {
+        let mut rules = HostRules {
+            ports: BTreeSet::new(),
+            members: self.members.clone(),
+            masquerade: self.programmed().any(|(_, network)| !network.internal),
+        };
+        for (_, network) in self.programmed() {
+            rules.ports.insert(network.vxlan_port);
+            rules.members.extend(network.remotes.values().map(|remote| remote.vtep));
+        }
+        (!rules.ports.is_empty()).then_some(rules)
+    }
+}
+
+impl Network {
+    pub(super) fn has_ipv6(&self) -> bool {
+        self.subnets.iter().any(|subnet| subnet.gateway.is_ipv6())
+    }
+
+    /// The bridge's Ethernet address is the same on all hosts, so that a sandbox finds its gateway where it
+    /// was after its addresses moved.
+    fn bridge_mac(&self) -> Mac {
+        let [_, a, b, c] = self.vni.get().to_be_bytes();
+        Mac([0x02, b'w', b'f', a, b, c])
+    }
+
+    /// What the kernel shows when it holds just this, with the uplink in the given slot.
+    pub(super) fn as_observed(&self, slot: Option<u16>) -> ObservedNetwork {
+        let mtu = u32::from(self.mtu);
+        let gateways =
+            self.subnets.iter().filter_map(|s| IpNet::new(s.gateway, s.net.prefix_len()).ok());
+        let services = self.service_addresses.iter().map(|address| IpNet::from(*address));
+        let remotes = self.remotes.values().filter(|remote| remote.vtep != self.vtep);
+        // Where two records claim an address, this host believes its own.
+        let neighbours = remotes
+            .clone()
+            .flat_map(|remote| remote.addresses.iter().map(|address| (*address, remote.mac)))
+            .chain(
+                self.endpoints
+                    .values()
+                    .flat_map(|local| local.addresses.iter().map(|net| (net.addr(), local.mac))),
+            )
+            .collect();
+        let mut fdb: BTreeMap<_, _> = remotes.map(|remote| (remote.mac, Some(remote.vtep))).collect();
+        self.endpoints.values().for_each(|local| {
+            fdb.remove(&local.mac);
+        });
+        ObservedNetwork {
+            bridge: Some(Bridge { mac: self.bridge_mac(), mtu, name: self.name.clone() }),
+            addresses: gateways.chain(services).collect(),
+            vxlan: Some(Vxlan { vni: self.vni, local: self.vtep, port: self.vxlan_port, mtu }),
+            uplink: slot
+                .filter(|_| !self.internal)
+                .map(|slot| Uplink { slot, ipv6: self.has_ipv6(), mtu, intact: true }),
+            endpoints: self.endpoints.iter().map(|(id, local)| (*id, self.endpoint(local))).collect(),
+            fdb,
+            neighbours,
+        }
+    }
+
+    fn endpoint(&self, local: &LocalEndpoint) -> ObservedEndpoint {
+        // A sandbox on two networks has two routes to the DNS address, and may have two default routes: the
+        // VNI keeps them apart, and what is left works when a network goes. Routes of somebody else, with the
+        // usual metric of 0, are neither hidden nor replaced.
+        let metric = self.vni.get().max(1);
+        let services = self.service_addresses.iter().map(|address| (IpNet::from(*address), None));
+        let defaults = local.gateway.iter().map(|gateway| {
+            let everywhere =
+                if gateway.is_ipv4() { IpNet::V4(Default::default()) } else { IpNet::V6(Default::default()) };
+            (everywhere, Some(*gateway))
+        });
+        let has = |to: &IpNet| local.addresses.iter().any(|net| net.addr().is_ipv4() == to.addr().is_ipv4());
+        ObservedEndpoint {
+            mac: local.mac,
+            mtu: u32::from(self.mtu),
+            sandbox: Some(local.sandbox.id),
+            intact: true,
+            addresses: local.addresses.iter().copied().collect(),
+            routes: services
+                .chain(defaults)
+                .filter(|(to, _)| has(to))
+                .map(|(to, via)| EndpointRoute { to, via, metric })
+                .collect(),
+        }
+    }
+}

@@ -1,0 +1,253 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use weft_types::{EndpointId, NetworkId};
+
+use super::{
+    desired::{Desired, Network},
+    observed::{Observed, ObservedEndpoint, ObservedNetwork, Uplink},
+    op::{EndpointOp, HostOp, Link, NetworkOp, Op, Plan},
+};
+
+/// The operations that make what was observed into what is desired; none if it is that already.
+pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
+    let mut ops = Vec::new();
+    let rules = desired.host_rules();
+    // Members are let in before anything is sent to them.
+    if let Some(rules) = rules.as_ref().filter(|rules| observed.host.rules.as_ref() != Some(rules)) {
+        ops.push(Op::Host(HostOp::SetRules(rules.clone())));
+    }
+    for ipv6 in [false, true] {
+        let wanted = desired.programmed().any(|(_, network)| !network.internal && (!ipv6 || network.has_ipv6()));
+        let forwarding = &observed.host.forwarding;
+        if wanted && !(if ipv6 { forwarding.ipv6 } else { forwarding.ipv4 }) {
+            ops.push(Op::Host(HostOp::EnableForwarding { ipv6 }));
+        }
+    }
+    let mut slots = Slots::of(desired, observed);
+    for (id, network) in desired.programmed() {
+        let observed = observed.networks.get(&id);
+        let slot = (!network.internal).then(|| slots.take(id)).flatten();
+        NetworkDiff { id, network, ops: &mut ops }.run(&network.as_observed(slot), observed);
+    }
+    let programmed: BTreeSet<_> = desired.programmed().map(|(id, _)| id).collect();
+    for id in observed.networks.keys().filter(|id| !programmed.contains(id)) {
+        ops.push(Op::Network(*id, NetworkOp::Delete));
+    }
+    if rules.is_none() && observed.host.rules.is_some() {
+        ops.push(Op::Host(HostOp::DeleteRules));
+    }
+    Plan { ops }
+}
+
+/// Which pairs of uplink addresses are taken.
+struct Slots {
+    taken: BTreeSet<u16>,
+    kept: BTreeMap<NetworkId, u16>,
+}
+
+impl Slots {
+    fn of(desired: &Desired, observed: &Observed) -> Self {
+        let mut taken: BTreeSet<u16> = (0..Uplink::SLOTS)
+            .filter(|slot| {
+                let (host, network) = Uplink { slot: *slot, ipv6: false, mtu: 0, intact: true }.ipv4();
+                observed.host.link_local.iter().any(|net| net.contains(&host) || net.contains(&network))
+            })
+            .collect();
+        let mut kept = BTreeMap::new();
+        let mut owned = BTreeSet::new();
+        for (id, uplink) in observed.networks.iter().filter_map(|(id, n)| Some((id, n.uplink?))) {
+            let stays = desired.programmed().any(|(other, network)| other == *id && !network.internal);
+            if stays && owned.insert(uplink.slot) {
+                kept.insert(*id, uplink.slot);
+            }
+            // An uplink that goes is still there when the new ones come.
+            taken.insert(uplink.slot);
+        }
+        Self { taken, kept }
+    }
+
+    /// The slot a network has, else the first free one; none if others use the whole range.
+    fn take(&mut self, id: NetworkId) -> Option<u16> {
+        if let Some(slot) = self.kept.get(&id) {
+            return Some(*slot);
+        }
+        let slot = (0..Uplink::SLOTS).find(|slot| !self.taken.contains(slot))?;
+        self.taken.insert(slot);
+        Some(slot)
+    }
+}
+
+struct NetworkDiff<'a> {
+    id: NetworkId,
+    network: &'a Network,
+    ops: &'a mut Vec<Op>,
+}
+
+impl NetworkDiff<'_> {
+    fn push(&mut self, op: NetworkOp) {
+        self.ops.push(Op::Network(self.id, op));
+    }
+
+    fn push_endpoint(&mut self, endpoint: EndpointId, op: EndpointOp) {
+        self.ops.push(Op::Endpoint(self.id, endpoint, op));
+    }
+
+    fn run(&mut self, wanted: &ObservedNetwork, observed: Option<&ObservedNetwork>) {
+        let mut now = observed.cloned().unwrap_or_default();
+        if observed.is_some() && now.bridge.is_none() {
+            self.push(NetworkOp::Delete);
+            now = ObservedNetwork::default();
+        }
+        self.bridge(wanted, &now);
+        self.tunnel(wanted, &mut now);
+        self.uplink(wanted, &now);
+        self.replaced_endpoints(wanted, &mut now);
+        self.bindings(wanted, &now);
+        self.endpoints(wanted, &now);
+        self.forget(wanted, &now);
+        self.leftovers(wanted, &now);
+    }
+
+    fn bridge(&mut self, wanted: &ObservedNetwork, now: &ObservedNetwork) {
+        let Some(bridge) = &wanted.bridge else { return };
+        match &now.bridge {
+            None => self.push(NetworkOp::Add(bridge.clone())),
+            Some(current) => {
+                if current.mac != bridge.mac || current.name != bridge.name {
+                    self.push(NetworkOp::SetBridge(bridge.clone()));
+                }
+                if current.mtu != bridge.mtu {
+                    self.push(NetworkOp::SetMtu(Link::Bridge, bridge.mtu));
+                }
+            }
+        }
+        for net in wanted.addresses.difference(&now.addresses) {
+            self.push(NetworkOp::AddAddress(*net));
+        }
+    }
+
+    fn tunnel(&mut self, wanted: &ObservedNetwork, now: &mut ObservedNetwork) {
+        let Some(vxlan) = wanted.vxlan else { return };
+        match now.vxlan {
+            Some(current) if (super::Vxlan { mtu: vxlan.mtu, ..current }) == vxlan => {
+                if current.mtu != vxlan.mtu {
+                    self.push(NetworkOp::SetMtu(Link::Vxlan, vxlan.mtu));
+                }
+                return;
+            }
+            Some(_) => self.push(NetworkOp::DeleteVxlan),
+            None => {}
+        }
+        now.fdb.clear();
+        self.push(NetworkOp::AddVxlan(vxlan));
+    }
+
+    fn uplink(&mut self, wanted: &ObservedNetwork, now: &ObservedNetwork) {
+        match (wanted.uplink, now.uplink) {
+            (Some(uplink), Some(current)) if (Uplink { mtu: uplink.mtu, ..current }) == uplink => {
+                if current.mtu != uplink.mtu {
+                    self.push(NetworkOp::SetMtu(Link::Uplink, uplink.mtu));
+                }
+            }
+            (wanted, current) => {
+                if current.is_some() {
+                    self.push(NetworkOp::DeleteUplink);
+                }
+                if let Some(uplink) = wanted {
+                    self.push(NetworkOp::AddUplink(uplink));
+                }
+            }
+        }
+    }
+
+    /// Endpoints that must be made anew: an Ethernet address or a sandbox is for life.
+    fn replaced_endpoints(&mut self, wanted: &ObservedNetwork, now: &mut ObservedNetwork) {
+        for (id, endpoint) in &wanted.endpoints {
+            let differs = |current: &ObservedEndpoint| {
+                (current.mac, current.sandbox, current.intact)
+                    != (endpoint.mac, endpoint.sandbox, endpoint.intact)
+            };
+            if now.endpoints.get(id).is_some_and(differs) {
+                self.push_endpoint(*id, EndpointOp::Delete);
+                now.endpoints.remove(id);
+            }
+        }
+    }
+
+    fn bindings(&mut self, wanted: &ObservedNetwork, now: &ObservedNetwork) {
+        for (mac, vtep) in &wanted.fdb {
+            if let Some(vtep) = vtep.filter(|_| now.fdb.get(mac) != Some(vtep)) {
+                self.push(NetworkOp::SetFdb(*mac, vtep));
+            }
+        }
+        for (address, mac) in &wanted.neighbours {
+            if now.neighbours.get(address) != Some(mac) {
+                self.push(NetworkOp::SetNeighbour(*address, *mac));
+            }
+        }
+    }
+
+    fn endpoints(&mut self, wanted: &ObservedNetwork, now: &ObservedNetwork) {
+        // All links first, then sandbox by sandbox: as few changes of namespace as can be.
+        for (id, local) in &self.network.endpoints {
+            if !now.endpoints.contains_key(id) {
+                let mtu = u32::from(self.network.mtu);
+                let (sandbox, ifname) = (local.sandbox.clone(), local.ifname.clone());
+                self.push_endpoint(*id, EndpointOp::Add { mac: local.mac, mtu, sandbox, ifname });
+            }
+        }
+        for (id, endpoint) in &wanted.endpoints {
+            let fresh = ObservedEndpoint {
+                addresses: BTreeSet::new(),
+                routes: BTreeSet::new(),
+                ..endpoint.clone()
+            };
+            let current = now.endpoints.get(id).unwrap_or(&fresh);
+            if current.mtu != endpoint.mtu {
+                self.push_endpoint(*id, EndpointOp::SetMtu(endpoint.mtu));
+            }
+            for net in endpoint.addresses.difference(&current.addresses) {
+                self.push_endpoint(*id, EndpointOp::AddAddress(*net));
+            }
+            for route in endpoint.routes.difference(&current.routes) {
+                self.push_endpoint(*id, EndpointOp::AddRoute(*route));
+            }
+            for route in current.routes.difference(&endpoint.routes) {
+                self.push_endpoint(*id, EndpointOp::DeleteRoute(*route));
+            }
+            for net in current.addresses.difference(&endpoint.addresses) {
+                self.push_endpoint(*id, EndpointOp::DeleteAddress(*net));
+            }
+        }
+    }
+
+    /// Sandboxes that stay may remember the Ethernet address of an endpoint that moved, for up to a minute.
+    fn forget(&mut self, wanted: &ObservedNetwork, now: &ObservedNetwork) {
+        let moved: Vec<_> = now
+            .neighbours
+            .iter()
+            .filter(|(address, mac)| wanted.neighbours.get(address) != Some(mac))
+            .map(|(address, _)| *address)
+            .collect();
+        for id in wanted.endpoints.keys().filter(|id| now.endpoints.contains_key(id)) {
+            for address in &moved {
+                self.push_endpoint(*id, EndpointOp::Forget(*address));
+            }
+        }
+    }
+
+    fn leftovers(&mut self, wanted: &ObservedNetwork, now: &ObservedNetwork) {
+        for id in now.endpoints.keys().filter(|id| !wanted.endpoints.contains_key(id)) {
+            self.push_endpoint(*id, EndpointOp::Delete);
+        }
+        for address in now.neighbours.keys().filter(|address| !wanted.neighbours.contains_key(address)) {
+            self.push(NetworkOp::DeleteNeighbour(*address));
+        }
+        for mac in now.fdb.keys().filter(|mac| !wanted.fdb.contains_key(mac)) {
+            self.push(NetworkOp::DeleteFdb(*mac));
+        }
+        for net in now.addresses.difference(&wanted.addresses) {
+            self.push(NetworkOp::DeleteAddress(*net));
+        }
+    }
+}

@@ -1,0 +1,194 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::{IpNet, Ipv4Net};
+use weft_netlink::netns::NetnsId;
+use weft_types::{EndpointId, Mac, NetworkId, Vni};
+
+/// What a look at the kernel says about our own objects, and the little about others that matters to us.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// The host's own namespace.
+    pub host: Host,
+    /// The namespaces of our networks.
+    pub networks: BTreeMap<NetworkId, ObservedNetwork>,
+}
+
+/// What we have and see in the host's own namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Our nft table.
+    pub rules: Option<HostRules>,
+    /// Whether the host forwards packets.
+    pub forwarding: Forwarding,
+    /// IPv4 link-local ranges that somebody else uses.
+    pub link_local: BTreeSet<Ipv4Net>,
+}
+
+/// Our nft table in the host's namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostRules {
+    /// VXLAN ports, on which only members are heard.
+    pub ports: BTreeSet<u16>,
+    /// Who is heard there.
+    pub members: BTreeSet<IpAddr>,
+    /// Whether packets out of the networks get an address of the host.
+    pub masquerade: bool,
+}
+
+/// Whether the host forwards packets between its devices.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Forwarding {
+    /// IPv4 packets.
+    pub ipv4: bool,
+    /// IPv6 packets.
+    pub ipv6: bool,
+}
+
+/// The namespace of a network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ObservedNetwork {
+    /// The bridge. Without one the namespace is of no use and is made anew.
+    pub bridge: Option<Bridge>,
+    /// Addresses of the bridge.
+    pub addresses: BTreeSet<IpNet>,
+    /// The tunnel, if it is a port of the bridge with the flags it should have.
+    pub vxlan: Option<Vxlan>,
+    /// The way out.
+    pub uplink: Option<Uplink>,
+    /// Endpoints with a port on the bridge.
+    pub endpoints: BTreeMap<EndpointId, ObservedEndpoint>,
+    /// The VTEP behind which an Ethernet address is; `None` if the entry of the bridge or of the VXLAN device
+    /// is missing.
+    pub fdb: BTreeMap<Mac, Option<IpAddr>>,
+    /// The Ethernet address behind which an address is.
+    pub neighbours: BTreeMap<IpAddr, Mac>,
+}
+
+/// The bridge of a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bridge {
+    /// Its Ethernet address, the gateway's.
+    pub mac: Mac,
+    /// Its largest packet.
+    pub mtu: u32,
+    /// The network's name, kept in the alias.
+    pub name: String,
+}
+
+/// The tunnel of a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vxlan {
+    /// The network on the wire.
+    pub vni: Vni,
+    /// Our underlay address.
+    pub local: IpAddr,
+    /// The UDP port.
+    pub port: u16,
+    /// Its largest packet.
+    pub mtu: u32,
+}
+
+/// A veth pair between a network's namespace and the host's, with a route and masquerade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Uplink {
+    /// Which pair of link addresses.
+    pub slot: u16,
+    /// Whether it has IPv6 addresses too.
+    pub ipv6: bool,
+    /// Its largest packet.
+    pub mtu: u32,
+    /// Whether nothing of it is missing.
+    pub intact: bool,
+}
+
+impl Uplink {
+    /// How many slots there are: pairs in 169.254.64.0/18, which is far from the fixed DNS address and from the
+    /// clouds' metadata service.
+    pub const SLOTS: u16 = 1 << 13;
+
+    /// The IPv4 addresses of all uplinks.
+    pub const IPV4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 64, 0), 18);
+    /// The IPv6 addresses of all uplinks: a unique local prefix (RFC 4193).
+    pub const IPV6: ipnet::Ipv6Net =
+        ipnet::Ipv6Net::new_assert(Ipv6Addr::new(0xfd77, 0x6566, 0x7400, 0, 0, 0, 0, 0), 64);
+
+    /// The IPv4 addresses of the host's end and of the network's end, of a /31 (RFC 3021).
+    pub fn ipv4(&self) -> (Ipv4Addr, Ipv4Addr) {
+        let host = Self::IPV4.network().to_bits() + 2 * u32::from(self.slot);
+        (Ipv4Addr::from_bits(host), Ipv4Addr::from_bits(host + 1))
+    }
+
+    /// The IPv6 addresses of the host's end and of the network's end, of a /127 (RFC 6164).
+    pub fn ipv6(&self) -> (Ipv6Addr, Ipv6Addr) {
+        let host = Self::IPV6.network().to_bits() + 2 + 2 * u128::from(self.slot);
+        (Ipv6Addr::from_bits(host), Ipv6Addr::from_bits(host + 1))
+    }
+}
+
+/// An endpoint of this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedEndpoint {
+    /// Its Ethernet address.
+    pub mac: Mac,
+    /// The largest packet of both ends.
+    pub mtu: u32,
+    /// Which namespace the far end is in, if that could be found out.
+    pub sandbox: Option<NetnsId>,
+    /// Whether both ends are up, the port is on the bridge, and its forwarding entry is there.
+    pub intact: bool,
+    /// Addresses in the sandbox.
+    pub addresses: BTreeSet<IpNet>,
+    /// Our routes in the sandbox.
+    pub routes: BTreeSet<EndpointRoute>,
+}
+
+/// A route that a sandbox has because of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EndpointRoute {
+    /// Where to.
+    pub to: IpNet,
+    /// The next hop; without, it is on the link.
+    pub via: Option<IpAddr>,
+    /// Which of several routes to the same destination wins: the lowest.
+    pub metric: u32,
+}
+
+impl fmt::Display for HostRules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |items: Vec<String>| if items.is_empty() { "nobody".to_owned() } else { items.join(",") };
+        let ports = list(self.ports.iter().map(ToString::to_string).collect());
+        let members = list(self.members.iter().map(ToString::to_string).collect());
+        write!(f, "VXLAN on {ports} from {members}{}", if self.masquerade { ", masquerade" } else { "" })
+    }
+}
+
+impl fmt::Display for Bridge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "bridge {} mtu {} named {}", self.mac, self.mtu, self.name)
+    }
+}
+
+impl fmt::Display for Vxlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vxlan vni {} local {} port {} mtu {}", self.vni, self.local, self.port, self.mtu)
+    }
+}
+
+impl fmt::Display for Uplink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (host, network) = self.ipv4();
+        write!(f, "uplink {network} to {host}{} mtu {}", if self.ipv6 { " and ipv6" } else { "" }, self.mtu)
+    }
+}
+
+impl fmt::Display for EndpointRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "route {}", self.to)?;
+        self.via.iter().try_for_each(|via| write!(f, " via {via}"))?;
+        write!(f, " metric {}", self.metric)
+    }
+}

@@ -1,0 +1,295 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+};
+
+use proptest::{collection, option, prelude::*};
+use weft_netlink::netns::NetnsId;
+use weft_types::{EndpointId, Mac, NetworkId, Vni};
+
+use super::*;
+
+/// A kernel made of maps: refuses what the real one would refuse, by panicking.
+pub(super) fn carry_out(plan: &Plan, observed: &mut Observed) {
+    for op in &plan.ops {
+        match op {
+            Op::Host(op) => host(op, &mut observed.host),
+            Op::Network(id, NetworkOp::Add(bridge)) => {
+                let network = ObservedNetwork { bridge: Some(bridge.clone()), ..Default::default() };
+                assert!(observed.networks.insert(*id, network).is_none(), "{op}: exists");
+            }
+            Op::Network(id, NetworkOp::Delete) => {
+                observed.networks.remove(id).unwrap_or_else(|| panic!("{op}: none"));
+            }
+            Op::Network(id, change) => {
+                let network = observed.networks.get_mut(id).unwrap_or_else(|| panic!("{op}: no namespace"));
+                assert!(network.bridge.is_some(), "{op}: no bridge");
+                self::network(change, network);
+            }
+            Op::Endpoint(id, endpoint, change) => {
+                let network = observed.networks.get_mut(id).unwrap_or_else(|| panic!("{op}: no namespace"));
+                assert!(network.bridge.is_some(), "{op}: no bridge");
+                self::endpoint(*endpoint, change, network);
+            }
+        }
+    }
+}
+
+fn host(op: &HostOp, host: &mut Host) {
+    match op {
+        HostOp::EnableForwarding { ipv6: false } => host.forwarding.ipv4 = true,
+        HostOp::EnableForwarding { ipv6: true } => host.forwarding.ipv6 = true,
+        HostOp::SetRules(rules) => host.rules = Some(rules.clone()),
+        HostOp::DeleteRules => assert!(host.rules.take().is_some()),
+    }
+}
+
+fn network(op: &NetworkOp, network: &mut ObservedNetwork) {
+    match op {
+        NetworkOp::Add(_) | NetworkOp::Delete => unreachable!("handled above"),
+        NetworkOp::SetBridge(bridge) => {
+            let mtu = network.bridge.as_ref().unwrap().mtu;
+            network.bridge = Some(Bridge { mtu, ..bridge.clone() });
+        }
+        NetworkOp::AddAddress(net) => assert!(network.addresses.insert(*net), "{op}"),
+        NetworkOp::DeleteAddress(net) => assert!(network.addresses.remove(net), "{op}"),
+        NetworkOp::AddVxlan(vxlan) => {
+            assert!(network.vxlan.replace(*vxlan).is_none(), "{op}");
+            network.fdb.clear();
+        }
+        NetworkOp::DeleteVxlan => {
+            assert!(network.vxlan.take().is_some(), "{op}");
+            network.fdb.clear();
+        }
+        NetworkOp::AddUplink(uplink) => assert!(network.uplink.replace(*uplink).is_none(), "{op}"),
+        NetworkOp::DeleteUplink => assert!(network.uplink.take().is_some(), "{op}"),
+        NetworkOp::SetMtu(Link::Bridge, mtu) => network.bridge.as_mut().unwrap().mtu = *mtu,
+        NetworkOp::SetMtu(Link::Vxlan, mtu) => network.vxlan.as_mut().unwrap().mtu = *mtu,
+        NetworkOp::SetMtu(Link::Uplink, mtu) => network.uplink.as_mut().unwrap().mtu = *mtu,
+        NetworkOp::SetNeighbour(address, mac) => {
+            network.neighbours.insert(*address, *mac);
+        }
+        NetworkOp::DeleteNeighbour(address) => assert!(network.neighbours.remove(address).is_some(), "{op}"),
+        NetworkOp::SetFdb(mac, vtep) => {
+            assert!(network.vxlan.is_some(), "{op}: no tunnel");
+            network.fdb.insert(*mac, Some(*vtep));
+        }
+        NetworkOp::DeleteFdb(mac) => assert!(network.fdb.remove(mac).is_some(), "{op}"),
+    }
+}
+
+fn endpoint(id: EndpointId, op: &EndpointOp, network: &mut ObservedNetwork) {
+    if let EndpointOp::Add { mac, mtu, sandbox, .. } = op {
+        let endpoint = ObservedEndpoint {
+            mac: *mac,
+            mtu: *mtu,
+            sandbox: Some(sandbox.id),
+            intact: true,
+            addresses: BTreeSet::new(),
+            routes: BTreeSet::new(),
+        };
+        assert!(network.endpoints.insert(id, endpoint).is_none(), "{op}: exists");
+        return;
+    }
+    let endpoint = network.endpoints.get_mut(&id).unwrap_or_else(|| panic!("{op}: no endpoint"));
+    match op {
+        EndpointOp::Add { .. } => unreachable!("handled above"),
+        EndpointOp::Delete => {
+            network.endpoints.remove(&id);
+        }
+        EndpointOp::SetMtu(mtu) => endpoint.mtu = *mtu,
+        EndpointOp::AddAddress(net) => assert!(endpoint.addresses.insert(*net), "{op}"),
+        EndpointOp::DeleteAddress(net) => assert!(endpoint.addresses.remove(net), "{op}"),
+        EndpointOp::AddRoute(route) => assert!(endpoint.routes.insert(*route), "{op}"),
+        EndpointOp::DeleteRoute(route) => assert!(endpoint.routes.remove(route), "{op}"),
+        EndpointOp::Forget(_) => {}
+    }
+}
+
+fn address() -> impl Strategy<Value = IpAddr> {
+    (2..10_u8, any::<bool>()).prop_map(|(n, ipv6)| {
+        if ipv6 { format!("fd00::{n:x}").parse().unwrap() } else { IpAddr::from([10, 0, 0, n]) }
+    })
+}
+
+fn mac() -> impl Strategy<Value = Mac> {
+    (0..10_u8).prop_map(|n| Mac([2, 0, 0, 0, 0, n]))
+}
+
+fn vtep() -> impl Strategy<Value = IpAddr> {
+    (1..4_u8).prop_map(|n| IpAddr::from([192, 0, 2, n]))
+}
+
+fn sandbox() -> impl Strategy<Value = Sandbox> {
+    (0..4_u64).prop_map(|ino| Sandbox {
+        path: PathBuf::from(format!("/run/netns/s{ino}")),
+        id: NetnsId { dev: 4, ino },
+    })
+}
+
+fn net() -> impl Strategy<Value = ipnet::IpNet> {
+    address().prop_map(|address| {
+        ipnet::IpNet::new(address, if address.is_ipv4() { 24 } else { 64 }).unwrap()
+    })
+}
+
+fn local() -> impl Strategy<Value = LocalEndpoint> {
+    let gateway = any::<bool>().prop_map(|has| if has { vec![IpAddr::from([10, 0, 0, 1])] } else { vec![] });
+    (mac(), collection::vec(net(), 0..3), sandbox(), gateway).prop_map(|(mac, addresses, sandbox, gateway)| {
+        LocalEndpoint { mac, addresses, sandbox, gateway, ifname: None }
+    })
+}
+
+fn remote() -> impl Strategy<Value = RemoteEndpoint> {
+    (mac(), collection::vec(address(), 0..3), vtep())
+        .prop_map(|(mac, addresses, vtep)| RemoteEndpoint { mac, addresses, vtep })
+}
+
+fn endpoint_id() -> impl Strategy<Value = EndpointId> {
+    (0..6_u8).prop_map(|n| EndpointId([n; 16]))
+}
+
+fn desired_network() -> impl Strategy<Value = Network> {
+    (
+        (1..3_u32, 1400..1402_u16, 1..3_u8, any::<bool>(), any::<bool>()),
+        collection::btree_map(endpoint_id(), local(), 0..4),
+        collection::btree_map(endpoint_id(), remote(), 0..4),
+    )
+        .prop_map(|((vni, mtu, subnets, internal, services), endpoints, remotes)| Network {
+            name: format!("n{vni}"),
+            vni: Vni::try_from(vni).unwrap(),
+            mtu,
+            vtep: IpAddr::from([192, 0, 2, 1]),
+            vxlan_port: 4789,
+            subnets: [("10.0.0.0/24", "10.0.0.1"), ("fd00::/64", "fd00::1")][..subnets.into()]
+                .iter()
+                .map(|(net, gateway)| Subnet { net: net.parse().unwrap(), gateway: gateway.parse().unwrap() })
+                .collect(),
+            internal,
+            service_addresses: if services { vec![IpAddr::from([169, 254, 53, 53])] } else { vec![] },
+            endpoints,
+            remotes,
+        })
+}
+
+fn network_id() -> impl Strategy<Value = NetworkId> {
+    (0..4_u8).prop_map(|n| NetworkId([n; 16]))
+}
+
+fn desired() -> impl Strategy<Value = Desired> {
+    (collection::btree_set(vtep(), 0..3), collection::btree_map(network_id(), desired_network(), 0..4))
+        .prop_map(|(members, networks)| Desired { members, networks })
+}
+
+fn observed_endpoint() -> impl Strategy<Value = ObservedEndpoint> {
+    let route = (net(), option::of(address()), 0..3_u32)
+        .prop_map(|(to, via, metric)| EndpointRoute { to, via, metric });
+    (
+        mac(),
+        1400..1402_u32,
+        option::of(sandbox()),
+        any::<bool>(),
+        collection::btree_set(net(), 0..3),
+        collection::btree_set(route, 0..3),
+    )
+        .prop_map(|(mac, mtu, sandbox, intact, addresses, routes)| ObservedEndpoint {
+            mac,
+            mtu,
+            sandbox: sandbox.map(|sandbox| sandbox.id),
+            intact,
+            addresses,
+            routes,
+        })
+}
+
+fn observed_network() -> impl Strategy<Value = ObservedNetwork> {
+    let bridge = (mac(), 1400..1402_u32).prop_map(|(mac, mtu)| Bridge { mac, mtu, name: "n1".to_owned() });
+    let vxlan = (1..3_u32, vtep(), 1400..1402_u32).prop_map(|(vni, local, mtu)| Vxlan {
+        vni: Vni::try_from(vni).unwrap(),
+        local,
+        port: 4789,
+        mtu,
+    });
+    let uplink = (0..3_u16, any::<bool>(), 1400..1402_u32, any::<bool>())
+        .prop_map(|(slot, ipv6, mtu, intact)| Uplink { slot, ipv6, mtu, intact });
+    (
+        option::weighted(0.9, bridge),
+        collection::btree_set(net(), 0..3),
+        option::of(vxlan),
+        option::of(uplink),
+        collection::btree_map(endpoint_id(), observed_endpoint(), 0..4),
+        collection::btree_map(mac(), option::of(vtep()), 0..4),
+        collection::btree_map(address(), mac(), 0..4),
+    )
+        .prop_map(|(bridge, addresses, vxlan, uplink, endpoints, fdb, neighbours)| ObservedNetwork {
+            bridge,
+            addresses,
+            // Without a tunnel there are no entries of it.
+            fdb: if vxlan.is_some() { fdb } else { BTreeMap::new() },
+            vxlan,
+            uplink,
+            endpoints,
+            neighbours,
+        })
+}
+
+fn observed() -> impl Strategy<Value = Observed> {
+    let rules = (collection::btree_set(vtep(), 0..3), any::<bool>())
+        .prop_map(|(members, masquerade)| HostRules { ports: [4789].into(), members, masquerade });
+    (option::of(rules), any::<bool>(), collection::btree_map(network_id(), observed_network(), 0..4)).prop_map(
+        |(rules, forwards, networks)| Observed {
+            host: Host {
+                rules,
+                forwarding: Forwarding { ipv4: forwards, ipv6: forwards },
+                link_local: BTreeSet::new(),
+            },
+            networks,
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn a_plan_leads_to_what_is_desired_and_then_there_is_nothing_to_do(
+        desired in desired(), mut observed in observed()
+    ) {
+        carry_out(&plan(&desired, &observed), &mut observed);
+        prop_assert_eq!(plan(&desired, &observed), Plan::default());
+        prop_assert_eq!(&observed.host.rules, &desired.host_rules());
+        let programmed: BTreeMap<_, _> = desired.programmed().collect();
+        prop_assert!(programmed.keys().eq(observed.networks.keys()));
+        let mut slots = BTreeSet::new();
+        for (id, network) in programmed {
+            let slot = observed.networks[&id].uplink.map(|uplink| uplink.slot);
+            prop_assert_eq!(slot.is_none(), network.internal);
+            prop_assert_eq!(&observed.networks[&id], &network.as_observed(slot));
+            prop_assert!(slot.is_none_or(|slot| slots.insert(slot)), "two uplinks share addresses");
+        }
+    }
+
+    #[test]
+    fn from_nothing_to_something_and_back_leaves_nothing(desired in desired()) {
+        let mut observed = Observed::default();
+        carry_out(&plan(&desired, &observed), &mut observed);
+        carry_out(&plan(&Desired::default(), &observed), &mut observed);
+        prop_assert_eq!(observed.networks, BTreeMap::new());
+        prop_assert_eq!(observed.host.rules, None);
+    }
+
+    #[test]
+    fn an_address_is_never_without_a_place_while_it_moves(before in desired(), after in desired()) {
+        let mut observed = Observed::default();
+        carry_out(&plan(&before, &observed), &mut observed);
+        let plan = plan(&after, &observed);
+        let kept = |id: &NetworkId| after.programmed().any(|(other, _)| other == *id);
+        let wanted: BTreeMap<_, _> =
+            after.programmed().map(|(id, network)| (id, network.as_observed(None))).collect();
+        for op in &plan.ops {
+            if let Op::Network(id, NetworkOp::DeleteNeighbour(address)) = op {
+                prop_assert!(kept(id));
+                prop_assert!(!wanted[id].neighbours.contains_key(address));
+            }
+        }
+    }
+}
