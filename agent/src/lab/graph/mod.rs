@@ -3,6 +3,7 @@
 //! The same lab always gives the same bytes, so pictures can be kept under version control and compared.
 
 mod mermaid;
+mod shapes;
 mod svg;
 
 use serde::Serialize;

@@ -1,9 +1,7 @@
 //! The lab as an SVG: hosts are columns, networks are lanes across them, and every service is a row of its
 //! lane with its address on the left and an arrow to each backend.
 
-use std::fmt::Write as _;
-
-use super::Drawing;
+use super::{Drawing, shapes::Svg};
 use crate::{
     api::types::EndpointMode,
     lab::resolve::{HostPlan, ServicePlan},
@@ -12,7 +10,6 @@ use crate::{
 const MARGIN: usize = 24;
 const TITLE: usize = 40;
 const HOST_HEAD: usize = 48;
-const LANE_HEAD: usize = 28;
 const GAP: usize = 12;
 /// Between a row's top and its boxes: room for the line that the arrows hang from.
 const BUS: usize = 18;
@@ -76,6 +73,12 @@ impl<'d, 'l> Layout<'d, 'l> {
     fn new(drawing: &'d Drawing<'l>) -> Self {
         let topology = drawing.topology;
         let mut label_chars = 12;
+        for network in &topology.networks {
+            label_chars = lane_lines(drawing, &network.name)
+                .iter()
+                .map(String::len)
+                .fold(label_chars, usize::max);
+        }
         for service in &topology.services {
             label_chars = label_chars.max(service.name.len());
             for line in service_lines(drawing, service) {
@@ -93,7 +96,7 @@ impl<'d, 'l> Layout<'d, 'l> {
         }
         let label_width = label_chars * CHAR + 24;
         let box_width = box_chars * CHAR + 20;
-        let box_height = LINE * (1 + address_lines) + 14;
+        let box_height = LINE * (1 + address_lines) + 20;
 
         let columns = Self::columns(drawing, MARGIN + label_width + 3 * GAP, box_width);
         let right = columns
@@ -150,7 +153,8 @@ impl<'d, 'l> Layout<'d, 'l> {
     fn lane(&self, network: &'d str, top: usize) -> Lane<'d> {
         let topology = self.drawing.topology;
         let mut rows = Vec::new();
-        let mut at = top + LANE_HEAD;
+        let head = lane_lines(self.drawing, network).len() * LINE + GAP;
+        let mut at = top + head;
         for service in topology
             .services
             .iter()
@@ -185,7 +189,7 @@ impl<'d, 'l> Layout<'d, 'l> {
         Lane {
             network,
             top,
-            height: (at - top).max(LANE_HEAD + GAP),
+            height: at - top + GAP,
             rows,
         }
     }
@@ -201,10 +205,10 @@ impl<'d, 'l> Layout<'d, 'l> {
                 8,
                 &format!("fill=\"{fill}\" stroke=\"{stroke}\""),
             );
-            let mut label = vec![lane.network.to_owned()];
-            label.extend(self.drawing.traits_of(lane.network));
-            label.extend(self.drawing.subnets(lane.network));
-            svg.text(MARGIN + GAP, lane.top + 19, "network", &label.join(" · "));
+            for (number, line) in lane_lines(self.drawing, lane.network).iter().enumerate() {
+                let class = if number == 0 { "name" } else { "address" };
+                svg.text(MARGIN + GAP, lane.top + 20 + number * LINE, class, line);
+            }
         }
     }
 
@@ -314,84 +318,11 @@ fn service_lines(drawing: &Drawing<'_>, service: &ServicePlan) -> Vec<String> {
     drawing.service_lines(&service.name, &service.network, service.endpoint_mode, service.lb)
 }
 
-/// Writes the few shapes that are needed.
-struct Svg {
-    out: String,
-}
-
-const STYLE: &str = "\
-text{font-family:system-ui,sans-serif;font-size:13px;fill:#1c2733}\
-.title{font-size:18px;font-weight:600}\
-.network,.name{font-weight:600}\
-.address{font-family:ui-monospace,monospace;font-size:11px;fill:#44525f}\
-.host{fill:#ffffff;fill-opacity:.45;stroke:#66737f}\
-.replica,.service{fill:#ffffff;stroke-width:1.3}\
-.replica{stroke:#66737f}\
-.host.down,.replica.down{fill:#fde8e8;stroke:#c0392b}\
-.gone{stroke:#c0392b;stroke-dasharray:2 3}\
-line,path{stroke-width:1.6;fill:none}";
-
-impl Svg {
-    fn new(width: usize, height: usize) -> Self {
-        let mut out = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\">\n"
-        );
-        let _ = writeln!(out, "<style>{STYLE}</style>");
-        // A ground of its own, so that the picture can be read on dark pages too.
-        let _ = writeln!(
-            out,
-            "<rect width=\"{width}\" height=\"{height}\" fill=\"#ffffff\"/>"
-        );
-        Self { out }
+/// What stands at the head of a lane: the network with its traits, then its subnets.
+fn lane_lines(drawing: &Drawing<'_>, network: &str) -> Vec<String> {
+    let mut name = network.to_owned();
+    if let Some(traits) = drawing.traits_of(network) {
+        name.push_str(&format!(" ({traits})"));
     }
-
-    fn rect(&mut self, x: usize, y: usize, width: usize, height: usize, radius: usize, attributes: &str) {
-        let _ = writeln!(
-            self.out,
-            "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" rx=\"{radius}\" {attributes}/>"
-        );
-    }
-
-    fn line(&mut self, (x1, y1): (usize, usize), (x2, y2): (usize, usize), attributes: &str) {
-        let _ = writeln!(
-            self.out,
-            "<line x1=\"{x1}\" y1=\"{y1}\" x2=\"{x2}\" y2=\"{y2}\" {attributes}/>"
-        );
-    }
-
-    /// A line downwards that ends in a tip.
-    fn arrow(&mut self, x: usize, from: usize, to: usize, attributes: &str) {
-        let (left, right, tip) = (x - 4, x + 4, to - 5);
-        let _ = writeln!(
-            self.out,
-            "<path d=\"M{x} {from}V{to}M{left} {tip}L{x} {to}L{right} {tip}\" {attributes}/>"
-        );
-    }
-
-    fn text(&mut self, x: usize, y: usize, class: &str, text: &str) {
-        let _ = writeln!(
-            self.out,
-            "<text x=\"{x}\" y=\"{y}\" class=\"{class}\">{}</text>",
-            escape(text)
-        );
-    }
-
-    fn centred(&mut self, x: usize, y: usize, class: &str, text: &str) {
-        let _ = writeln!(
-            self.out,
-            "<text x=\"{x}\" y=\"{y}\" text-anchor=\"middle\" class=\"{class}\">{}</text>",
-            escape(text)
-        );
-    }
-
-    fn finish(mut self) -> String {
-        self.out.push_str("</svg>\n");
-        self.out
-    }
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
+    [vec![name], drawing.subnets(network)].concat()
 }
