@@ -8,6 +8,8 @@
 //! [`ApiError`]: a kind, a sentence and, where there is one, a way out.
 
 pub mod client;
+#[cfg(test)]
+pub(crate) mod contract;
 mod error;
 pub mod routes;
 mod timestamp;

@@ -56,3 +56,6 @@ display_as_serialized!(
     Protocol,
     Scheduler
 );
+
+#[cfg(test)]
+mod tests;
