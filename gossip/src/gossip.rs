@@ -1,55 +1,170 @@
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
     time::Instant,
 };
 
 use bytes::Bytes;
+use rand::SeedableRng;
+use rand_chacha::ChaCha12Rng;
 use weft_types::NodeId;
 
 use crate::{
-    CARD_KIND, Config, Identity, Key, MAX_MESSAGE, MAX_NAME, MAX_VALUE, Member, Output, PutError, Record,
-    SendError, StateSum,
+    CARD_KIND, Config, Event, Identity, Key, MAX_MESSAGE, MAX_NAME, MAX_VALUE, Member, MemberState, Output,
+    PutError, Record, SendError, Stats,
+    identity::Short,
+    membership::{Id, Membership},
+    replay::ReplayGuard,
+    rumours::Rumours,
+    seal::{Channel, Sealer},
+    store::{Digest, Store},
+    wire::{self, Body, Card},
 };
 
+mod contact;
+mod own;
+mod receive;
+mod sync;
+
 /// One node's view of its cluster, and the protocol that keeps it true.
+///
+/// The crate's documentation says how to drive it.
 #[derive(Debug)]
 pub struct Gossip {
     config: Config,
     identity: Identity,
-    records: BTreeMap<(NodeId, Key), Record>,
+    node: NodeId,
+    short: Short,
+    boot: u64,
+    rng: ChaCha12Rng,
+    sealer: Sealer,
+    replay: ReplayGuard,
+    store: Store,
+    digest: Digest,
+    membership: Membership,
+    /// The generation that `digest` was told.
+    generation: u64,
+    rumours: Rumours,
+    peers: BTreeMap<Short, Peer>,
+    evicted: BTreeSet<NodeId>,
+    own: own::Own,
+    join: contact::Join,
+    sync: sync::Sync,
+    /// Members that a peer believes down, and until when they may prove otherwise.
+    doubts: BTreeMap<Short, (u64, Instant)>,
+    revive_at: Instant,
+    tidy_at: Instant,
     outputs: VecDeque<Output>,
+    stats: Stats,
+    phase: Phase,
 }
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Records may still be loaded; nothing was said yet.
+    Loading,
+    Running,
+    Left,
+}
+
+/// Another node, as its card describes it.
+#[derive(Debug)]
+struct Peer {
+    node: NodeId,
+    card: Card,
+    state: MemberState,
+    incarnation: u64,
+    since: Instant,
+    /// When it was last told to renew, or asked who it is, so that one incident does not cause a flood.
+    nudged: Option<Instant>,
+}
+
+/// Outputs waiting at most; packets beyond are lost. Events are not, but each is caused by an input.
+const MAX_OUTPUTS: usize = 16_384;
+/// How often old tombstones are looked for.
+const TIDY: std::time::Duration = std::time::Duration::from_secs(60);
 
 impl Gossip {
     /// A node that knows nobody yet.
+    ///
+    /// `boot` counts the starts of this identity: it is kept on disk and raised before each start. `seed` is
+    /// 32 secret random bytes, new at each start.
     pub fn new(config: Config, identity: Identity, boot: u64, seed: [u8; 32], now: Instant) -> Self {
-        let _ = (boot, seed, now);
+        let mut rng = ChaCha12Rng::from_seed(seed);
+        let node = identity.node();
+        let short = Short::from(&node);
+        let sealer = Sealer::new(
+            config.cluster,
+            config.keys.clone(),
+            &identity,
+            config.max_authors,
+            &mut rng,
+        );
+        // Low bits count the generations of one start.
+        let generation = boot << 16;
+        let membership = Membership::new(
+            Id {
+                node: short,
+                generation,
+            },
+            ChaCha12Rng::from_rng(&mut rng),
+        );
         Self {
+            replay: ReplayGuard::new(config.max_authors),
+            store: Store::new(config.max_authors, config.max_records_per_author),
+            revive_at: now + config.revive,
+            tidy_at: now + TIDY,
+            sync: sync::Sync::new(now + config.anti_entropy),
+            join: contact::Join::default(),
+            own: own::Own::default(),
+            digest: Digest::new(),
+            rumours: Rumours::default(),
+            peers: BTreeMap::new(),
+            evicted: BTreeSet::new(),
+            doubts: BTreeMap::new(),
+            outputs: VecDeque::new(),
+            stats: Stats::default(),
+            phase: Phase::Loading,
             config,
             identity,
-            records: BTreeMap::new(),
-            outputs: VecDeque::new(),
+            node,
+            short,
+            boot,
+            rng,
+            sealer,
+            membership,
+            generation,
         }
     }
 
-    /// Takes back what was written to disk.
-    pub fn load(&mut self, records: impl IntoIterator<Item = Record>) {
-        self.records.extend(
-            records
-                .into_iter()
-                .map(|record| ((record.author, record.key.clone()), record)),
-        );
+    /// Takes back what was written to disk. To be called before everything else; the records must have come out
+    /// of here, their signatures are not checked again.
+    pub fn load(&mut self, records: impl IntoIterator<Item = Record>, now: Instant) {
+        debug_assert_eq!(self.phase, Phase::Loading);
+        for record in records {
+            let card = (record.key == Key::card()).then(|| record.clone());
+            let author = Short::from(&record.author);
+            self.store.apply(record, now);
+            if let Some(card) = card.filter(|card| card.author != self.node) {
+                self.take_card(&card, now);
+            }
+            self.touch(author);
+        }
     }
 
-    /// Asks these addresses to let this node in, again and again until a member answers.
+    /// Asks these addresses to let this node in, again and again until a member answers. Members remembered
+    /// from before are asked without being named here.
     pub fn join(&mut self, seeds: impl IntoIterator<Item = SocketAddr>, now: Instant) {
-        let _ = (seeds.into_iter(), now);
+        self.start(now);
+        self.add_seeds(seeds, now);
+        self.settle(now);
     }
 
-    /// Says `value` under `key`.
+    /// Says `value` under `key`. The record is to be on disk before the outputs are carried out.
+    ///
+    /// After a start, writing is best left until [`Event::CaughtUp`], unless there is nobody to catch up with:
+    /// what is written earlier over a disk that was rolled back is written a second time, with a new version.
     pub fn put(&mut self, key: Key, value: Bytes, now: Instant) -> Result<Record, PutError> {
-        let _ = now;
         if key.kind == CARD_KIND {
             return Err(PutError::ReservedKind(key.kind));
         }
@@ -59,84 +174,145 @@ impl Gossip {
         if value.len() > MAX_VALUE {
             return Err(PutError::ValueTooLong(value.len()));
         }
-        Ok(self.write(key, Some(value)))
+        self.start(now);
+        let author = self.store.author(self.short);
+        let held = author.map_or(0, |author| author.records().count());
+        if held >= self.config.max_records_per_author
+            && author.is_none_or(|author| author.get(&key).is_none())
+        {
+            return Err(PutError::TooManyRecords(held));
+        }
+        let record = self.write(key, Some(value), now);
+        self.settle(now);
+        Ok(record)
     }
 
-    /// Says that there is nothing under `key` any more.
+    /// Says that there is nothing under `key` any more. None if there was nothing.
     pub fn remove(&mut self, key: &Key, now: Instant) -> Option<Record> {
-        let _ = now;
-        self.get(&self.identity.node(), key)?.value.as_ref()?;
-        Some(self.write(key.clone(), None))
-    }
-
-    fn write(&mut self, key: Key, value: Option<Bytes>) -> Record {
-        let version = self
-            .records
-            .values()
-            .map(|record| record.version)
-            .max()
-            .unwrap_or(0)
-            + 1;
-        let record = Record::sign(
-            &self.identity,
-            &self.config.cluster,
-            key.clone(),
-            version,
-            value,
-            StateSum::default(),
-        );
-        self.records.insert((record.author, key), record.clone());
-        record
-    }
-
-    /// What `author` says under `key`; a tombstone has no value.
-    pub fn get(&self, author: &NodeId, key: &Key) -> Option<&Record> {
-        self.records.get(&(*author, key.clone()))
-    }
-
-    /// Everything anybody says, tombstones included.
-    pub fn records(&self) -> impl Iterator<Item = &Record> {
-        self.records.values()
-    }
-
-    /// Every node ever heard of, but this one and those evicted.
-    pub fn members(&self) -> impl Iterator<Item = Member> {
-        std::iter::empty()
+        if key.kind == CARD_KIND {
+            return None;
+        }
+        self.get(&self.node, key)?.value.as_ref()?;
+        self.start(now);
+        let record = self.write(key.clone(), None, now);
+        self.settle(now);
+        Some(record)
     }
 
     /// Sends a datagram to another node's application: it arrives once or not at all.
     pub fn send(&mut self, to: NodeId, payload: Bytes, now: Instant) -> Result<(), SendError> {
-        let _ = now;
         if payload.len() > MAX_MESSAGE {
             return Err(SendError::TooLong(payload.len()));
         }
-        Err(SendError::Unknown(to))
+        if to == self.node || self.evicted.contains(&to) {
+            return Err(SendError::NotAPeer(to));
+        }
+        let short = Short::from(&to);
+        let peer = self
+            .peers
+            .get(&short)
+            .filter(|peer| peer.node == to)
+            .ok_or(SendError::Unknown(to))?;
+        if peer.state == MemberState::Left || self.phase == Phase::Left {
+            return Err(SendError::NotAPeer(to));
+        }
+        let body = Body::Message {
+            session: peer.card.session,
+            payload: payload.to_vec(),
+        };
+        self.start(now);
+        self.send_body(short, &body);
+        self.settle(now);
+        Ok(())
     }
 
-    /// Takes a datagram that arrived.
+    /// Takes a datagram that arrived. Whatever it holds, it cannot do harm.
     pub fn handle_packet(&mut self, from: SocketAddr, packet: &[u8], now: Instant) {
-        let _ = (from, packet, now);
+        if self.phase == Phase::Left {
+            return;
+        }
+        self.start(now);
+        self.receive(from, packet, now);
+        self.settle(now);
     }
 
     /// Takes a frame that a peer sent over a stream; the answer is to be sent back.
     pub fn handle_stream_request(&mut self, frame: &[u8], now: Instant) -> Option<Vec<u8>> {
-        let _ = (frame, now);
-        None
+        if self.phase == Phase::Left {
+            return None;
+        }
+        self.start(now);
+        let answer = self.answer_pull(frame, now);
+        self.settle(now);
+        answer
     }
 
     /// Takes the answer to an [`Output::Stream`].
     pub fn handle_stream_response(&mut self, frame: &[u8], now: Instant) {
-        let _ = (frame, now);
+        if self.phase == Phase::Left {
+            return;
+        }
+        self.start(now);
+        self.take_chunk(frame, now);
+        self.settle(now);
     }
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let _ = now;
+        if self.phase == Phase::Left {
+            return;
+        }
+        self.start(now);
+        self.membership.handle_timeout(now);
+        self.settle(now);
+        self.flush_rumours(now);
+        self.rejoin_if_due(now);
+        self.revive_if_due(now);
+        self.sync_if_due(now);
+        self.judge_doubts(now);
+        if self.tidy_at <= now {
+            self.tidy_at = now + TIDY;
+            if let Some(limit) = now.checked_sub(self.config.tombstone_ttl) {
+                for (author, key) in self.store.drop_tombstones(limit) {
+                    self.emit(Event::Dropped { author, key });
+                }
+            }
+        }
+        self.settle(now);
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) is to be called at the latest.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+    /// Says good-bye. Carry out the outputs, then drop this.
+    pub fn leave(&mut self, now: Instant) {
+        if self.phase == Phase::Left {
+            return;
+        }
+        self.start(now);
+        self.say_goodbye(now);
+        self.settle(now);
+        self.phase = Phase::Left;
+    }
+
+    /// Never talks to `node` again and forgets what it said. Not remembered across starts: the caller does.
+    pub fn evict(&mut self, node: NodeId, now: Instant) {
+        if node == self.node || !self.evicted.insert(node) {
+            return;
+        }
+        let short = Short::from(&node);
+        self.peers.remove(&short);
+        self.replay.forget(&node);
+        for record in self.store.remove_author(&node) {
+            self.emit(Event::Dropped {
+                author: node,
+                key: record.key,
+            });
+        }
+        if let Some(seen) = self.membership.seen(short).filter(|seen| seen.is_active()) {
+            self.membership.down(short, seen.generation, true, now);
+        }
+        self.touch(short);
+        if self.phase == Phase::Running {
+            self.settle(now);
+        }
     }
 
     /// The next thing to do.
@@ -144,13 +320,167 @@ impl Gossip {
         self.outputs.pop_front()
     }
 
-    /// Says good-bye. Carry out the outputs, then drop this.
-    pub fn leave(&mut self, now: Instant) {
-        let _ = now;
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called at the latest.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Loading | Phase::Left => None,
+            Phase::Running => [
+                self.membership.next_due(),
+                self.rumours.next_due(),
+                self.join.next_due(),
+                self.sync.next_due(),
+                self.doubts.values().map(|(_, until)| *until).min(),
+                Some(self.revive_at),
+                Some(self.tidy_at),
+            ]
+            .into_iter()
+            .flatten()
+            .min(),
+        }
     }
 
-    /// Never talks to `node` again and forgets what it said.
-    pub fn evict(&mut self, node: NodeId, now: Instant) {
-        let _ = (node, now);
+    /// This node's id.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// What `author` says under `key`; a tombstone has no value.
+    pub fn get(&self, author: &NodeId, key: &Key) -> Option<&Record> {
+        self.store.get(author, key)
+    }
+
+    /// Everything anybody says, tombstones and cards included.
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
+        self.store.records()
+    }
+
+    /// Every node ever heard of, but this one and those evicted.
+    pub fn members(&self) -> impl Iterator<Item = Member> {
+        self.peers.values().map(Peer::member)
+    }
+
+    /// What was counted since the start.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// A short sum over all records and all that is believed of members: nodes that agree have the same.
+    pub fn fingerprint(&self) -> u64 {
+        self.digest.root()
+    }
+
+    fn start(&mut self, now: Instant) {
+        if self.phase == Phase::Loading {
+            self.phase = Phase::Running;
+            self.write_card(now);
+            self.join.wake(now);
+        }
+    }
+
+    /// After every input: turns what membership did into packets and events.
+    fn settle(&mut self, now: Instant) {
+        for node in self.membership.take_changes() {
+            self.touch(node);
+            self.refresh(node, now);
+        }
+        if self.membership.id().generation != self.generation {
+            self.generation = self.membership.id().generation;
+            self.touch(self.short);
+        }
+        for (to, data) in self.membership.take_packets() {
+            self.send_body(to.node, &Body::Foca(data));
+        }
+        if self.membership.active().next().is_none() {
+            self.join.wake(now);
+        } else {
+            self.join.rest();
+        }
+    }
+
+    /// Takes note of what is held and believed of `node` now.
+    fn touch(&mut self, node: Short) {
+        self.digest.set(&self.entry(node));
+    }
+
+    /// Brings a peer's state up to date with its card and with membership.
+    fn refresh(&mut self, node: Short, now: Instant) {
+        let seen = self.membership.seen(node);
+        let Some(peer) = self.peers.get_mut(&node) else {
+            return;
+        };
+        let state = match seen.map(|seen| seen.state) {
+            _ if peer.card.left => MemberState::Left,
+            Some(foca::State::Alive) => MemberState::Alive,
+            Some(foca::State::Suspect) => MemberState::Suspect,
+            Some(foca::State::Down) | None => MemberState::Down,
+        };
+        let incarnation = seen.map_or(0, |seen| seen.generation);
+        let returned = state == MemberState::Alive && peer.state != MemberState::Alive;
+        let changed = peer.state != state || peer.incarnation != incarnation;
+        if peer.state != state {
+            peer.since = now;
+        }
+        (peer.state, peer.incarnation) = (state, incarnation);
+        let member = peer.member();
+        if returned {
+            // It may have missed anything while it was away, and so may we.
+            self.sync.soon_with(node, now);
+        }
+        if changed {
+            self.emit(Event::Member(member));
+        }
+    }
+
+    fn emit(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    /// Sends to a node whose card is known.
+    fn send_body(&mut self, to: Short, body: &Body) {
+        self.send_encoded(to, &wire::encode(body));
+    }
+
+    fn send_encoded(&mut self, to: Short, body: &[u8]) {
+        let Some(peer) = self.peers.get(&to) else { return };
+        let (node, address) = (peer.node, peer.card.address);
+        self.send_packet(Some(&node), address, body);
+    }
+
+    fn send_packet(&mut self, to: Option<&NodeId>, address: SocketAddr, body: &[u8]) {
+        if self.outputs.len() >= MAX_OUTPUTS || body.len() > wire::MAX_BODY {
+            self.stats.packets_lost += 1;
+            return;
+        }
+        if let Some(bytes) = self.sealer.seal(Channel::Packet, to, body) {
+            self.stats.packets_sent += 1;
+            self.stats.bytes_sent += bytes.len() as u64;
+            self.outputs.push_back(Output::Packet { to: address, bytes });
+        }
+    }
+
+    fn flush_rumours(&mut self, now: Instant) {
+        let peers: Vec<Short> = self.live_peers().collect();
+        for (to, body) in self.rumours.flush(&peers, now, &mut self.rng) {
+            self.send_encoded(to, &body);
+        }
+    }
+
+    /// Peers that can be talked to now.
+    fn live_peers(&self) -> impl Iterator<Item = Short> {
+        self.membership
+            .active()
+            .filter(|node| self.peers.get(node).is_some_and(|peer| !peer.card.left))
+    }
+}
+
+impl Peer {
+    fn member(&self) -> Member {
+        Member {
+            node: self.node,
+            address: self.card.address,
+            state: self.state,
+            incarnation: self.incarnation,
+            since: self.since,
+        }
     }
 }

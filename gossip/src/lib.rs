@@ -7,8 +7,13 @@ mod error;
 mod event;
 mod gossip;
 mod identity;
+mod membership;
 mod record;
+mod replay;
+mod rumours;
 mod seal;
+mod stats;
+mod store;
 pub mod transport;
 mod wire;
 
@@ -19,6 +24,7 @@ pub use gossip::Gossip;
 pub use identity::Identity;
 pub use record::{CARD_KIND, Key, MAX_NAME, MAX_VALUE, Record, StateSum};
 pub use seal::{GossipKey, KeyRing};
+pub use stats::Stats;
 
 /// The most bytes an application datagram may carry.
 pub const MAX_MESSAGE: usize = 1_100;

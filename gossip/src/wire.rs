@@ -1,2 +1,234 @@
+//! What nodes say to each other, as postcard encodes it, inside the seal.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{MAX_PACKET, Record, identity::Short, record::StateSum, seal::OVERHEAD};
+
 /// The most bytes a frame on a stream may have.
 pub(crate) const MAX_FRAME: usize = 8 * 1024 * 1024;
+/// The most bytes a body in a packet may have.
+pub(crate) const MAX_BODY: usize = MAX_PACKET - OVERHEAD;
+
+/// The body of a packet.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Body {
+    /// Membership: opaque to everything but `foca`.
+    Foca(Vec<u8>),
+    /// Records somebody wrote or learnt a moment ago. First, because [`rumour`] writes it by hand.
+    Rumour(Vec<Record>),
+    /// Who the sender is and what it thinks of the receiver; the only body a stranger may send.
+    Contact(Contact),
+    /// Anti-entropy, step 1: everything in eight bytes.
+    Digest { root: u64 },
+    /// Step 2, the roots are equal.
+    InSync { root: u64 },
+    /// Step 2, they are not: 256 times four bytes, one for each first byte of a node's id.
+    Buckets(Vec<u8>),
+    /// Step 3: what the sender has of every author in the buckets that differ.
+    Vector(Vec<Range>),
+    /// Step 4: what the replier has of those authors of whom the other knows more.
+    Entries(Vec<Entry>),
+    /// Steps 4 and 5: what the other lacks.
+    Sets(Vec<AuthorSet>),
+    /// Instead of sets too large for packets: come and fetch them over a stream.
+    Invite,
+    /// Somebody believes the receiver down in all generations up to this one. It is to take a later one.
+    Renew { above: u64 },
+    /// A datagram between applications, for one start of the receiver alone.
+    Message { session: u64, payload: Vec<u8> },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Contact {
+    /// The sender's card. It is signed, so it can be believed whoever brings it.
+    pub(crate) card: Record,
+    pub(crate) generation: u64,
+    /// What the sender believes of the receiver: its generation, and whether it is down.
+    pub(crate) yours: Option<(u64, bool)>,
+    /// Whether this is the reply.
+    pub(crate) reply: bool,
+}
+
+/// What a node has of authors `from..=to`, all of them.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Range {
+    pub(crate) from: Short,
+    pub(crate) to: Short,
+    pub(crate) entries: Vec<Entry>,
+}
+
+/// What a node has of one author, and what it believes of it as a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    pub(crate) node: Short,
+    /// The highest version it has.
+    pub(crate) highest: u64,
+    /// It has everything up to this version: where others should start from.
+    pub(crate) complete: u64,
+    pub(crate) live: u64,
+    pub(crate) liveness: Liveness,
+}
+
+impl Entry {
+    pub(crate) fn nothing(node: Short) -> Self {
+        Self {
+            node,
+            highest: 0,
+            complete: 0,
+            live: 0,
+            liveness: Liveness::Unknown,
+        }
+    }
+}
+
+/// What a node believes of another, by generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Liveness {
+    Unknown,
+    Active(u64),
+    Down(u64),
+}
+
+/// Records of one author.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AuthorSet {
+    /// Whether this is everything the sender has of the author, tombstones it has dropped excepted.
+    pub(crate) all: bool,
+    /// The highest version among tombstones that the sender has dropped.
+    pub(crate) dropped: u64,
+    pub(crate) records: Vec<Record>,
+}
+
+/// A request over a stream: "this is what I have of the authors from `from` on; send what I lack".
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Pull {
+    pub(crate) id: u64,
+    pub(crate) range: Range,
+}
+
+/// The answer: what was lacking of the authors up to `upto`. If that is not all that was asked for, the rest
+/// is to be asked for anew.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Chunk {
+    pub(crate) id: u64,
+    pub(crate) upto: Short,
+    pub(crate) sets: Vec<AuthorSet>,
+    /// What the replier has of those of whom the other knows more.
+    pub(crate) entries: Vec<Entry>,
+}
+
+/// What a member's card says. The record it is in is signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Card {
+    pub(crate) address: SocketAddr,
+    pub(crate) boot: u64,
+    /// A random number for this start.
+    pub(crate) session: u64,
+    /// The session of the card this one replaced, if another start of this node wrote that. If that start
+    /// sees this, it knows that two starts live at once.
+    pub(crate) replaces: Option<u64>,
+    pub(crate) left: bool,
+}
+
+pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    postcard::to_stdvec(value).expect("nothing here refuses to be encoded")
+}
+
+/// Decodes all of `bytes`, or nothing.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Some(value),
+        _ => None,
+    }
+}
+
+/// A [`Body::Rumour`] of records that are encoded already.
+pub(crate) fn rumour(records: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = vec![1, records.len() as u8];
+    records.iter().for_each(|record| bytes.extend_from_slice(record));
+    bytes
+}
+
+/// As many as a rumour can say with one byte of count.
+pub(crate) const MAX_RUMOURS: usize = 127;
+/// The bytes of a rumour before its first record.
+pub(crate) const RUMOUR_HEAD: usize = 2;
+
+/// No fewer bytes than `record` takes once encoded.
+pub(crate) fn size_bound(record: &Record) -> usize {
+    const REST: usize = 32 + 1 + 16 + 1 + 10 + 3 + size_of::<StateSum>() + 64;
+    REST + record.key.name.len() + record.value.as_ref().map_or(0, |value| value.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use weft_types::{ClusterId, NetworkId};
+
+    use super::*;
+    use crate::{Identity, Key, MAX_MESSAGE, MAX_NAME, MAX_VALUE};
+
+    fn largest() -> Record {
+        let key = Key {
+            kind: 1,
+            scope: NetworkId([9; 16]),
+            name: vec![7; MAX_NAME],
+        };
+        let value = Some(Bytes::from(vec![8; MAX_VALUE]));
+        Record::sign(
+            &Identity::from_seed([1; 32]),
+            &ClusterId([2; 16]),
+            key,
+            u64::MAX,
+            value,
+            StateSum([3; 16]),
+        )
+    }
+
+    #[test]
+    fn a_rumour_written_by_hand_reads_like_one_written_by_postcard() {
+        let record = largest();
+        let encoded = encode(&record);
+        let by_hand = rumour(&[&encoded, &encoded]);
+        assert_eq!(by_hand, encode(&Body::Rumour(vec![record.clone(), record])));
+    }
+
+    #[test]
+    fn the_largest_record_and_message_fit_a_packet() {
+        let record = largest();
+        assert!(encode(&record).len() <= size_bound(&record));
+        let set = AuthorSet {
+            all: true,
+            dropped: u64::MAX,
+            records: vec![record],
+        };
+        assert!(encode(&Body::Sets(vec![set])).len() <= MAX_BODY);
+        assert!(
+            encode(&Body::Message {
+                session: u64::MAX,
+                payload: vec![0; MAX_MESSAGE]
+            })
+            .len()
+                <= MAX_BODY
+        );
+        assert!(encode(&Body::Buckets(vec![0; 1024])).len() <= MAX_BODY);
+    }
+
+    #[test]
+    fn bytes_left_over_are_an_error() {
+        let mut bytes = encode(&Body::Digest { root: 1 });
+        assert!(decode::<Body>(&bytes).is_some());
+        bytes.push(0);
+        assert!(decode::<Body>(&bytes).is_none());
+    }
+
+    #[test]
+    fn records_survive_json() {
+        // Only postcard is used here, but records are public and have serde.
+        let record = largest();
+        let bytes = encode(&record);
+        assert_eq!(decode::<Record>(&bytes), Some(record));
+    }
+}

@@ -1,0 +1,237 @@
+//! Finding others: the first time, after being alone, and those believed down.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use rand::{RngExt, seq::IteratorRandom};
+use weft_types::NodeId;
+
+use super::Gossip;
+use crate::{
+    MemberState,
+    identity::Short,
+    wire::{self, Body, Contact, Liveness},
+};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+/// How many are asked at a time while this node is alone.
+const ASKED: usize = 5;
+/// How many of those believed down are tried at a time.
+const REVIVED: usize = 2;
+/// How long a member that a peer believes down has to show that it lives.
+const DOUBT: Duration = Duration::from_secs(3);
+/// The least time between two nudges of one member.
+const NUDGE: Duration = Duration::from_millis(500);
+/// More seeds than this are of no use.
+const MAX_SEEDS: usize = 64;
+
+/// Attempts to find somebody.
+#[derive(Debug)]
+pub(super) struct Join {
+    seeds: Vec<SocketAddr>,
+    next: Option<Instant>,
+    pause: Duration,
+}
+
+impl Default for Join {
+    fn default() -> Self {
+        Self {
+            seeds: Vec::new(),
+            next: None,
+            pause: FIRST_PAUSE,
+        }
+    }
+}
+
+impl Join {
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.next
+    }
+
+    /// This node is alone.
+    pub(super) fn wake(&mut self, now: Instant) {
+        self.next.get_or_insert(now);
+    }
+
+    /// It is not.
+    pub(super) fn rest(&mut self) {
+        (self.next, self.pause) = (None, FIRST_PAUSE);
+    }
+}
+
+impl Gossip {
+    pub(super) fn add_seeds(&mut self, seeds: impl IntoIterator<Item = SocketAddr>, now: Instant) {
+        for seed in seeds {
+            if seed != self.config.advertise
+                && !self.join.seeds.contains(&seed)
+                && self.join.seeds.len() < MAX_SEEDS
+            {
+                self.join.seeds.push(seed);
+            }
+        }
+        (self.join.next, self.join.pause) = (Some(now), FIRST_PAUSE);
+    }
+
+    pub(super) fn rejoin_if_due(&mut self, now: Instant) {
+        if self.join.next.is_none_or(|next| next > now) {
+            return;
+        }
+        let known = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.state != MemberState::Left);
+        let known: Vec<Short> = known.map(|(node, _)| *node).sample(&mut self.rng, ASKED);
+        for node in known {
+            self.contact(node, false);
+        }
+        self.contact_seeds(ASKED);
+        self.join.next = Some(now + self.join.pause.mul_f64(self.rng.random_range(0.75..1.25)));
+        self.join.pause = (self.join.pause * 3 / 2).min(LONGEST_PAUSE);
+    }
+
+    /// Tries again those believed down, and seeds that nobody known answers at: the way two halves of a
+    /// cluster find each other again.
+    pub(super) fn revive_if_due(&mut self, now: Instant) {
+        if self.revive_at > now {
+            return;
+        }
+        self.revive_at = now + self.config.revive.mul_f64(self.rng.random_range(0.75..1.25));
+        let down = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.state == MemberState::Down);
+        let down: Vec<Short> = down.map(|(node, _)| *node).sample(&mut self.rng, REVIVED);
+        for node in down {
+            self.contact(node, false);
+        }
+        if self.join.next.is_none() {
+            self.contact_seeds(1);
+        }
+    }
+
+    fn contact_seeds(&mut self, count: usize) {
+        let known = |seed: &SocketAddr| self.peers.values().any(|peer| peer.card.address == *seed);
+        let seeds: Vec<SocketAddr> = self
+            .join
+            .seeds
+            .iter()
+            .copied()
+            .filter(|seed| !known(seed))
+            .sample(&mut self.rng, count);
+        for seed in seeds {
+            self.contact_stranger(seed);
+        }
+    }
+
+    /// Shows our card to whoever is at `address`.
+    fn contact_stranger(&mut self, address: SocketAddr) {
+        if let Some(card) = self.own_card() {
+            let generation = self.membership.id().generation;
+            let contact = Contact {
+                card,
+                generation,
+                yours: None,
+                reply: false,
+            };
+            self.send_packet(None, address, &wire::encode(&Body::Contact(contact)));
+        }
+    }
+
+    /// Shows our card to a member and tells it what we believe of it.
+    pub(super) fn contact(&mut self, to: Short, reply: bool) {
+        let Some(card) = self.own_card() else { return };
+        let yours = match self.membership.liveness(to) {
+            Liveness::Unknown => None,
+            Liveness::Active(generation) => Some((generation, false)),
+            Liveness::Down(generation) => Some((generation, true)),
+        };
+        let generation = self.membership.id().generation;
+        self.send_body(
+            to,
+            &Body::Contact(Contact {
+                card,
+                generation,
+                yours,
+                reply,
+            }),
+        );
+    }
+
+    /// Somebody shows their card. `authentic` if it is certainly they who do.
+    pub(super) fn handle_contact(&mut self, from: NodeId, authentic: bool, contact: Contact, now: Instant) {
+        if contact.card.author != from {
+            self.stats.malformed += 1;
+            return;
+        }
+        let node = Short::from(&from);
+        self.take_record(contact.card, Some(node), crate::rumours::ROUNDS, now);
+        if self.peers.get(&node).is_none_or(|peer| peer.node != from) {
+            return;
+        }
+        if authentic {
+            match contact.yours {
+                Some((generation, true)) => {
+                    self.membership.renew(generation, now);
+                }
+                // Somebody remembers a later start than this one: the disk was rolled back.
+                Some((generation, false)) if generation > self.membership.id().generation => {
+                    self.membership.renew(generation, now);
+                }
+                _ => {}
+            }
+            self.membership.alive(node, contact.generation, now);
+            self.settle(now);
+            if contact.reply && self.membership.seen(node).is_some_and(|seen| seen.is_active()) {
+                // Now it is to know us as well, in the generation we have now.
+                self.membership.announce(node, contact.generation, now);
+                self.catch_up_with(node, now);
+            }
+        }
+        if !contact.reply {
+            self.contact(node, true);
+        }
+    }
+
+    /// A peer believes `node` down in `generation`, this node believes it alive. It is told, so that it can
+    /// rise above; if it does not, the peer was right.
+    pub(super) fn doubt(&mut self, node: Short, generation: u64, now: Instant) {
+        let until = now + DOUBT;
+        self.doubts.entry(node).or_insert((generation, until)).0 = generation;
+        if self.may_nudge(node, now) {
+            self.send_body(node, &Body::Renew { above: generation });
+        }
+    }
+
+    pub(super) fn judge_doubts(&mut self, now: Instant) {
+        let due = self
+            .doubts
+            .extract_if(.., |_, (_, until)| *until <= now)
+            .collect::<Vec<_>>();
+        for (node, (generation, _)) in due {
+            if self
+                .membership
+                .seen(node)
+                .is_some_and(|seen| seen.is_active() && seen.generation <= generation)
+            {
+                self.membership.down(node, generation, true, now);
+            }
+        }
+    }
+
+    /// At most one nudge in a while for each member.
+    pub(super) fn may_nudge(&mut self, node: Short, now: Instant) -> bool {
+        let Some(peer) = self.peers.get_mut(&node) else {
+            return false;
+        };
+        let may = peer
+            .nudged
+            .is_none_or(|last| now.saturating_duration_since(last) >= NUDGE);
+        if may {
+            peer.nudged = Some(now);
+        }
+        may
+    }
+}

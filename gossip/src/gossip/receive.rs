@@ -1,0 +1,276 @@
+//! What arrives: opened, checked, and only then believed.
+
+use std::{net::SocketAddr, time::Instant};
+
+use weft_types::NodeId;
+
+use super::{Gossip, Peer};
+use crate::{
+    Event, Key, MAX_PACKET, MemberState, Record,
+    identity::Short,
+    rumours::ROUNDS,
+    seal::{Channel, Opened, Rejected},
+    store::Applied,
+    wire::{self, AuthorSet, Body, Card},
+};
+
+impl Gossip {
+    pub(super) fn receive(&mut self, from: SocketAddr, packet: &[u8], now: Instant) {
+        self.stats.packets_received += 1;
+        self.stats.bytes_received += packet.len() as u64;
+        if packet.len() > MAX_PACKET {
+            self.stats.malformed += 1;
+            return;
+        }
+        let Some(opened) = self.open(Channel::Packet, packet) else {
+            return;
+        };
+        let sender = Short::from(&opened.from);
+        let known = self.peers.get(&sender).filter(|peer| peer.node == opened.from);
+        let current = known.map(|peer| peer.card.session);
+        let is_known = known.is_some();
+        if opened.authentic
+            && !self
+                .replay
+                .accept(opened.from, opened.session, opened.counter, current)
+        {
+            self.stats.replayed += 1;
+            return;
+        }
+        let Some(body) = wire::decode::<Body>(&opened.body) else {
+            self.stats.malformed += 1;
+            return;
+        };
+        if let Body::Contact(contact) = body {
+            self.handle_contact(opened.from, opened.authentic, contact, now);
+            return;
+        }
+        if !opened.authentic {
+            self.stats.malformed += 1;
+            return;
+        }
+        if !is_known {
+            // A member of which only membership has heard so far. To answer it takes its address; it is asked
+            // for its card where it speaks from, and what it said will be said again.
+            self.ask_for_card(&opened.from, from);
+            return;
+        }
+        if !self.membership.seen(sender).is_some_and(|seen| seen.is_active())
+            && !matches!(body, Body::Foca(_))
+        {
+            // It talks, and yet is not believed alive: it is to know, and to take a later generation.
+            if self.may_nudge(sender, now) {
+                self.contact(sender, false);
+            }
+        }
+        self.dispatch(&opened, sender, current, body, now);
+    }
+
+    /// Opens a seal, counts what does not open, and refuses those with whom this node does not speak.
+    pub(super) fn open(&mut self, channel: Channel, sealed: &[u8]) -> Option<Opened> {
+        match self.sealer.open(channel, sealed) {
+            Ok(opened) if self.evicted.contains(&opened.from) => self.stats.evicted += 1,
+            // Our own name in another's packet: a reflection, or a clone. Clones are found by their cards.
+            Ok(opened) if opened.from == self.node => self.stats.forged += 1,
+            Ok(opened) => return Some(opened),
+            Err(Rejected::Foreign) => self.stats.foreign += 1,
+            Err(Rejected::Forged) => self.stats.forged += 1,
+            Err(Rejected::Malformed) => self.stats.malformed += 1,
+        }
+        None
+    }
+
+    fn dispatch(&mut self, opened: &Opened, sender: Short, current: Option<u64>, body: Body, now: Instant) {
+        match body {
+            Body::Foca(data) => self.membership.handle(&data, now),
+            Body::Rumour(records) => {
+                for record in records {
+                    self.take_rumour(record, sender, now);
+                }
+            }
+            Body::Message { session, payload } => {
+                // Both ends must be in the start they are known to be in, or a recording could be played to
+                // a later one.
+                if session == self.sealer.session && current == Some(opened.session) {
+                    self.emit(Event::Message {
+                        from: opened.from,
+                        payload: payload.into(),
+                    });
+                } else {
+                    self.stats.replayed += 1;
+                }
+            }
+            Body::Renew { above } => {
+                self.membership.renew(above, now);
+            }
+            Body::Digest { root } => self.handle_digest(sender, root),
+            Body::InSync { root } => self.handle_in_sync(root),
+            Body::Buckets(buckets) => self.handle_buckets(sender, &buckets, now),
+            Body::Vector(ranges) => self.handle_vector(sender, ranges, now),
+            Body::Entries(entries) => self.handle_entries(sender, entries, now),
+            Body::Sets(sets) => {
+                for set in sets {
+                    self.take_set(set, Some(sender), 1, now);
+                }
+            }
+            Body::Invite => self.pull_from(sender, now),
+            Body::Contact(_) => {}
+        }
+    }
+
+    fn take_rumour(&mut self, record: Record, sender: Short, now: Instant) {
+        if record.author == self.node {
+            self.take_set(
+                AuthorSet {
+                    all: false,
+                    dropped: 0,
+                    records: vec![record],
+                },
+                Some(sender),
+                0,
+                now,
+            );
+            return;
+        }
+        let author = Short::from(&record.author);
+        if self.take_record(record, Some(sender), ROUNDS, now)
+            && self
+                .store
+                .author(author)
+                .is_some_and(|author| !author.is_complete())
+        {
+            // Something between this and what was known is missing.
+            self.sync.soon_with(sender, now);
+        }
+    }
+
+    /// Takes a record of another node, from anybody, if it is news and really its author's.
+    pub(super) fn take_record(
+        &mut self,
+        record: Record,
+        source: Option<Short>,
+        rounds: u8,
+        now: Instant,
+    ) -> bool {
+        if record.author == self.node || self.evicted.contains(&record.author) || !self.store.is_news(&record)
+        {
+            return false;
+        }
+        if !record.is_bounded() {
+            self.stats.malformed += 1;
+            return false;
+        }
+        if !record.verify(&self.config.cluster) {
+            self.stats.forged += 1;
+            return false;
+        }
+        match self.store.apply(record.clone(), now) {
+            Applied::Old => false,
+            Applied::Full => {
+                self.stats.records_refused += 1;
+                false
+            }
+            Applied::New(previous) => {
+                if record.key == Key::card() {
+                    self.take_card(&record, now);
+                }
+                let author = Short::from(&record.author);
+                self.touch(author);
+                self.spread(&record, source, rounds, now);
+                self.refresh(author, now);
+                self.emit(Event::Record { record, previous });
+                true
+            }
+        }
+    }
+
+    /// Takes several records of one author, which together may be all it says.
+    pub(super) fn take_set(&mut self, set: AuthorSet, source: Option<Short>, rounds: u8, now: Instant) {
+        let Some(author) = set.records.first().map(|record| record.author) else {
+            return;
+        };
+        if self.evicted.contains(&author) {
+            return;
+        }
+        if set
+            .records
+            .iter()
+            .any(|record| record.author != author || !record.is_bounded())
+        {
+            self.stats.malformed += 1;
+            return;
+        }
+        // What the sum over a set proves hangs on its newest record, so even that has to be genuine which
+        // would not be taken.
+        let genuine = |record: &Record| {
+            self.store.get(&author, &record.key) == Some(record) || record.verify(&self.config.cluster)
+        };
+        if !set.records.iter().all(genuine) {
+            self.stats.forged += 1;
+            return;
+        }
+        if author == self.node {
+            self.adopt(&set, now);
+            return;
+        }
+        for record in &set.records {
+            // Verified once more if it is news; sets are small and rare.
+            self.take_record(record.clone(), source, rounds, now);
+        }
+        for record in self.store.retain_only(&set) {
+            self.emit(Event::Dropped {
+                author,
+                key: record.key,
+            });
+        }
+        let short = Short::from(&author);
+        if let Some(author) = self
+            .store
+            .author_mut(short)
+            .filter(|author| !author.is_complete())
+        {
+            author.ask_all = true;
+        }
+        self.touch(short);
+    }
+
+    /// Tells others of a record, unless nobody is to be told.
+    pub(super) fn spread(&mut self, record: &Record, source: Option<Short>, rounds: u8, now: Instant) {
+        if rounds > 0 && !self.rumours.add(record, source, rounds, now) {
+            self.stats.rumours_dropped += 1;
+        }
+        self.sync.busy(now, self.config.anti_entropy_busy);
+    }
+
+    pub(super) fn take_card(&mut self, record: &Record, now: Instant) {
+        let Some(card) = record.value.as_deref().and_then(wire::decode::<Card>) else {
+            return;
+        };
+        let node = Short::from(&record.author);
+        let left = card.left;
+        let peer = self.peers.entry(node).or_insert_with(|| Peer {
+            node: record.author,
+            card: card.clone(),
+            state: MemberState::Down,
+            incarnation: 0,
+            since: now,
+            nudged: None,
+        });
+        peer.card = card;
+        if let Some(seen) = self.membership.seen(node).filter(|seen| left && seen.is_active()) {
+            self.membership.down(node, seen.generation, true, now);
+        }
+    }
+
+    fn ask_for_card(&mut self, node: &NodeId, address: SocketAddr) {
+        let Some(card) = self.own_card() else { return };
+        let generation = self.membership.id().generation;
+        let contact = wire::Contact {
+            card,
+            generation,
+            yours: None,
+            reply: false,
+        };
+        self.send_packet(Some(node), address, &wire::encode(&Body::Contact(contact)));
+    }
+}

@@ -1,0 +1,417 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+use sha2::{Digest as _, Sha256};
+use weft_types::NodeId;
+
+use crate::{
+    Key, Record,
+    identity::Short,
+    record::StateSum,
+    wire::{AuthorSet, Entry, Liveness},
+};
+
+/// Everything anybody says, by author.
+///
+/// A merge keeps the higher version of each key, so order and repetition do not matter. What is special
+/// here is how a node knows that it lacks nothing: every record carries the sum over all its author said as
+/// of that version. An author of whom the sum over what is held equals the sum in the newest record is
+/// *complete*; that is a proof signed by the author, not the claim of whoever passed the records on.
+///
+/// This is also what makes a tombstone safe to drop. To an author that was complete at version `c`, a record
+/// of version `c` or lower under a key that is not held is something its author has removed since.
+#[derive(Debug)]
+pub(crate) struct Store {
+    authors: BTreeMap<Short, Author>,
+    max_authors: usize,
+    max_records: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct Author {
+    node: NodeId,
+    records: BTreeMap<Key, Stored>,
+    by_version: BTreeSet<(u64, Key)>,
+    /// The sum that the newest record carries.
+    expected: StateSum,
+    /// The sum over what is held.
+    live: StateSum,
+    /// The last version at which both were equal.
+    complete: u64,
+    /// The highest version of a tombstone dropped here, or by whoever this was learnt from.
+    dropped: u64,
+    /// Everything since `complete` was fetched and something is still missing, or too much: ask for all.
+    pub(crate) ask_all: bool,
+}
+
+#[derive(Debug)]
+struct Stored {
+    record: Record,
+    since: Instant,
+}
+
+/// What became of a record.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Applied {
+    /// It is held now, in place of this one.
+    New(Option<Record>),
+    /// It was known, or is older than what is known.
+    Old,
+    /// There is no room for it.
+    Full,
+}
+
+impl Author {
+    fn new(node: NodeId) -> Self {
+        Self {
+            node,
+            records: BTreeMap::new(),
+            by_version: BTreeSet::new(),
+            expected: StateSum::default(),
+            live: StateSum::default(),
+            complete: 0,
+            dropped: 0,
+            ask_all: false,
+        }
+    }
+
+    pub(crate) fn highest(&self) -> u64 {
+        self.by_version.last().map_or(0, |(version, _)| *version)
+    }
+
+    pub(crate) fn live(&self) -> StateSum {
+        self.live
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.live == self.expected
+    }
+
+    pub(crate) fn get(&self, key: &Key) -> Option<&Record> {
+        self.records.get(key).map(|stored| &stored.record)
+    }
+
+    pub(crate) fn records(&self) -> impl Iterator<Item = &Record> {
+        self.records.values().map(|stored| &stored.record)
+    }
+
+    /// From which version on others should send what this node lacks.
+    fn complete_for_others(&self) -> u64 {
+        if self.ask_all || (self.complete == self.highest() && !self.is_complete()) {
+            0
+        } else {
+            self.complete
+        }
+    }
+
+    fn is_news(&self, record: &Record) -> bool {
+        match self.records.get(&record.key) {
+            Some(stored) => {
+                (record.version, &record.signature) > (stored.record.version, &stored.record.signature)
+            }
+            // Two records can have the highest version only if their author was cloned; then all must see both.
+            None => record.version > self.complete || record.version == self.highest(),
+        }
+    }
+
+    fn insert(&mut self, record: Record, now: Instant) -> Option<Record> {
+        let highest = self.highest();
+        let previous = self.take(&record.key);
+        if (record.version, record.state) > (highest, self.expected) || record.version > highest {
+            self.expected = record.state;
+        }
+        self.live = self.live.plus(record.sum());
+        self.by_version.insert((record.version, record.key.clone()));
+        self.records
+            .insert(record.key.clone(), Stored { record, since: now });
+        self.note_if_complete();
+        previous
+    }
+
+    fn take(&mut self, key: &Key) -> Option<Record> {
+        let record = self.records.remove(key)?.record;
+        self.by_version.remove(&(record.version, record.key.clone()));
+        self.live = self.live.minus(record.sum());
+        Some(record)
+    }
+
+    fn note_if_complete(&mut self) {
+        if self.is_complete() {
+            self.complete = self.highest();
+            self.ask_all = false;
+        }
+    }
+}
+
+impl Store {
+    pub(crate) fn new(max_authors: usize, max_records: usize) -> Self {
+        Self {
+            authors: BTreeMap::new(),
+            max_authors,
+            max_records,
+        }
+    }
+
+    pub(crate) fn author(&self, short: Short) -> Option<&Author> {
+        self.authors.get(&short)
+    }
+
+    pub(crate) fn author_mut(&mut self, short: Short) -> Option<&mut Author> {
+        self.authors.get_mut(&short)
+    }
+
+    pub(crate) fn authors(&self, from: Short, to: Short) -> impl Iterator<Item = Short> {
+        self.authors.range(from..=to).map(|(short, _)| *short)
+    }
+
+    pub(crate) fn get(&self, author: &NodeId, key: &Key) -> Option<&Record> {
+        let known = self
+            .authors
+            .get(&Short::from(author))
+            .filter(|known| known.node == *author)?;
+        known.get(key)
+    }
+
+    pub(crate) fn records(&self) -> impl Iterator<Item = &Record> {
+        self.authors.values().flat_map(Author::records)
+    }
+
+    /// Whether [`apply`](Self::apply) would change anything: asked before the signature is looked at.
+    pub(crate) fn is_news(&self, record: &Record) -> bool {
+        self.authors
+            .get(&Short::from(&record.author))
+            .is_none_or(|author| author.is_news(record))
+    }
+
+    /// Takes a record that its author certainly signed.
+    pub(crate) fn apply(&mut self, record: Record, now: Instant) -> Applied {
+        if !self.is_news(&record) {
+            return Applied::Old;
+        }
+        let short = Short::from(&record.author);
+        if !self.authors.contains_key(&short) && self.authors.len() >= self.max_authors {
+            return Applied::Full;
+        }
+        let author = self
+            .authors
+            .entry(short)
+            .or_insert_with(|| Author::new(record.author));
+        if author.node != record.author
+            || (author.records.len() >= self.max_records && !author.records.contains_key(&record.key))
+        {
+            return Applied::Full;
+        }
+        Applied::New(author.insert(record, now))
+    }
+
+    /// Takes a record of this node's own, learnt from a peer, whatever is held.
+    pub(crate) fn adopt(&mut self, record: Record, now: Instant) {
+        let author = self
+            .authors
+            .entry(Short::from(&record.author))
+            .or_insert_with(|| Author::new(record.author));
+        author.insert(record, now);
+    }
+
+    /// Takes out one record.
+    pub(crate) fn take(&mut self, short: Short, key: &Key) -> Option<Record> {
+        self.authors.get_mut(&short)?.take(key)
+    }
+
+    /// If `set` is everything its author says, proven by its sum, and no older than what is held: takes out
+    /// what is held beyond it.
+    pub(crate) fn retain_only(&mut self, set: &AuthorSet) -> Vec<Record> {
+        let Some(newest) = proven(set) else {
+            return Vec::new();
+        };
+        let Some(author) = self.authors.get_mut(&Short::from(&newest.author)) else {
+            return Vec::new();
+        };
+        if newest.version < author.highest() {
+            return Vec::new();
+        }
+        let keys: BTreeSet<&Key> = set.records.iter().map(|record| &record.key).collect();
+        let surplus: Vec<Key> = author
+            .records()
+            .filter(|record| record.value.is_some() && !keys.contains(&record.key))
+            .map(|record| record.key.clone())
+            .collect();
+        author.dropped = author.dropped.max(set.dropped);
+        let taken = surplus.iter().filter_map(|key| author.take(key)).collect();
+        author.note_if_complete();
+        taken
+    }
+
+    /// What somebody lacks who has everything of `short` up to version `since`.
+    pub(crate) fn since(&self, short: Short, since: u64) -> AuthorSet {
+        let Some(author) = self.authors.get(&short) else {
+            return AuthorSet {
+                all: false,
+                dropped: 0,
+                records: Vec::new(),
+            };
+        };
+        // If tombstones that he lacks are gone, only all that is left tells him what they were.
+        let all = since < author.dropped || since == 0;
+        let first = if all { 0 } else { since + 1 };
+        let records = author
+            .by_version
+            .range(
+                (
+                    first,
+                    Key {
+                        kind: 0,
+                        scope: weft_types::NetworkId([0; 16]),
+                        name: Vec::new(),
+                    },
+                )..,
+            )
+            .filter_map(|(_, key)| author.get(key).cloned())
+            .collect();
+        AuthorSet {
+            all,
+            dropped: author.dropped,
+            records,
+        }
+    }
+
+    /// What is held of `short`, for others to compare with.
+    pub(crate) fn entry(&self, short: Short, liveness: Liveness) -> Entry {
+        self.authors.get(&short).map_or(
+            Entry {
+                liveness,
+                ..Entry::nothing(short)
+            },
+            |author| Entry {
+                node: short,
+                highest: author.highest(),
+                complete: author.complete_for_others(),
+                live: author.live.half(),
+                liveness,
+            },
+        )
+    }
+
+    /// Drops tombstones held since before `limit`. An author's newest record stays whatever it is: its
+    /// version is where the author counts on, and its sum is what completeness is measured by.
+    pub(crate) fn drop_tombstones(&mut self, limit: Instant) -> Vec<(NodeId, Key)> {
+        let mut dropped = Vec::new();
+        for author in self.authors.values_mut() {
+            let highest = author.highest();
+            let old: Vec<(u64, Key)> = author
+                .records
+                .values()
+                .filter(|stored| stored.record.value.is_none() && stored.since < limit)
+                .filter(|stored| stored.record.version < highest)
+                .map(|stored| (stored.record.version, stored.record.key.clone()))
+                .collect();
+            for (version, key) in old {
+                author.take(&key);
+                author.dropped = author.dropped.max(version);
+                dropped.push((author.node, key));
+            }
+        }
+        dropped
+    }
+
+    /// Takes out everything `author` said.
+    pub(crate) fn remove_author(&mut self, author: &NodeId) -> Vec<Record> {
+        let short = Short::from(author);
+        match self.authors.get(&short) {
+            Some(known) if known.node == *author => {}
+            _ => return Vec::new(),
+        }
+        let removed = self.authors.remove(&short);
+        removed
+            .into_iter()
+            .flat_map(|author| author.records.into_values())
+            .map(|stored| stored.record)
+            .collect()
+    }
+}
+
+/// The newest record of a set that is proven to be all its author says.
+pub(crate) fn proven(set: &AuthorSet) -> Option<&Record> {
+    let newest = set
+        .records
+        .iter()
+        .max_by_key(|record| (record.version, record.state))?;
+    let sum = set
+        .records
+        .iter()
+        .fold(StateSum::default(), |sum, record| sum.plus(record.sum()));
+    (set.all && sum == newest.state).then_some(newest)
+}
+
+/// A fingerprint of everything, in 256 buckets by the first byte of the author's id.
+#[derive(Debug)]
+pub(crate) struct Digest {
+    buckets: [u64; 256],
+    parts: BTreeMap<Short, u64>,
+}
+
+impl Digest {
+    pub(crate) fn new() -> Self {
+        Self {
+            buckets: [0; 256],
+            parts: BTreeMap::new(),
+        }
+    }
+
+    /// Takes note of what is held and believed of one node now.
+    pub(crate) fn set(&mut self, entry: &Entry) {
+        let part = fingerprint(entry);
+        let previous = if part == 0 {
+            self.parts.remove(&entry.node).unwrap_or(0)
+        } else {
+            self.parts.insert(entry.node, part).unwrap_or(0)
+        };
+        self.buckets[usize::from(entry.node.0[0])] ^= previous ^ part;
+    }
+
+    pub(crate) fn root(&self) -> u64 {
+        self.buckets.iter().zip(1_u64..).fold(0, |root, (bucket, index)| {
+            root ^ bucket.rotate_left(index as u32 % 64)
+        })
+    }
+
+    /// Four bytes of each bucket.
+    pub(crate) fn buckets(&self) -> Vec<u8> {
+        self.buckets
+            .iter()
+            .flat_map(|bucket| (*bucket as u32).to_be_bytes())
+            .collect()
+    }
+
+    /// The buckets that differ from a peer's.
+    pub(crate) fn differing(&self, theirs: &[u8]) -> Vec<u8> {
+        let ours = self.buckets();
+        ours.chunks(4)
+            .zip(theirs.chunks(4))
+            .zip(0..=255)
+            .filter(|((a, b), _)| a != b)
+            .map(|(_, index)| index)
+            .collect()
+    }
+}
+
+fn fingerprint(entry: &Entry) -> u64 {
+    if entry.highest == 0 && entry.liveness == Liveness::Unknown {
+        return 0;
+    }
+    let (state, generation) = match entry.liveness {
+        Liveness::Unknown => (0_u8, 0),
+        Liveness::Active(generation) => (1, generation),
+        Liveness::Down(generation) => (2, generation),
+    };
+    let hash = Sha256::new()
+        .chain_update(entry.node.0)
+        .chain_update(entry.highest.to_be_bytes())
+        .chain_update(entry.live.to_be_bytes())
+        .chain_update([state])
+        .chain_update(generation.to_be_bytes())
+        .finalize();
+    u64::from_be_bytes(hash[..8].try_into().expect("8 of 32 bytes")).max(1)
+}
