@@ -8,5 +8,6 @@
 
 pub mod api;
 pub mod cli;
+mod control;
 pub mod lab;
 pub mod options;

@@ -1,0 +1,293 @@
+//! What all known records together say: nodes, networks, services, endpoints, tokens.
+//!
+//! A pure function of the set of records, kept up to date one record at a time; the order in which
+//! they arrive does not matter.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use weft_gossip::Key;
+use weft_types::{EndpointId, NetworkId, NodeId, ServiceId};
+
+use super::records::{
+    EndpointSpec, Kind, NetworkSpec, NodeFact, Register, ServiceSpec, TokenFact, decode, id_of,
+};
+
+/// What this node thinks of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Presence {
+    /// Known from records, not heard of since this agent started.
+    #[default]
+    Unheard,
+    Alive,
+    Suspect,
+    Down,
+    Left,
+}
+
+#[derive(Debug, Default)]
+pub struct Node {
+    pub fact: Option<NodeFact>,
+    pub presence: Presence,
+    pub incarnation: u64,
+}
+
+/// The versions of one register, by author.
+#[derive(Debug)]
+struct Contest<T>(BTreeMap<NodeId, Register<T>>);
+
+impl<T> Contest<T> {
+    fn winner(&self) -> Option<&Register<T>> {
+        self.0.iter().max_by_key(|(author, register)| (register.lamport, **author)).map(|(_, register)| register)
+    }
+
+    fn live(&self) -> Option<&T> {
+        self.winner().filter(|register| !register.removed).map(|register| &register.value)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    pub node: NodeId,
+    pub spec: EndpointSpec,
+}
+
+/// Something a user would notice, in the order it became known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    Node(NodeId),
+    NetworkCreated(NetworkId),
+    NetworkChanged(NetworkId),
+    NetworkRemoved(NetworkId),
+    ServiceCreated(NetworkId, ServiceId),
+    ServiceChanged(NetworkId, ServiceId),
+    ServiceRemoved(NetworkId, ServiceId, String),
+    EndpointAdded(NetworkId, EndpointId),
+    EndpointChanged(NetworkId, EndpointId),
+    EndpointRemoved(NetworkId, EndpointId, Box<Endpoint>),
+    TokensChanged,
+    NodeRemoved(NodeId),
+}
+
+/// One statement: a record without its proof.
+#[derive(Clone, Copy)]
+struct Said<'a> {
+    author: NodeId,
+    key: &'a Key,
+    value: Option<&'a [u8]>,
+}
+
+#[derive(Debug, Default)]
+pub struct Catalogue {
+    nodes: BTreeMap<NodeId, Node>,
+    networks: BTreeMap<NetworkId, Contest<NetworkSpec>>,
+    services: BTreeMap<(NetworkId, ServiceId), Contest<ServiceSpec>>,
+    endpoints: BTreeMap<NetworkId, BTreeMap<EndpointId, Endpoint>>,
+    tokens: BTreeMap<[u8; 8], (NodeId, TokenFact)>,
+    /// Who joined with which token.
+    used_tokens: BTreeMap<[u8; 8], BTreeSet<NodeId>>,
+    removed_nodes: BTreeSet<NodeId>,
+    lamport: u64,
+}
+
+impl Catalogue {
+    /// Takes what `author` says under `key`: a value, or that there is none.
+    pub fn apply(&mut self, author: NodeId, key: &Key, value: Option<&[u8]>) -> Option<Change> {
+        let said = Said { author, key, value };
+        let scope = key.scope;
+        match Kind::of(key)? {
+            Kind::Node => self.apply_node(said),
+            Kind::Network => {
+                let id = NetworkId(id_of(key)?);
+                let (was, is) = self.apply_register(said, id, |this| &mut this.networks)?;
+                change(was, is, [Change::NetworkCreated(id), Change::NetworkChanged(id), Change::NetworkRemoved(id)])
+            }
+            Kind::Service => {
+                let id = ServiceId(id_of(key)?);
+                let name = self.service(scope, id).map(|spec| spec.name.clone()).unwrap_or_default();
+                let (was, is) = self.apply_register(said, (scope, id), |this| &mut this.services)?;
+                let removed = Change::ServiceRemoved(scope, id, name);
+                change(was, is, [Change::ServiceCreated(scope, id), Change::ServiceChanged(scope, id), removed])
+            }
+            Kind::Endpoint => self.apply_endpoint(said),
+            Kind::Token => {
+                let id = key.name.as_slice().try_into().ok()?;
+                match value.and_then(decode) {
+                    Some(fact) => self.tokens.insert(id, (author, fact)),
+                    None => self.tokens.remove(&id),
+                };
+                Some(Change::TokensChanged)
+            }
+            Kind::TokenUse => {
+                let id = key.name.get(..8)?.try_into().ok()?;
+                let node = NodeId(value?.try_into().ok()?);
+                self.used_tokens.entry(id).or_default().insert(node).then_some(Change::TokensChanged)
+            }
+            Kind::Removal => {
+                let node = NodeId(key.name.as_slice().try_into().ok()?);
+                self.removed_nodes.insert(node).then_some(Change::NodeRemoved(node))
+            }
+            Kind::Grant => None,
+        }
+    }
+
+    fn apply_node(&mut self, said: Said<'_>) -> Option<Change> {
+        let node = self.nodes.entry(said.author).or_default();
+        node.fact = said.value.and_then(decode);
+        Some(Change::Node(said.author))
+    }
+
+    fn apply_register<K: Ord + Copy, T: Clone + PartialEq + serde::de::DeserializeOwned>(
+        &mut self,
+        said: Said<'_>,
+        id: K,
+        table: impl Fn(&mut Self) -> &mut BTreeMap<K, Contest<T>>,
+    ) -> Option<(Option<T>, Option<T>)> {
+        let register: Option<Register<T>> = said.value.and_then(decode);
+        if let Some(register) = &register {
+            self.lamport = self.lamport.max(register.lamport);
+        }
+        let contest = table(self).entry(id).or_insert_with(|| Contest(BTreeMap::new()));
+        let was = contest.live().cloned();
+        match register {
+            Some(register) => contest.0.insert(said.author, register),
+            None => contest.0.remove(&said.author),
+        };
+        let is = contest.live().cloned();
+        if contest.0.is_empty() {
+            table(self).remove(&id);
+        }
+        (was != is).then_some((was, is))
+    }
+
+    fn apply_endpoint(&mut self, said: Said<'_>) -> Option<Change> {
+        let network = said.key.scope;
+        let id = EndpointId(id_of(said.key)?);
+        let endpoints = self.endpoints.entry(network).or_default();
+        // An endpoint belongs to the node that made it; another author under its id is a forgery or
+        // a collision, and changes nothing.
+        if endpoints.get(&id).is_some_and(|known| known.node != said.author) {
+            return None;
+        }
+        match said.value.and_then(decode) {
+            Some(spec) => {
+                let endpoint = Endpoint { node: said.author, spec };
+                match endpoints.insert(id, endpoint) {
+                    None => Some(Change::EndpointAdded(network, id)),
+                    Some(_) => Some(Change::EndpointChanged(network, id)),
+                }
+            }
+            None => {
+                let endpoint = endpoints.remove(&id)?;
+                if endpoints.is_empty() {
+                    self.endpoints.remove(&network);
+                }
+                Some(Change::EndpointRemoved(network, id, Box::new(endpoint)))
+            }
+        }
+    }
+
+    pub fn set_presence(&mut self, id: NodeId, presence: Presence, incarnation: u64) -> bool {
+        let node = self.nodes.entry(id).or_default();
+        node.incarnation = incarnation;
+        std::mem::replace(&mut node.presence, presence) != presence
+    }
+
+    /// Counts one more event and returns its Lamport time.
+    pub fn tick(&mut self) -> u64 {
+        self.lamport += 1;
+        self.lamport
+    }
+
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
+        self.nodes.iter().filter(|(id, _)| !self.removed_nodes.contains(id)).map(|(id, node)| (*id, node))
+    }
+
+    pub fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(&id).filter(|_| !self.removed_nodes.contains(&id))
+    }
+
+    pub fn is_removed(&self, id: NodeId) -> bool {
+        self.removed_nodes.contains(&id)
+    }
+
+    pub fn removed_nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.removed_nodes.iter().copied()
+    }
+
+    /// A node's name, or the start of its id while it has not told its name.
+    pub fn node_name(&self, id: NodeId) -> String {
+        match self.nodes.get(&id).and_then(|node| node.fact.as_ref()) {
+            Some(fact) => fact.name.clone(),
+            None => id.short(),
+        }
+    }
+
+    pub fn networks(&self) -> impl Iterator<Item = (NetworkId, &NetworkSpec)> {
+        self.networks.iter().filter_map(|(id, contest)| Some((*id, contest.live()?)))
+    }
+
+    pub fn network(&self, id: NetworkId) -> Option<&NetworkSpec> {
+        self.networks.get(&id)?.live()
+    }
+
+    /// The last word on a network, also when that is its removal.
+    pub fn network_register(&self, id: NetworkId) -> Option<&Register<NetworkSpec>> {
+        self.networks.get(&id)?.winner()
+    }
+
+    pub fn services(&self, network: NetworkId) -> impl Iterator<Item = (ServiceId, &ServiceSpec)> {
+        let range = (network, ServiceId([0; 16]))..=(network, ServiceId([0xff; 16]));
+        self.services.range(range).filter_map(|((_, id), contest)| Some((*id, contest.live()?)))
+    }
+
+    pub fn all_services(&self) -> impl Iterator<Item = (ServiceId, &ServiceSpec)> {
+        self.services.iter().filter_map(|((_, id), contest)| Some((*id, contest.live()?)))
+    }
+
+    pub fn service(&self, network: NetworkId, id: ServiceId) -> Option<&ServiceSpec> {
+        self.services.get(&(network, id))?.live()
+    }
+
+    pub fn endpoints(&self, network: NetworkId) -> impl Iterator<Item = (EndpointId, &Endpoint)> {
+        self.endpoints.get(&network).into_iter().flatten().map(|(id, endpoint)| (*id, endpoint))
+    }
+
+    pub fn all_endpoints(&self) -> impl Iterator<Item = (NetworkId, EndpointId, &Endpoint)> {
+        self.endpoints
+            .iter()
+            .flat_map(|(network, all)| all.iter().map(|(id, endpoint)| (*network, *id, endpoint)))
+    }
+
+    pub fn tokens(&self) -> impl Iterator<Item = ([u8; 8], NodeId, &TokenFact)> {
+        self.tokens.iter().map(|(id, (author, fact))| (*id, *author, fact))
+    }
+
+    pub fn token(&self, id: &[u8; 8]) -> Option<&TokenFact> {
+        self.tokens.get(id).map(|(_, fact)| fact)
+    }
+
+    pub fn token_users(&self, id: &[u8; 8]) -> impl Iterator<Item = NodeId> {
+        self.used_tokens.get(id).into_iter().flatten().copied()
+    }
+
+    /// The name a network is known by. Where two networks got one name during a split, the older
+    /// (Lamport time, then id) keeps it and the other is `name~id`.
+    pub fn display_name(&self, id: NetworkId) -> Option<String> {
+        let spec = self.network(id)?;
+        let keeps = self
+            .networks()
+            .filter(|(_, other)| other.name == spec.name)
+            .min_by_key(|(other_id, other)| (other.created, *other_id))
+            .is_some_and(|(winner, _)| winner == id);
+        Some(if keeps { spec.name.clone() } else { format!("{}~{}", spec.name, id.short()) })
+    }
+}
+
+fn change<T>(was: Option<T>, is: Option<T>, [created, changed, removed]: [Change; 3]) -> Option<Change> {
+    match (was, is) {
+        (None, Some(_)) => Some(created),
+        (Some(_), Some(_)) => Some(changed),
+        (Some(_), None) => Some(removed),
+        (None, None) => None,
+    }
+}

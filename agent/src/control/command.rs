@@ -1,0 +1,109 @@
+//! What the API asks of the control.
+
+use tokio::sync::oneshot;
+
+use super::{Control, Now, records::SandboxSpec};
+use crate::api::{ApiError, types::*};
+
+/// Where the answer to one command goes.
+pub struct Responder<T>(oneshot::Sender<Result<T, ApiError>>);
+
+impl<T> Responder<T> {
+    pub fn new() -> (Self, oneshot::Receiver<Result<T, ApiError>>) {
+        let (sender, receiver) = oneshot::channel();
+        (Self(sender), receiver)
+    }
+
+    /// A client that went away does not hear it; what was done stays done.
+    pub(super) fn send(self, result: Result<T, ApiError>) {
+        let _ = self.0.send(result);
+    }
+}
+
+pub enum Command {
+    Leave(Responder<ClusterLeaveResponse>),
+    TokenCreate(TokenCreateRequest, Responder<TokenCreateResponse>),
+    TokenList(Responder<Vec<TokenInfo>>),
+    NodeList(Responder<Vec<NodeInfo>>),
+    NodeInspect(String, Responder<NodeDetail>),
+    NodeRemove(String, NodeRemoveQuery, Responder<NodeRemoveResponse>),
+    NetworkCreate(NetworkCreateRequest, Responder<NetworkSummary>),
+    NetworkList(Responder<Vec<NetworkSummary>>),
+    NetworkInspect(String, Responder<NetworkDetail>),
+    NetworkRemove(String, Responder<NetworkRemoveResponse>),
+    /// The driver looked at the sandbox, which is I/O.
+    Connect(String, ConnectRequest, SandboxSpec, Responder<ConnectResponse>),
+    Disconnect(String, DisconnectRequest, Responder<DisconnectResponse>),
+    ServiceCreate(ServiceCreateRequest, Responder<ServiceSummary>),
+    ServiceList(ServiceQuery, Responder<Vec<ServiceSummary>>),
+    ServiceInspect(String, ServiceQuery, Responder<ServiceDetail>),
+    ServiceUpdate(String, ServiceUpdateRequest, ServiceQuery, Responder<ServiceSummary>),
+    ServiceRemove(String, ServiceQuery, Responder<ServiceRemoveResponse>),
+    Status(DatapathStatus, Responder<StatusResponse>),
+}
+
+impl Control {
+    pub fn handle_command(&mut self, command: Command, now: Now) {
+        match command {
+            Command::Leave(to) => self.leave(to, now),
+            Command::TokenCreate(request, to) => {
+                let result = self.create_token(&request, now);
+                self.reply(to, result);
+            }
+            Command::TokenList(to) => {
+                let tokens = self.list_tokens(now);
+                self.reply(to, Ok(tokens));
+            }
+            Command::NodeList(to) => {
+                let nodes = self.list_nodes();
+                self.reply(to, Ok(nodes));
+            }
+            Command::NodeInspect(reference, to) => {
+                let result = self.node_detail(&reference);
+                self.reply(to, result);
+            }
+            Command::NodeRemove(reference, query, to) => {
+                let result = self.remove_node(&reference, &query, now);
+                self.reply(to, result);
+            }
+            Command::NetworkCreate(request, to) => self.start_create_network(request, to, now),
+            Command::NetworkList(to) => {
+                let networks = self.list_networks();
+                self.reply(to, Ok(networks));
+            }
+            Command::NetworkInspect(reference, to) => {
+                let result = self.network_detail(&reference);
+                self.reply(to, result);
+            }
+            Command::NetworkRemove(reference, to) => {
+                let result = self.remove_network(&reference, now);
+                self.reply(to, result);
+            }
+            Command::Connect(reference, request, sandbox, to) => {
+                self.start_connect(&reference, request, sandbox, to, now);
+            }
+            Command::Disconnect(reference, request, to) => self.disconnect(&reference, &request, to, now),
+            Command::ServiceCreate(request, to) => self.start_create_service(request, to, now),
+            Command::ServiceList(query, to) => {
+                let result = self.list_services(&query);
+                self.reply(to, result);
+            }
+            Command::ServiceInspect(reference, query, to) => {
+                let result = self.service_detail(&reference, &query);
+                self.reply(to, result);
+            }
+            Command::ServiceUpdate(reference, request, query, to) => {
+                self.start_update_service(&reference, request, &query, to, now);
+            }
+            Command::ServiceRemove(reference, query, to) => {
+                let result = self.remove_service(&reference, &query, now);
+                self.reply(to, result);
+            }
+            Command::Status(datapath, to) => {
+                let status = self.status(datapath);
+                self.reply(to, Ok(status));
+            }
+        }
+        self.settle(now);
+    }
+}

@@ -1,0 +1,190 @@
+//! What gossip reports: members that come and go, records that arrive, messages between two nodes.
+
+use weft_gossip::{Event as GossipEvent, Member, MemberState, Record};
+use weft_types::NodeId;
+
+use super::{
+    Control, Now,
+    catalogue::{Change, Presence},
+    records::{Kind, NodeFact, Register, encode, network_key},
+    spaces::Wire,
+};
+use crate::api::types::{ClusterJoinResponse, EventKind};
+
+impl Control {
+    /// Drains gossip until nothing follows any more.
+    pub(super) fn settle(&mut self, now: Now) {
+        while let Some(output) = self.gossip.poll_output() {
+            match output {
+                weft_gossip::Output::Event(event) => self.on_gossip(event, now),
+                send => self.turn.send.push(send),
+            }
+        }
+    }
+
+    /// Says what this node is, if that is not what its record says already.
+    pub(super) fn introduce(&mut self, now: Now) {
+        let fact = NodeFact {
+            name: self.settings.node_name.clone(),
+            gossip: self.settings.gossip,
+            vtep: self.settings.vtep,
+            underlay_mtu: self.settings.underlay_mtu,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let known = self.catalogue.node(self.me).and_then(|node| node.fact.as_ref());
+        if known != Some(&fact) {
+            let key = Kind::Node.key(super::records::CLUSTER, Vec::new());
+            self.publish(key, encode(&fact), now).expect("a node's name has a bounded length");
+        }
+        self.settle(now);
+    }
+
+    /// Answers whoever waits for this node to have joined.
+    pub(super) fn joined(&mut self) {
+        let Some((_, responder)) = self.joining.take() else { return };
+        let response = ClusterJoinResponse {
+            cluster_id: self.facts.id,
+            node_id: self.me,
+            node_name: self.settings.node_name.clone(),
+            node_count: self.catalogue.nodes().count() as u32,
+        };
+        self.reply(responder, Ok(response));
+    }
+
+    fn on_gossip(&mut self, event: GossipEvent, now: Now) {
+        match event {
+            GossipEvent::Record { record, .. } => {
+                let grants_me = self.learn(&record, now);
+                if grants_me {
+                    self.turn.commit.push(record);
+                    self.resume(now);
+                } else {
+                    self.unsaved_since.get_or_insert(now.instant);
+                    self.unsaved.push(record);
+                }
+            }
+            GossipEvent::Dropped { author, key } => {
+                if let Some(change) = self.catalogue.apply(author, &key, None) {
+                    self.on_change(change, now);
+                }
+                self.turn.forget.push((author, key));
+            }
+            GossipEvent::Member(member) => self.on_member(&member),
+            GossipEvent::Message { from, payload } => self.on_wire(from, &payload, now),
+            GossipEvent::CaughtUp => {
+                tracing::debug!("caught up with a peer");
+                self.joined();
+                if self.reading_back.take().is_some() {
+                    self.resume(now);
+                }
+            }
+            GossipEvent::OwnRecordNewer(record) => {
+                tracing::warn!(version = record.version, "a peer knows a newer record of this node: the disk was rolled back");
+                self.learn(&record, now);
+                self.turn.commit.push(record);
+            }
+            GossipEvent::Cloned => {
+                self.problem(
+                    "another node runs with this node's identity (a copied data directory?); \
+                     no new number is handed out here until one of them is given a data directory of its own"
+                        .to_owned(),
+                );
+                self.spaces.stop_allocating();
+            }
+        }
+    }
+
+    /// Takes a record into the catalogue and the spaces. True if it is a grant to this node, which
+    /// must be on the disk before it is used.
+    pub(super) fn learn(&mut self, record: &Record, now: Now) -> bool {
+        let grants_me = self.spaces.learn(record);
+        self.note_conflicts();
+        if let Some(change) = self.catalogue.apply(record.author, &record.key, record.value.as_deref()) {
+            self.on_change(change, now);
+        }
+        grants_me
+    }
+
+    fn on_change(&mut self, change: Change, now: Now) {
+        self.host_changed();
+        match change {
+            Change::Node(_) | Change::TokensChanged => {}
+            Change::NodeRemoved(node) => {
+                if node == self.me {
+                    self.removed = true;
+                } else {
+                    self.gossip.evict(node, now.instant);
+                    self.node_event(EventKind::NodeLeft, node);
+                }
+            }
+            Change::NetworkCreated(id) => {
+                let spec = self.catalogue.network(id).expect("just created").clone();
+                self.spaces.add_network(id, &spec, &self.catalogue, self.gossip.records());
+                self.event(EventKind::NetworkCreated, id.to_string(), spec.name, []);
+            }
+            Change::NetworkChanged(_) => {}
+            Change::NetworkRemoved(id) => self.on_network_removed(id, now),
+            Change::ServiceCreated(network, id) => {
+                self.spaces.sync_service(network, id, &self.catalogue, now.instant);
+                self.service_event(EventKind::ServiceCreated, network, id);
+            }
+            Change::ServiceChanged(network, id) => {
+                self.spaces.sync_service(network, id, &self.catalogue, now.instant);
+                self.service_event(EventKind::ServiceUpdated, network, id);
+            }
+            Change::ServiceRemoved(network, id, name) => {
+                self.spaces.sync_service(network, id, &self.catalogue, now.instant);
+                let network = self.catalogue.display_name(network).unwrap_or_else(|| network.short());
+                self.event(EventKind::ServiceRemoved, id.to_string(), name, [("network", network)]);
+            }
+            Change::EndpointAdded(network, id) | Change::EndpointChanged(network, id) => {
+                if matches!(change, Change::EndpointAdded(..)) {
+                    self.endpoint_event(EventKind::EndpointConnected, network, id);
+                }
+            }
+            Change::EndpointRemoved(network, id, endpoint) => {
+                let network = self.catalogue.display_name(network).unwrap_or_else(|| network.short());
+                let node = self.catalogue.node_name(endpoint.node);
+                let attributes = [("network", network), ("node", node)];
+                self.event(EventKind::EndpointDisconnected, id.to_string(), endpoint.spec.name, attributes);
+            }
+        }
+    }
+
+    /// A network somebody removed while this node has endpoints on it (which only a split allows)
+    /// is asserted again: its endpoints are in use.
+    fn on_network_removed(&mut self, id: weft_types::NetworkId, now: Now) {
+        let register = self.catalogue.network_register(id).expect("just removed").clone();
+        let in_use = self.catalogue.endpoints(id).any(|(_, endpoint)| endpoint.node == self.me);
+        if in_use {
+            let asserted = Register { lamport: self.catalogue.tick(), removed: false, value: register.value };
+            if let Err(error) = self.publish(network_key(id), encode(&asserted), now) {
+                self.problem(error.message);
+            }
+            return;
+        }
+        self.spaces.remove_network(id, &register.value, now.instant);
+        self.event(EventKind::NetworkRemoved, id.to_string(), register.value.name, []);
+    }
+
+    fn on_member(&mut self, member: &Member) {
+        let (presence, kind) = match member.state {
+            MemberState::Alive => (Presence::Alive, EventKind::NodeAlive),
+            MemberState::Suspect => (Presence::Suspect, EventKind::NodeSuspect),
+            MemberState::Down => (Presence::Down, EventKind::NodeDown),
+            MemberState::Left => (Presence::Left, EventKind::NodeLeft),
+        };
+        if self.catalogue.set_presence(member.node, presence, member.incarnation) {
+            self.host_changed();
+            self.node_event(kind, member.node);
+        }
+    }
+
+    fn on_wire(&mut self, from: NodeId, payload: &[u8], now: Now) {
+        match postcard::from_bytes(payload) {
+            Ok(Wire::Request { space, request }) => self.on_space_request(from, space, request, now),
+            Ok(Wire::Reply { space, reply }) => self.on_space_reply(from, space, reply, now),
+            Err(error) => tracing::debug!(%from, %error, "a message that this version does not know"),
+        }
+    }
+}

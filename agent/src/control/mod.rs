@@ -1,0 +1,305 @@
+//! The part of the agent that decides: it introduces the cores to each other and does no I/O.
+//!
+//! [`Control`] takes packets, commands, timers and reports of what the kernel took, all with the time
+//! they happened at, and collects what follows in a [`Turn`]. Whoever drives it carries a turn out in
+//! this order: **commit** the records to the disk, **send** the packets, apply the **host** state,
+//! give the **replies**. So nothing is sent or answered that a crash could undo.
+
+pub mod admission;
+mod catalogue;
+mod command;
+mod endpoints;
+mod happenings;
+mod members;
+mod names;
+mod networks;
+mod nodes;
+mod operations;
+mod pools;
+pub mod records;
+mod refusals;
+mod services;
+mod spaces;
+mod timers;
+pub mod token;
+mod tokens;
+mod views;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+use serde::{Deserialize, Serialize};
+use weft_gossip::{Gossip, Key, Output, Record};
+use weft_types::{ClusterId, EndpointId, NodeId};
+
+use crate::api::{
+    ApiError,
+    types::{ClusterJoinResponse, ConnectResponse, DisconnectResponse, Event},
+};
+
+pub use command::{Command, Responder};
+pub use pools::Pools;
+pub use views::{DNS_V4, DNS_V6, HostState, SandboxTables};
+
+use catalogue::{Catalogue, Presence};
+use operations::Parked;
+use records::{SandboxSpec, SpaceKey};
+pub use spaces::Kept;
+use spaces::Spaces;
+
+/// What every node of a cluster knows about it, from `init` or from the answer to `join`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterFacts {
+    pub id: ClusterId,
+    /// The node that made the cluster and owned every number at first.
+    pub founder: NodeId,
+    /// The keys that gossip is sealed with; the first seals, all open.
+    pub keys: Vec<[u8; 32]>,
+    pub pools: Pools,
+}
+
+/// What this node is told at its start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub node_name: String,
+    pub gossip: SocketAddr,
+    pub vtep: IpAddr,
+    pub underlay_mtu: u32,
+    pub vxlan_port: u16,
+    /// The domain that names end in.
+    pub domain: String,
+}
+
+/// The two clocks: one to measure with, one to show.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    pub instant: Instant,
+    /// Milliseconds since the Unix epoch. Decides nothing but when a join token expires.
+    pub unix_millis: u64,
+}
+
+/// What was on the disk at the start.
+#[derive(Debug, Default)]
+pub struct Stored {
+    pub records: Vec<Record>,
+    pub kept: Vec<(SpaceKey, Kept)>,
+}
+
+/// What one input led to, to be carried out in the order of the fields.
+#[derive(Default)]
+pub struct Turn {
+    /// Records that must be on the disk before anything below happens.
+    pub commit: Vec<Record>,
+    /// What is to be committed together with the records.
+    pub kept: Vec<(SpaceKey, Kept)>,
+    /// Records that need not be kept any more.
+    pub forget: Vec<(NodeId, Key)>,
+    /// Packets and streams to send.
+    pub send: Vec<Output>,
+    /// Whether [`Control::host_state`] has changed.
+    pub host_changed: bool,
+    /// Sandboxes that are on no network of this node any more.
+    pub sandboxes_left: Vec<SandboxSpec>,
+    /// What happened, for those who follow `weft events`.
+    pub events: Vec<Event>,
+    /// Answers to commands; calling one sends it.
+    pub replies: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+/// What the kernel made of a host state.
+#[derive(Debug, Default)]
+pub struct HostReport {
+    /// The host state this is about, see [`HostState::generation`].
+    pub generation: u64,
+    /// The interface of each endpoint that is attached, in its sandbox.
+    pub attached: BTreeMap<EndpointId, String>,
+    /// Endpoints that could not be attached, and why.
+    pub failed: BTreeMap<EndpointId, String>,
+    /// Endpoints whose sandbox is gone.
+    pub vanished: Vec<EndpointId>,
+    /// What else went wrong, a sentence each.
+    pub problems: Vec<String>,
+}
+
+/// How long a node that was known before a restart counts as alive without being heard.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long a joining node waits for the state of the cluster before it says that it joined.
+const CATCH_UP: Duration = Duration::from_secs(5);
+/// How long a restarted node waits for a peer to tell it what it may have forgotten, before it hands
+/// out numbers by itself.
+const READ_BACK: Duration = Duration::from_secs(3);
+
+pub struct Control {
+    me: NodeId,
+    facts: ClusterFacts,
+    settings: Settings,
+    gossip: Gossip,
+    catalogue: Catalogue,
+    spaces: Spaces,
+    rng: ChaCha20Rng,
+    started: Now,
+    /// Until when numbers are handed out only after a peer was heard; `None` once that is settled.
+    reading_back: Option<Instant>,
+    grace_until: Option<Instant>,
+    parked: VecDeque<Parked>,
+    attaching: BTreeMap<EndpointId, (ConnectResponse, Responder<ConnectResponse>)>,
+    detaching: Vec<(u64, DisconnectResponse, Responder<DisconnectResponse>)>,
+    ifnames: BTreeMap<EndpointId, String>,
+    problems: BTreeSet<String>,
+    /// Those of `problems` that the last report of the kernel named.
+    host_problems: BTreeSet<String>,
+    generation: u64,
+    /// Records of others that are not on the disk yet.
+    unsaved: Vec<Record>,
+    unsaved_since: Option<Instant>,
+    next_look: Instant,
+    /// Who waits for this node to have caught up with the cluster it joins, and until when.
+    joining: Option<(Instant, Responder<ClusterJoinResponse>)>,
+    removed: bool,
+    turn: Turn,
+}
+
+impl Control {
+    /// A node of the cluster `facts`, with what was on its disk.
+    ///
+    /// `fresh` says that this node was never in the cluster before, so that there is nothing it
+    /// could have forgotten.
+    pub fn new(
+        facts: ClusterFacts,
+        settings: Settings,
+        mut gossip: Gossip,
+        me: NodeId,
+        stored: Stored,
+        fresh: bool,
+        seed: [u8; 32],
+        now: Now,
+    ) -> Self {
+        let mut catalogue = Catalogue::default();
+        for record in &stored.records {
+            catalogue.apply(record.author, &record.key, record.value.as_deref());
+        }
+        let cursor = u64::from_le_bytes(seed[..8].try_into().expect("eight bytes"));
+        let mut spaces = Spaces::new(me, &facts, cursor);
+        gossip.load(stored.records, now.instant);
+        let peers: Vec<SocketAddr> = catalogue
+            .nodes()
+            .filter(|(id, _)| *id != me)
+            .filter_map(|(_, node)| Some(node.fact.as_ref()?.gossip))
+            .collect();
+        let alone = peers.is_empty();
+        gossip.join(peers, now.instant);
+        catalogue.set_presence(me, Presence::Alive, 0);
+        let known: Vec<Record> = gossip.records().cloned().collect();
+        spaces.restore(&catalogue, known.iter(), stored.kept);
+        let removed = catalogue.is_removed(me);
+        for node in catalogue.removed_nodes() {
+            if node != me {
+                gossip.evict(node, now.instant);
+            }
+        }
+        let mut control = Self {
+            me,
+            facts,
+            settings,
+            gossip,
+            catalogue,
+            spaces,
+            rng: ChaCha20Rng::from_seed(seed),
+            started: now,
+            reading_back: (!fresh && !alone).then(|| now.instant + READ_BACK),
+            grace_until: Some(now.instant + GRACE),
+            parked: VecDeque::new(),
+            attaching: BTreeMap::new(),
+            detaching: Vec::new(),
+            ifnames: BTreeMap::new(),
+            problems: BTreeSet::new(),
+            host_problems: BTreeSet::new(),
+            generation: 1,
+            unsaved: Vec::new(),
+            unsaved_since: None,
+            next_look: now.instant,
+            joining: None,
+            removed,
+            turn: Turn { host_changed: true, ..Turn::default() },
+        };
+        control.note_conflicts();
+        control.introduce(now);
+        control
+    }
+
+    pub fn me(&self) -> NodeId {
+        self.me
+    }
+
+    pub fn facts(&self) -> &ClusterFacts {
+        &self.facts
+    }
+
+    pub fn started(&self) -> Now {
+        self.started
+    }
+
+    /// Looks for the cluster at `seeds`, and answers when this node knows what they know.
+    pub fn join(&mut self, seeds: Vec<SocketAddr>, responder: Responder<ClusterJoinResponse>, now: Now) {
+        self.gossip.join(seeds, now.instant);
+        self.joining = Some((now.instant + CATCH_UP, responder));
+        self.settle(now);
+    }
+
+    pub fn handle_packet(&mut self, from: SocketAddr, packet: &[u8], now: Now) {
+        self.gossip.handle_packet(from, packet, now.instant);
+        self.settle(now);
+    }
+
+    pub fn handle_stream_request(&mut self, frame: &[u8], now: Now) -> Option<Vec<u8>> {
+        let answer = self.gossip.handle_stream_request(frame, now.instant);
+        self.settle(now);
+        answer
+    }
+
+    pub fn handle_stream_response(&mut self, frame: &[u8], now: Now) {
+        self.gossip.handle_stream_response(frame, now.instant);
+        self.settle(now);
+    }
+
+    /// Everything that the inputs since the last call led to.
+    pub fn take_turn(&mut self) -> Turn {
+        std::mem::take(&mut self.turn)
+    }
+
+    /// Publishes a record of this node's own. It is committed before anything else of this turn.
+    fn publish(&mut self, key: Key, value: Bytes, now: Now) -> Result<(), ApiError> {
+        let record = self.gossip.put(key, value, now.instant).map_err(|error| {
+            ApiError::invalid(format!("this cannot be told to the other nodes: {error}"))
+                .with_help("use shorter names, fewer labels or fewer aliases")
+        })?;
+        self.learn(&record, now);
+        self.turn.commit.push(record);
+        Ok(())
+    }
+
+    /// Withdraws a record of this node's own.
+    fn withdraw(&mut self, key: &Key, now: Now) {
+        if let Some(record) = self.gossip.remove(key, now.instant) {
+            self.learn(&record, now);
+            self.turn.commit.push(record);
+        }
+    }
+
+    fn reply<T: Send + 'static>(&mut self, responder: Responder<T>, result: Result<T, ApiError>) {
+        self.turn.replies.push(Box::new(move || responder.send(result)));
+    }
+
+    fn host_changed(&mut self) {
+        if !self.turn.host_changed {
+            self.turn.host_changed = true;
+            self.generation += 1;
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Commands that may have to wait for a number from another node.
+//!
+//! An operation is tried; if it needs a number this node does not own, it is parked while the owners
+//! are asked, and tried again from its beginning when one gave. What it took so far it keeps in
+//! itself, and gives back if it fails.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use weft_ipam::Want;
+use weft_types::NodeId;
+
+use super::{
+    Control, Now, Responder, endpoints::Connect, networks::CreateNetwork, records::SpaceKey, services::SetService,
+};
+use crate::api::{
+    ApiError,
+    types::{ConnectResponse, NetworkSummary, ServiceSummary},
+};
+
+/// After this an operation that still waits fails, whatever it waits for.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+pub(super) enum Operation {
+    CreateNetwork(CreateNetwork, Responder<NetworkSummary>),
+    Connect(Connect, Responder<ConnectResponse>),
+    SetService(SetService, Responder<ServiceSummary>),
+}
+
+pub(super) struct Parked {
+    operation: Operation,
+    /// What it waits for; `None` while this node reads back what it may have forgotten.
+    waits_for: Option<(SpaceKey, Want)>,
+    pub(super) deadline: Instant,
+}
+
+/// Why an operation cannot go on.
+pub(super) enum Stop {
+    Fail(ApiError),
+    /// Another node has to give first: `want` of `space`, from one of `ask`.
+    Ask { space: SpaceKey, want: Want, ask: Vec<NodeId> },
+}
+
+impl From<ApiError> for Stop {
+    fn from(error: ApiError) -> Self {
+        Self::Fail(error)
+    }
+}
+
+impl Control {
+    pub(super) fn start(&mut self, operation: Operation, now: Now) {
+        let deadline = now.instant + PATIENCE;
+        if self.reading_back.is_some() {
+            self.parked.push_back(Parked { operation, waits_for: None, deadline });
+        } else {
+            self.attempt(operation, deadline, now);
+        }
+    }
+
+    fn attempt(&mut self, mut operation: Operation, deadline: Instant, now: Now) {
+        let stopped = match &mut operation {
+            Operation::CreateNetwork(create, _) => self.create_network(create, now).map(Done::Network),
+            Operation::Connect(connect, _) => self.connect(connect, now).map(|()| Done::Attaching),
+            Operation::SetService(set, _) => self.set_service(set, now).map(Done::Service),
+        };
+        match stopped {
+            Ok(done) => self.finish(operation, done),
+            Err(Stop::Fail(error)) => self.fail(operation, error, now),
+            Err(Stop::Ask { space, want, ask }) => {
+                self.parked.push_back(Parked { operation, waits_for: Some((space, want.clone())), deadline });
+                self.seek(space, want, ask, now);
+            }
+        }
+    }
+
+    fn finish(&mut self, operation: Operation, done: Done) {
+        match (operation, done) {
+            (Operation::CreateNetwork(_, responder), Done::Network(summary)) => self.reply(responder, Ok(summary)),
+            (Operation::SetService(_, responder), Done::Service(summary)) => self.reply(responder, Ok(summary)),
+            (Operation::Connect(connect, responder), Done::Attaching) => self.await_attachment(connect, responder),
+            _ => unreachable!("each operation is done in its own way"),
+        }
+    }
+
+    fn fail(&mut self, operation: Operation, error: ApiError, now: Now) {
+        match operation {
+            Operation::CreateNetwork(create, responder) => {
+                self.abandon_network(create, now);
+                self.reply(responder, Err(error));
+            }
+            Operation::Connect(connect, responder) => {
+                self.abandon_connect(connect, now);
+                self.reply(responder, Err(error));
+            }
+            Operation::SetService(set, responder) => {
+                self.abandon_service(set, now);
+                self.reply(responder, Err(error));
+            }
+        }
+    }
+
+    /// Tries everything again that is parked and not waiting for a negotiation under way.
+    pub(super) fn resume(&mut self, now: Now) {
+        if self.reading_back.is_some() {
+            return;
+        }
+        let (ready, waiting): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.parked)
+            .into_iter()
+            .partition(|parked| !parked.waits_for.as_ref().is_some_and(|(space, _)| self.spaces.is_seeking(*space)));
+        self.parked = waiting;
+        for Parked { operation, deadline, .. } in ready {
+            self.attempt(operation, deadline, now);
+        }
+    }
+
+    /// Ends what waits for `want` of `space`: nobody gave. What waits for another part of it is tried again.
+    pub(super) fn fail_waiting(&mut self, space: SpaceKey, want: &Want, error: &ApiError, now: Now) {
+        let (failed, waiting): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.parked)
+            .into_iter()
+            .partition(|parked| parked.waits_for.as_ref().is_some_and(|(s, w)| *s == space && w == want));
+        self.parked = waiting;
+        for Parked { operation, .. } in failed {
+            self.fail(operation, error.clone(), now);
+        }
+        self.resume(now);
+    }
+
+    pub(super) fn expire_operations(&mut self, now: Now) {
+        let (expired, waiting): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut self.parked).into_iter().partition(|parked| parked.deadline <= now.instant);
+        self.parked = waiting;
+        for Parked { operation, .. } in expired {
+            let error = ApiError::unavailable(format!(
+                "no number could be had within {} seconds; nothing was changed",
+                PATIENCE.as_secs()
+            ))
+            .with_help("`weft node ls` shows which nodes can be reached; try again when more of them can");
+            self.fail(operation, error, now);
+        }
+    }
+}
+
+enum Done {
+    Network(NetworkSummary),
+    Service(ServiceSummary),
+    Attaching,
+}

@@ -1,0 +1,257 @@
+//! What the agents of a cluster tell each other: the kinds of records and their contents.
+//!
+//! A record's author is the only one who can change it. What several nodes may set (a network, a
+//! service) is a [`Register`]: every author keeps its own record, and the register with the highest
+//! (Lamport time, author) is the one that holds. No wall clock decides anything.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use weft_gossip::Key;
+use weft_ipam::Block;
+use weft_types::{EndpointId, Mac, NetworkId, NodeId, ServiceId, Vni};
+
+use crate::api::types::{EndpointMode, Scheduler, ServicePort};
+
+/// The scope of records that concern the whole cluster.
+pub const CLUSTER: NetworkId = NetworkId([0; 16]);
+
+/// The first byte of every value. A node keeps and passes on values of a version it does not know,
+/// and does not read them.
+const VERSION: u8 = 1;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    Node = 1,
+    Network = 2,
+    Service = 3,
+    Endpoint = 4,
+    Grant = 5,
+    Token = 6,
+    TokenUse = 7,
+    Removal = 8,
+}
+
+impl Kind {
+    pub fn of(key: &Key) -> Option<Self> {
+        Some(match key.kind {
+            1 => Self::Node,
+            2 => Self::Network,
+            3 => Self::Service,
+            4 => Self::Endpoint,
+            5 => Self::Grant,
+            6 => Self::Token,
+            7 => Self::TokenUse,
+            8 => Self::Removal,
+            _ => return None,
+        })
+    }
+
+    pub fn key(self, scope: NetworkId, name: impl Into<Vec<u8>>) -> Key {
+        Key { kind: self as u8, scope, name: name.into() }
+    }
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFact {
+    pub name: String,
+    /// Where its gossip listens on the underlay.
+    pub gossip: SocketAddr,
+    /// Where its VXLAN tunnels end.
+    pub vtep: IpAddr,
+    /// The MTU of the device that carries `vtep`, in bytes.
+    pub underlay_mtu: u32,
+    pub version: String,
+}
+
+/// A value that several nodes may set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Register<T> {
+    pub lamport: u64,
+    /// A removal keeps the value: a node that still has an endpoint on a network removed elsewhere
+    /// during a split asserts it again.
+    pub removed: bool,
+    pub value: T,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkSpec {
+    pub name: String,
+    /// The Lamport time of its creation: the older of two networks of one name keeps the name.
+    pub created: u64,
+    /// The creator's wall clock then, in milliseconds since the Unix epoch; only ever shown.
+    pub created_millis: u64,
+    pub creator: NodeId,
+    pub vni: Vni,
+    pub mtu: u16,
+    pub subnets: Vec<SubnetSpec>,
+    pub internal: bool,
+    pub labels: Vec<(String, String)>,
+    pub options: Vec<(String, String)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubnetSpec {
+    pub net: IpNet,
+    pub gateway: IpAddr,
+    /// Where addresses nobody asked for by number come from; the whole subnet if none.
+    pub range: Option<IpNet>,
+    /// Addresses that belong to things Weft does not manage, by name.
+    pub aux: Vec<(String, IpAddr)>,
+    /// The blocks taken from the pool of default subnets, if it came from there.
+    pub pooled: Option<Block>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    pub network: NetworkId,
+    pub name: String,
+    pub created: u64,
+    pub creator: NodeId,
+    pub vips: Vec<IpAddr>,
+    /// The node that took `vips` from its blocks, and gives them back.
+    pub vips_from: NodeId,
+    pub scheduler: Scheduler,
+    pub mode: EndpointMode,
+    pub ports: Vec<ServicePort>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointSpec {
+    pub name: String,
+    pub aliases: Vec<String>,
+    pub mac: Mac,
+    pub addresses: Vec<IpNet>,
+    /// The service it serves, by name, so that it does not matter which of the two is known first.
+    pub service: Option<String>,
+    pub weight: u16,
+    /// Whether its sandbox's default routes go through it.
+    pub gives_default_route: bool,
+    /// Read by its own node only: where the sandbox is.
+    pub sandbox: SandboxSpec,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// As the user named it.
+    pub target: String,
+    pub path: String,
+    /// Device and inode of the namespace: another namespace under the same path is another sandbox.
+    pub device: u64,
+    pub inode: u64,
+}
+
+/// Which space of numbers a grant is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum SpaceKey {
+    /// Units of the IPv4 pool of default subnets.
+    Subnets4,
+    /// Units of the IPv6 pool of default subnets.
+    Subnets6,
+    Vnis,
+    /// The addresses of the n-th subnet of a network.
+    Addresses(NetworkId, u8),
+}
+
+impl SpaceKey {
+    pub fn scope(self) -> NetworkId {
+        match self {
+            Self::Addresses(network, _) => network,
+            _ => CLUSTER,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantFact {
+    pub space: SpaceKey,
+    pub to: NodeId,
+    pub version: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenFact {
+    /// SHA-256 of the token's secret; the secret itself is never stored.
+    pub digest: [u8; 32],
+    /// Seconds since the Unix epoch; the only place where a wall clock counts, and only against joining.
+    pub expires_secs: u64,
+    pub reusable: bool,
+}
+
+/// The name of a network's record.
+pub fn network_key(id: NetworkId) -> Key {
+    Kind::Network.key(CLUSTER, id.0)
+}
+
+pub fn service_key(network: NetworkId, id: ServiceId) -> Key {
+    Kind::Service.key(network, id.0)
+}
+
+pub fn endpoint_key(network: NetworkId, id: EndpointId) -> Key {
+    Kind::Endpoint.key(network, id.0)
+}
+
+/// One record per granted block: a later grant of the same block by the same node replaces it.
+pub fn grant_key(space: SpaceKey, block: Block) -> Key {
+    let name = postcard::to_allocvec(&(space_tag(space), block)).expect("a block always encodes");
+    Kind::Grant.key(space.scope(), name)
+}
+
+/// The block that a grant record's key names.
+pub fn grant_block(key: &Key) -> Option<Block> {
+    postcard::from_bytes::<((u8, u8), Block)>(&key.name).ok().map(|(_, block)| block)
+}
+
+fn space_tag(space: SpaceKey) -> (u8, u8) {
+    match space {
+        SpaceKey::Subnets4 => (0, 0),
+        SpaceKey::Subnets6 => (1, 0),
+        SpaceKey::Vnis => (2, 0),
+        SpaceKey::Addresses(_, index) => (3, index),
+    }
+}
+
+pub fn encode<T: Serialize>(value: &T) -> bytes::Bytes {
+    let bytes = postcard::to_extend(value, vec![VERSION]).expect("plain data always encodes");
+    bytes.into()
+}
+
+/// `None` for a value of another version or one that does not parse: it is kept and passed on, not read.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let (version, rest) = bytes.split_first()?;
+    if *version != VERSION {
+        return None;
+    }
+    postcard::from_bytes(rest).ok()
+}
+
+/// The last bytes of a key's name as an id.
+pub fn id_of(key: &Key) -> Option<[u8; 16]> {
+    key.name.as_slice().try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_of_an_unknown_version_is_not_read() {
+        let bytes = encode(&Register { lamport: 7, removed: false, value: 3_u8 });
+        assert_eq!(decode(&bytes), Some(Register { lamport: 7, removed: false, value: 3_u8 }));
+        let mut newer = bytes.to_vec();
+        newer[0] = VERSION + 1;
+        assert_eq!(decode::<Register<u8>>(&newer), None);
+        assert_eq!(decode::<Register<u8>>(&[]), None);
+    }
+
+    #[test]
+    fn a_grant_key_names_its_block() {
+        let block = Block::new(5 << 70, 70).unwrap();
+        let key = grant_key(SpaceKey::Addresses(NetworkId([1; 16]), 2), block);
+        assert!(key.name.len() <= 64);
+        assert_eq!(grant_block(&key), Some(block));
+    }
+}

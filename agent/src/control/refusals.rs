@@ -1,0 +1,169 @@
+//! Why a number could not be had, in the words of whoever asked for it.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use weft_ipam::{AllocateError, ClaimError, NegotiationError, Refusal, Want, Why};
+use weft_types::{NetworkId, NodeId};
+
+use super::{
+    Control,
+    operations::Stop,
+    pools::{address, block_of},
+    records::{SpaceKey, SubnetSpec},
+};
+use crate::api::ApiError;
+
+impl Control {
+    /// What a failed allocation means: another node has to give, or nobody can.
+    pub(super) fn stopped(&self, (space, within, error): (SpaceKey, Option<IpNet>, AllocateError<NodeId>)) -> Stop {
+        if self.spaces.is_stopped() {
+            return Stop::Fail(self.cloned());
+        }
+        match error {
+            AllocateError::NoFreeOwned { ask, .. } => {
+                Stop::Ask { space, want: Want::Any { within: within.map(|net| block_of(net).range()) }, ask }
+            }
+            AllocateError::Exhausted { quarantined } => Stop::Fail(self.exhausted(space, within, quarantined)),
+            AllocateError::OutOfRange => {
+                Stop::Fail(ApiError::invalid(format!("{} has no such range", self.space_name(space))))
+            }
+        }
+    }
+
+    /// What a failed claim of a subnet means.
+    pub(super) fn stopped_claim(
+        &self,
+        (space, want, error): (SpaceKey, Want, ClaimError<NodeId>),
+        subnet: IpNet,
+    ) -> Stop {
+        match error {
+            ClaimError::OwnedBy { owners } => Stop::Ask { space, want, ask: owners },
+            _ => Stop::Fail(
+                ApiError::conflict(format!("subnet {subnet} is not free: a network has it, or a part of it"))
+                    .with_help("choose another subnet, or none for a free one; `weft network ls` shows those in use"),
+            ),
+        }
+    }
+
+    /// What a failed claim of an endpoint's address means.
+    pub(super) fn stopped_claim_address(
+        &self,
+        (space, want, error): (SpaceKey, Want, ClaimError<NodeId>),
+        asked: IpAddr,
+        network: NetworkId,
+        subnet: &SubnetSpec,
+    ) -> Stop {
+        let name = self.catalogue.display_name(network).unwrap_or_default();
+        let error = match error {
+            ClaimError::OwnedBy { owners } => return Stop::Ask { space, want, ask: owners },
+            ClaimError::InUse { .. } => return Stop::Fail(self.address_in_use(network, asked)),
+            ClaimError::Reserved { .. } => {
+                let aux = subnet.aux.iter().find(|(_, address)| *address == asked);
+                let what = match aux {
+                    Some((name, _)) => format!("set aside for `{name}`"),
+                    None if asked == subnet.gateway => "the gateway".to_owned(),
+                    None => "the network or broadcast address".to_owned(),
+                };
+                ApiError::conflict(format!("{asked} of network `{name}` is {what}"))
+            }
+            ClaimError::Quarantined { .. } => ApiError::unavailable(format!(
+                "{asked} of network `{name}` is quarantined: two nodes claim to have granted it"
+            )),
+            ClaimError::OutOfRange { .. } => ApiError::invalid(format!("{asked} is not an address of network `{name}`")),
+        };
+        Stop::Fail(error.with_help("choose another address, or none for a free one"))
+    }
+
+    fn address_in_use(&self, network: NetworkId, asked: IpAddr) -> ApiError {
+        let name = self.catalogue.display_name(network).unwrap_or_default();
+        let endpoint = self.catalogue.endpoints(network).find(|(_, endpoint)| {
+            endpoint.spec.addresses.iter().any(|address| address.addr() == asked)
+        });
+        let service = self.catalogue.services(network).find(|(_, service)| service.vips.contains(&asked));
+        let by = match (endpoint, service) {
+            (Some((_, endpoint)), _) => {
+                format!("by endpoint `{}` on node `{}`", endpoint.spec.name, self.catalogue.node_name(endpoint.node))
+            }
+            (None, Some((_, service))) => format!("as the virtual address of service `{}`", service.name),
+            (None, None) => "by an endpoint that is being made".to_owned(),
+        };
+        ApiError::conflict(format!("{asked} of network `{name}` is in use {by}"))
+            .with_help("choose another address, or none for a free one")
+    }
+
+    fn exhausted(&self, space: SpaceKey, within: Option<IpNet>, quarantined: u128) -> ApiError {
+        let range = within.map(|net| format!(" in {net}")).unwrap_or_default();
+        let note = match quarantined {
+            0 => String::new(),
+            count => format!(" ({count} are quarantined, see `weft status`)"),
+        };
+        let name = self.space_name(space);
+        let error = ApiError::exhausted(format!("{name} has no free number left{range}{note}"));
+        error.with_help(match space {
+            SpaceKey::Addresses(..) => "disconnect endpoints that are not needed, or make a network with a larger --subnet",
+            SpaceKey::Subnets4 | SpaceKey::Subnets6 => "remove networks that are not needed, or give --subnet",
+            SpaceKey::Vnis => "remove networks that are not needed",
+        })
+    }
+
+    /// Nobody gave: says who was asked and why each did not.
+    pub(super) fn negotiation_failed(
+        &self,
+        space: SpaceKey,
+        want: &Want,
+        error: &NegotiationError<NodeId>,
+    ) -> ApiError {
+        let name = self.space_name(space);
+        let refused = |test: fn(&Refusal) -> bool| {
+            !error.owners.is_empty()
+                && error.owners.iter().all(|(_, why)| matches!(why, Why::Elsewhere) || matches!(why, Why::Refused(refusal) if test(refusal)))
+        };
+        if let (Want::Number(number), SpaceKey::Addresses(network, index)) = (want, space) {
+            let taken = error.owners.iter().any(|(_, why)| matches!(why, Why::Refused(Refusal::InUse(_))));
+            let subnet = self.catalogue.network(network).and_then(|spec| spec.subnets.get(usize::from(index)));
+            if let (true, Some(subnet)) = (taken, subnet) {
+                return self.address_in_use(network, address(*number, subnet.net));
+            }
+        }
+        if let (Want::Block(_), true) = (want, refused(|_| true)) {
+            return ApiError::conflict("the subnet is not free: a network has it, or a part of it")
+                .with_help("choose another subnet, or none for a free one; `weft network ls` shows those in use");
+        }
+        if refused(|refusal| matches!(refusal, Refusal::NoSpace)) {
+            return self.exhausted(space, None, 0);
+        }
+        let owners: Vec<_> = error
+            .owners
+            .iter()
+            .map(|(node, why)| format!("node `{}` {why}", self.catalogue.node_name(*node)))
+            .collect();
+        ApiError::unavailable(format!(
+            "this node owns no free number of {name}, and nobody gave one: {}; nothing was changed",
+            owners.join(", ")
+        ))
+        .with_help(
+            "try again when one of these nodes can be reached (`weft node ls`); \
+             a node that owns free numbers can do it now, without asking anybody",
+        )
+    }
+
+    fn space_name(&self, space: SpaceKey) -> String {
+        match space {
+            SpaceKey::Subnets4 => format!("the pool of subnets {}", self.facts.pools.v4),
+            SpaceKey::Subnets6 => format!("the pool of subnets {}", self.facts.pools.v6),
+            SpaceKey::Vnis => "the VNIs".to_owned(),
+            SpaceKey::Addresses(network, index) => {
+                let name = self.catalogue.display_name(network).unwrap_or_else(|| network.short());
+                let subnet = self.catalogue.network(network).and_then(|spec| spec.subnets.get(usize::from(index)));
+                let net = subnet.map(|subnet| subnet.net.to_string()).unwrap_or_default();
+                format!("subnet {net} of network `{name}`")
+            }
+        }
+    }
+
+    fn cloned(&self) -> ApiError {
+        ApiError::forbidden("another node runs with this node's identity, so nothing is handed out here")
+            .with_help("stop one of the two, give it an empty --data-dir, and let it join as a new node")
+    }
+}

@@ -1,0 +1,263 @@
+//! Services: making, changing, showing and removing them.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use rand::RngExt;
+use weft_types::{NetworkId, ServiceId};
+
+use super::{
+    Control, Now, Responder, names,
+    operations::{Operation, Stop},
+    pools::{address, number},
+    records::{Register, ServiceSpec, SpaceKey, encode, service_key},
+};
+use crate::api::{ApiError, types::*};
+
+/// The largest number of services of one network, and of ports of one service.
+const MAX_SERVICES: usize = 10_000;
+const MAX_PORTS: usize = 32;
+
+/// Makes a service or changes one: both end in a register being set.
+pub(super) struct SetService {
+    id: ServiceId,
+    /// As it is to be, without addresses.
+    spec: ServiceSpec,
+    is_new: bool,
+    taken: Vec<(u8, IpAddr)>,
+}
+
+impl Control {
+    pub(super) fn start_create_service(
+        &mut self,
+        request: ServiceCreateRequest,
+        responder: Responder<ServiceSummary>,
+        now: Now,
+    ) {
+        match self.new_service(request) {
+            Ok(set) => self.start(Operation::SetService(set, responder), now),
+            Err(error) => self.reply(responder, Err(error)),
+        }
+    }
+
+    fn new_service(&mut self, request: ServiceCreateRequest) -> Result<SetService, ApiError> {
+        check_name("a service", &request.name)?;
+        check_ports(&request.name, &request.ports)?;
+        let network = names::network(&self.catalogue, &request.network)?;
+        if self.catalogue.services(network).count() >= MAX_SERVICES {
+            return Err(ApiError::exhausted(format!(
+                "network `{}` has {MAX_SERVICES} services, which is the most",
+                request.network
+            )));
+        }
+        let spec = ServiceSpec {
+            network,
+            name: request.name,
+            created: 0,
+            creator: self.me,
+            vips: Vec::new(),
+            vips_from: self.me,
+            scheduler: request.scheduler,
+            mode: request.endpoint_mode,
+            ports: request.ports,
+        };
+        Ok(SetService { id: ServiceId(self.rng.random()), spec, is_new: true, taken: Vec::new() })
+    }
+
+    pub(super) fn start_update_service(
+        &mut self,
+        reference: &str,
+        request: ServiceUpdateRequest,
+        query: &ServiceQuery,
+        responder: Responder<ServiceSummary>,
+        now: Now,
+    ) {
+        match self.changed_service(reference, request, query) {
+            Ok(set) => self.start(Operation::SetService(set, responder), now),
+            Err(error) => self.reply(responder, Err(error)),
+        }
+    }
+
+    fn changed_service(
+        &self,
+        reference: &str,
+        request: ServiceUpdateRequest,
+        query: &ServiceQuery,
+    ) -> Result<SetService, ApiError> {
+        let (id, mut spec) = names::service(&self.catalogue, reference, query.network.as_deref())?;
+        if let Some(ports) = request.ports {
+            check_ports(&spec.name, &ports)?;
+            spec.ports = ports;
+        }
+        if let Some(scheduler) = request.scheduler {
+            spec.scheduler = scheduler;
+        }
+        if let Some(mode) = request.endpoint_mode {
+            spec.mode = mode;
+        }
+        Ok(SetService { id, spec, is_new: false, taken: Vec::new() })
+    }
+
+    pub(super) fn set_service(&mut self, set: &mut SetService, now: Now) -> Result<ServiceSummary, Stop> {
+        let id = set.spec.network;
+        let Some(network) = self.catalogue.network(id).cloned() else {
+            return Err(ApiError::not_found("the network was removed meanwhile").into());
+        };
+        let namesake = |(other, spec): (ServiceId, &ServiceSpec)| other != set.id && spec.name == set.spec.name;
+        if self.catalogue.services(id).any(namesake) {
+            return Err(ApiError::conflict(format!(
+                "network `{}` has a service `{}` already", network.name, set.spec.name
+            ))
+            .with_help(format!("change it with `weft service update {}`, or choose another name", set.spec.name))
+            .into());
+        }
+        if set.spec.mode == EndpointMode::Vip && set.spec.vips.is_empty() {
+            self.take_vip(set, &network.subnets, true, now)?;
+            self.take_vip(set, &network.subnets, false, now)?;
+        }
+        let lamport = self.catalogue.tick();
+        let mut spec = set.spec.clone();
+        if set.is_new {
+            spec.created = lamport;
+        }
+        if spec.mode == EndpointMode::Dnsrr {
+            spec.vips.clear();
+        } else if spec.vips.is_empty() {
+            spec.vips = set.taken.iter().map(|(_, vip)| *vip).collect();
+            spec.vips_from = self.me;
+        }
+        let register = Register { lamport, removed: false, value: spec };
+        self.publish(service_key(id, set.id), encode(&register), now)?;
+        Ok(self.service_summary(set.id, &register.value))
+    }
+
+    fn take_vip(
+        &mut self,
+        set: &mut SetService,
+        subnets: &[super::records::SubnetSpec],
+        v4: bool,
+        now: Now,
+    ) -> Result<(), Stop> {
+        if set.taken.iter().any(|(_, vip)| vip.is_ipv4() == v4) {
+            return Ok(());
+        }
+        let mut stopped = None;
+        for (index, subnet) in subnets.iter().enumerate() {
+            if matches!(subnet.net, IpNet::V4(_)) != v4 {
+                continue;
+            }
+            let space = SpaceKey::Addresses(set.spec.network, index as u8);
+            match self.spaces.allocate(space, subnet.range, now.instant) {
+                Ok(taken) => {
+                    set.taken.push((index as u8, address(taken, subnet.net)));
+                    return Ok(());
+                }
+                Err(cause) => stopped = stopped.or(Some(self.stopped(cause))),
+            }
+        }
+        stopped.map_or(Ok(()), Err)
+    }
+
+    pub(super) fn abandon_service(&mut self, set: SetService, now: Now) {
+        for (index, vip) in set.taken {
+            self.spaces.release(SpaceKey::Addresses(set.spec.network, index), number(vip), now.instant);
+        }
+    }
+
+    pub(super) fn remove_service(
+        &mut self,
+        reference: &str,
+        query: &ServiceQuery,
+        now: Now,
+    ) -> Result<ServiceRemoveResponse, ApiError> {
+        let (id, spec) = names::service(&self.catalogue, reference, query.network.as_deref())?;
+        let response = ServiceRemoveResponse {
+            id,
+            name: spec.name.clone(),
+            network_id: spec.network,
+            network_name: self.catalogue.display_name(spec.network).unwrap_or_default(),
+            vips: spec.vips.clone(),
+        };
+        let network = spec.network;
+        let register = Register { lamport: self.catalogue.tick(), removed: true, value: spec };
+        self.publish(service_key(network, id), encode(&register), now)?;
+        Ok(response)
+    }
+
+    pub(super) fn service_summary(&self, id: ServiceId, spec: &ServiceSpec) -> ServiceSummary {
+        let backends = self.backends(spec.network, &spec.name);
+        let ready = backends.iter().filter(|backend| backend.state == BackendState::Ready).count();
+        ServiceSummary {
+            id,
+            name: spec.name.clone(),
+            network_id: spec.network,
+            network_name: self.catalogue.display_name(spec.network).unwrap_or_default(),
+            scheduler: spec.scheduler,
+            endpoint_mode: spec.mode,
+            vips: spec.vips.clone(),
+            ports: spec.ports.clone(),
+            backend_count: backends.len() as u32,
+            ready_count: ready as u32,
+        }
+    }
+
+    pub(super) fn service_detail(&self, reference: &str, query: &ServiceQuery) -> Result<ServiceDetail, ApiError> {
+        let (id, spec) = names::service(&self.catalogue, reference, query.network.as_deref())?;
+        Ok(ServiceDetail {
+            summary: self.service_summary(id, &spec),
+            created_by: spec.creator,
+            backends: self.backends(spec.network, &spec.name),
+        })
+    }
+
+    /// The endpoints that serve a service, by name; a node believed dead serves nothing.
+    pub(super) fn backends(&self, network: NetworkId, service: &str) -> Vec<Backend> {
+        let serving = self
+            .catalogue
+            .endpoints(network)
+            .filter(|(_, endpoint)| endpoint.spec.service.as_deref() == Some(service));
+        serving
+            .map(|(endpoint_id, endpoint)| Backend {
+                endpoint_id,
+                endpoint_name: endpoint.spec.name.clone(),
+                node_id: endpoint.node,
+                node_name: self.catalogue.node_name(endpoint.node),
+                addresses: endpoint.spec.addresses.iter().map(IpNet::addr).collect(),
+                weight: endpoint.spec.weight,
+                state: if self.serves(endpoint.node) { BackendState::Ready } else { BackendState::Down },
+                open_connections: None,
+            })
+            .collect()
+    }
+
+    /// Whether the endpoints of a node can be reached, as far as this node knows.
+    pub(super) fn serves(&self, node: weft_types::NodeId) -> bool {
+        matches!(self.node_state(node), NodeState::Alive | NodeState::Suspect)
+    }
+}
+
+fn check_ports(service: &str, ports: &[ServicePort]) -> Result<(), ApiError> {
+    if ports.len() > MAX_PORTS {
+        return Err(ApiError::invalid(format!("service `{service}` asks for more than {MAX_PORTS} ports")));
+    }
+    for (index, port) in ports.iter().enumerate() {
+        if port.port == 0 || port.target == 0 {
+            return Err(ApiError::invalid(format!("service `{service}` cannot have port 0")));
+        }
+        let twice = ports[..index]
+            .iter()
+            .any(|other| (other.port, other.protocol) == (port.port, port.protocol));
+        if twice {
+            return Err(ApiError::conflict(format!(
+                "service `{service}` gives port {}/{} twice", port.port, port.protocol
+            )));
+        }
+        let named = port.name.is_some() && ports[..index].iter().any(|other| other.name == port.name);
+        if named {
+            return Err(ApiError::conflict(format!(
+                "service `{service}` has two ports of the name `{}`", port.name.as_deref().unwrap_or_default()
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,74 @@
+//! What happens by itself as time passes.
+
+use std::time::{Duration, Instant};
+
+use super::{Control, Now, catalogue::Presence};
+
+/// How long a record of another node may wait for company on its way to the disk.
+const SAVE_AFTER: Duration = Duration::from_millis(500);
+/// How often this node looks whether it still owns free numbers of every kind.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+impl Control {
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        [
+            self.gossip.poll_timeout(),
+            self.reading_back,
+            self.grace_until,
+            self.joining.as_ref().map(|(until, _)| *until),
+            self.unsaved_since.map(|since| since + SAVE_AFTER),
+            Some(self.next_look),
+            self.spaces.poll_timeout(),
+            self.parked.iter().map(|parked| parked.deadline).min(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    pub fn handle_timeout(&mut self, now: Now) {
+        let due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now.instant);
+        if due(self.gossip.poll_timeout()) {
+            self.gossip.handle_timeout(now.instant);
+            self.settle(now);
+        }
+        if due(self.reading_back) {
+            tracing::warn!("no peer could be asked what this node handed out before its restart");
+            self.reading_back = None;
+            self.resume(now);
+        }
+        if due(self.joining.as_ref().map(|(until, _)| *until)) {
+            tracing::warn!("let in, but no member has told its state yet");
+            self.joined();
+        }
+        if due(self.grace_until) {
+            self.grace_until = None;
+            self.give_up_the_unheard();
+        }
+        if due(self.unsaved_since.map(|since| since + SAVE_AFTER)) {
+            self.unsaved_since = None;
+            self.turn.commit.append(&mut self.unsaved);
+        }
+        if self.next_look <= now.instant {
+            self.next_look = now.instant + LOOK_EVERY;
+            self.look_ahead(now);
+        }
+        self.seek_on(now);
+        self.expire_operations(now);
+        self.settle(now);
+    }
+
+    fn give_up_the_unheard(&mut self) {
+        let unheard: Vec<_> = self
+            .catalogue
+            .nodes()
+            .filter(|(_, node)| node.presence == Presence::Unheard)
+            .map(|(id, node)| (id, node.incarnation))
+            .collect();
+        for (id, incarnation) in unheard {
+            self.catalogue.set_presence(id, Presence::Down, incarnation);
+            self.node_event(crate::api::types::EventKind::NodeDown, id);
+            self.host_changed();
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Join tokens: what a new node must be told, in one word that can be pasted.
+//!
+//! `weft1-` and base64url of: cluster id (16 bytes), gossip key (32), token id (8), secret (16), and
+//! four bytes of SHA-256 over these, so that a token cut short by a terminal is told from a wrong one.
+
+use std::{fmt, str::FromStr};
+
+use data_encoding::BASE64URL_NOPAD;
+use sha2::{Digest, Sha256};
+use weft_types::ClusterId;
+
+const PREFIX: &str = "weft1-";
+const BODY: usize = 16 + 32 + 8 + 16;
+
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token {
+    pub cluster: ClusterId,
+    pub gossip_key: [u8; 32],
+    pub id: [u8; 8],
+    pub secret: [u8; 16],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ParseTokenError {
+    #[error("this is not a join token: a token begins with `{PREFIX}`")]
+    Prefix,
+    #[error("this join token is incomplete or mistyped")]
+    Damaged,
+}
+
+impl Token {
+    /// What is stored of the secret.
+    pub fn digest(&self) -> [u8; 32] {
+        digest(&self.secret)
+    }
+}
+
+pub fn digest(secret: &[u8; 16]) -> [u8; 32] {
+    Sha256::digest(secret).into()
+}
+
+fn checksum(body: &[u8]) -> [u8; 4] {
+    let hash = Sha256::digest(body);
+    [hash[0], hash[1], hash[2], hash[3]]
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut bytes = Vec::with_capacity(BODY + 4);
+        bytes.extend(self.cluster.0);
+        bytes.extend(self.gossip_key);
+        bytes.extend(self.id);
+        bytes.extend(self.secret);
+        bytes.extend(checksum(&bytes));
+        write!(f, "{PREFIX}{}", BASE64URL_NOPAD.encode(&bytes))
+    }
+}
+
+/// A token is a secret: it does not belong in a log.
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Token({:?}, …)", self.cluster)
+    }
+}
+
+impl FromStr for Token {
+    type Err = ParseTokenError;
+
+    fn from_str(text: &str) -> Result<Self, ParseTokenError> {
+        let encoded = text.trim().strip_prefix(PREFIX).ok_or(ParseTokenError::Prefix)?;
+        let bytes = BASE64URL_NOPAD.decode(encoded.as_bytes()).map_err(|_| ParseTokenError::Damaged)?;
+        if bytes.len() != BODY + 4 || checksum(&bytes[..BODY]) != bytes[BODY..] {
+            return Err(ParseTokenError::Damaged);
+        }
+        let (cluster, rest) = bytes.split_at(16);
+        let (gossip_key, rest) = rest.split_at(32);
+        let (id, rest) = rest.split_at(8);
+        Ok(Self {
+            cluster: ClusterId(cluster.try_into().expect("16 bytes")),
+            gossip_key: gossip_key.try_into().expect("32 bytes"),
+            id: id.try_into().expect("8 bytes"),
+            secret: rest[..16].try_into().expect("16 bytes"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token() -> Token {
+        Token { cluster: ClusterId([1; 16]), gossip_key: [2; 32], id: [3; 8], secret: [4; 16] }
+    }
+
+    #[test]
+    fn a_token_round_trips_as_text() {
+        assert_eq!(token().to_string().parse(), Ok(token()));
+    }
+
+    #[test]
+    fn a_damaged_token_is_told_from_other_text() {
+        let text = token().to_string();
+        assert_eq!(text[..text.len() - 1].parse::<Token>(), Err(ParseTokenError::Damaged));
+        let mut swapped = text.into_bytes();
+        swapped[12] = if swapped[12] == b'A' { b'B' } else { b'A' };
+        assert_eq!(String::from_utf8(swapped).unwrap().parse::<Token>(), Err(ParseTokenError::Damaged));
+        assert_eq!("SWMTKN-1-x".parse::<Token>(), Err(ParseTokenError::Prefix));
+    }
+
+    #[test]
+    fn debug_output_keeps_the_secret() {
+        assert!(!format!("{:?}", token()).contains("4, 4"));
+    }
+}

@@ -1,0 +1,139 @@
+//! Join tokens: making and listing them, and judging who shows one.
+
+use data_encoding::HEXLOWER;
+use rand::RngExt;
+use weft_types::NodeId;
+
+use super::{
+    Control, Now,
+    records::{CLUSTER, Kind, TokenFact, encode},
+    token::{self, Token},
+};
+use crate::api::{ApiError, Timestamp, types::*};
+
+/// A token that lives longer is a password.
+const MAX_TTL_SECS: u64 = 30 * 24 * 3600;
+/// Expired tokens are forgotten, so this many at a time are plenty.
+const MAX_TOKENS: usize = 1_000;
+
+/// Why a joining node was refused.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Refused {
+    UnknownToken,
+    Expired,
+    Used { by: String },
+    Removed,
+    NameTaken { name: String },
+}
+
+impl Control {
+    pub fn create_token(&mut self, request: &TokenCreateRequest, now: Now) -> Result<TokenCreateResponse, ApiError> {
+        if request.ttl_secs == 0 || request.ttl_secs > MAX_TTL_SECS {
+            return Err(ApiError::invalid("a token is valid for at least a second and at most 30 days")
+                .with_help("for example `--ttl 15m`; a token for many hosts is made with --reusable"));
+        }
+        self.forget_expired_tokens(now);
+        if self.catalogue.tokens().filter(|(_, author, _)| *author == self.me).count() >= MAX_TOKENS {
+            return Err(ApiError::exhausted(format!("this node has made {MAX_TOKENS} tokens that are still valid"))
+                .with_help("wait until some expire, or make a --reusable one"));
+        }
+        let token = Token {
+            cluster: self.facts.id,
+            gossip_key: self.facts.keys[0],
+            id: self.rng.random(),
+            secret: self.rng.random(),
+        };
+        let expires_secs = now.unix_millis / 1000 + request.ttl_secs;
+        let fact = TokenFact { digest: token.digest(), expires_secs, reusable: request.reusable };
+        self.publish(Kind::Token.key(CLUSTER, token.id), encode(&fact), now)?;
+        Ok(TokenCreateResponse {
+            id: HEXLOWER.encode(&token.id),
+            join_command: format!("weft join --token {token} {}", self.settings.gossip),
+            token: token.to_string(),
+            expires: Timestamp::from_unix_millis(expires_secs * 1000),
+            reusable: request.reusable,
+        })
+    }
+
+    fn forget_expired_tokens(&mut self, now: Now) {
+        let expired: Vec<_> = self
+            .catalogue
+            .tokens()
+            .filter(|(_, author, fact)| *author == self.me && fact.expires_secs * 1000 <= now.unix_millis)
+            .map(|(id, _, _)| id)
+            .collect();
+        for id in expired {
+            self.withdraw(&Kind::Token.key(CLUSTER, id), now);
+        }
+    }
+
+    pub(super) fn list_tokens(&self, now: Now) -> Vec<TokenInfo> {
+        self.catalogue
+            .tokens()
+            .filter(|(_, _, fact)| fact.expires_secs * 1000 > now.unix_millis)
+            .map(|(id, author, fact)| TokenInfo {
+                id: HEXLOWER.encode(&id),
+                created_by: author,
+                created_by_name: self.catalogue.node_name(author),
+                expires: Timestamp::from_unix_millis(fact.expires_secs * 1000),
+                reusable: fact.reusable,
+                uses: self.catalogue.token_users(&id).count() as u32,
+            })
+            .collect()
+    }
+
+    /// Whether `node`, which proved to know the secret behind `digest`, may come in.
+    pub(super) fn judge(
+        &mut self,
+        node: NodeId,
+        name: &str,
+        id: [u8; 8],
+        proves: impl Fn(&[u8; 32]) -> bool,
+        now: Now,
+    ) -> Result<(), Refused> {
+        let fact = self.catalogue.token(&id).filter(|fact| proves(&fact.digest)).ok_or(Refused::UnknownToken)?;
+        if fact.expires_secs * 1000 <= now.unix_millis {
+            return Err(Refused::Expired);
+        }
+        if self.catalogue.is_removed(node) {
+            return Err(Refused::Removed);
+        }
+        // The answer to an earlier try may have been lost: the same node may use its token again.
+        let user = self.catalogue.token_users(&id).find(|user| *user != node);
+        if let (false, Some(user)) = (fact.reusable, user) {
+            return Err(Refused::Used { by: self.catalogue.node_name(user) });
+        }
+        let namesake = self
+            .catalogue
+            .nodes()
+            .find(|(id, known)| *id != node && known.fact.as_ref().is_some_and(|fact| fact.name == name));
+        if namesake.is_some_and(|(id, _)| self.serves(id)) {
+            return Err(Refused::NameTaken { name: name.to_owned() });
+        }
+        let mut use_name = id.to_vec();
+        use_name.extend(&node.0[..8]);
+        let key = Kind::TokenUse.key(CLUSTER, use_name);
+        if let Err(error) = self.publish(key, node.0.to_vec().into(), now) {
+            self.problem(error.message);
+        }
+        Ok(())
+    }
+}
+
+/// What a joiner shows instead of the secret.
+pub(super) fn proof(digest: &[u8; 32], nonce: &[u8; 24], node: NodeId) -> [u8; 32] {
+    use sha2::{Digest, Sha256};
+    Sha256::new()
+        .chain_update(b"weft join proof 1")
+        .chain_update(digest)
+        .chain_update(nonce)
+        .chain_update(node.0)
+        .finalize()
+        .into()
+}
+
+impl Token {
+    pub(super) fn proof(&self, nonce: &[u8; 24], node: NodeId) -> [u8; 32] {
+        proof(&token::digest(&self.secret), nonce, node)
+    }
+}

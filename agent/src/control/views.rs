@@ -1,0 +1,236 @@
+//! What the host should be like, derived from the catalogue: the overlay, the services, the names.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    num::NonZeroU16,
+};
+
+use ipnet::IpNet;
+use weft_dns::{NetworkZone, Zone};
+use weft_overlay::plan;
+use weft_types::NetworkId;
+
+use super::{
+    Control,
+    catalogue::Endpoint,
+    records::{NetworkSpec, SandboxSpec},
+};
+use crate::api::types::{EndpointMode, Protocol, Scheduler, ServicePort};
+
+/// Where the agent answers names, the same in all networks and on all hosts.
+pub const DNS_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 53, 53);
+pub const DNS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x53, 0, 0, 0, 0, 0, 0x53);
+
+/// Everything the edges need to know of one moment.
+#[derive(Clone)]
+pub struct HostState {
+    /// Grows with every change.
+    pub generation: u64,
+    pub overlay: plan::Desired,
+    pub sandboxes: Vec<SandboxTables>,
+    pub zone: Zone,
+    /// Who asks, by network and address: all networks of the asker's sandbox, the one asked through first.
+    pub askers: BTreeMap<NetworkId, BTreeMap<IpAddr, Vec<NetworkId>>>,
+}
+
+/// What one sandbox sees of the services on its networks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxTables {
+    pub sandbox: SandboxSpec,
+    pub tables: Vec<weft_lb::ClientTable>,
+}
+
+impl Control {
+    pub fn host_state(&self) -> HostState {
+        HostState {
+            generation: self.generation,
+            overlay: self.overlay(),
+            sandboxes: self.sandbox_tables(),
+            zone: self.zone(),
+            askers: self.askers(),
+        }
+    }
+
+    /// The networks of each sandbox of this host, in the order of their ids.
+    fn sandboxes(&self) -> BTreeMap<&SandboxSpec, Vec<(NetworkId, &Endpoint)>> {
+        let mut sandboxes: BTreeMap<&SandboxSpec, Vec<_>> = BTreeMap::new();
+        for (network, _, endpoint) in self.local_endpoints() {
+            sandboxes.entry(&endpoint.spec.sandbox).or_default().push((network, endpoint));
+        }
+        sandboxes
+    }
+
+    fn overlay(&self) -> plan::Desired {
+        let facts = self.catalogue.nodes().filter(|(id, _)| *id != self.me);
+        let members: BTreeSet<IpAddr> =
+            facts.filter_map(|(_, node)| Some(node.fact.as_ref()?.vtep)).collect();
+        let local: BTreeSet<NetworkId> = self.local_endpoints().map(|(network, _, _)| network).collect();
+        let networks = local
+            .into_iter()
+            .filter_map(|id| Some((id, self.overlay_network(id, self.catalogue.network(id)?))))
+            .collect();
+        plan::Desired { networks, members }
+    }
+
+    fn overlay_network(&self, id: NetworkId, spec: &NetworkSpec) -> plan::Network {
+        let mut endpoints = BTreeMap::new();
+        let mut remotes = BTreeMap::new();
+        for (endpoint_id, endpoint) in self.catalogue.endpoints(id) {
+            if endpoint.node == self.me {
+                endpoints.insert(endpoint_id, local_endpoint(&endpoint.spec, spec));
+            } else if let Some(fact) = self.catalogue.node(endpoint.node).and_then(|node| node.fact.as_ref()) {
+                let addresses = endpoint.spec.addresses.iter().map(IpNet::addr).collect();
+                let remote = plan::RemoteEndpoint { mac: endpoint.spec.mac, addresses, vtep: fact.vtep };
+                remotes.insert(endpoint_id, remote);
+            }
+        }
+        plan::Network {
+            name: spec.name.clone(),
+            vni: spec.vni,
+            mtu: spec.mtu,
+            vtep: self.settings.vtep,
+            vxlan_port: self.settings.vxlan_port,
+            subnets: spec
+                .subnets
+                .iter()
+                .map(|subnet| plan::Subnet { net: subnet.net, gateway: subnet.gateway })
+                .collect(),
+            internal: spec.internal,
+            service_addresses: self.dns_servers(spec),
+            endpoints,
+            remotes,
+        }
+    }
+
+    /// The addresses at which names are answered, in the families that endpoints have.
+    pub(super) fn dns_servers(&self, spec: &NetworkSpec) -> Vec<IpAddr> {
+        let has = |v4| spec.subnets.iter().any(|subnet| matches!(subnet.net, IpNet::V4(_)) == v4);
+        let v4 = has(true).then_some(DNS_V4.into());
+        let v6 = has(false).then_some(DNS_V6.into());
+        v4.into_iter().chain(v6).collect()
+    }
+
+    fn sandbox_tables(&self) -> Vec<SandboxTables> {
+        let mut services: BTreeMap<NetworkId, Vec<weft_lb::Service>> = BTreeMap::new();
+        let tables = self.sandboxes().into_iter().map(|(sandbox, networks)| SandboxTables {
+            sandbox: sandbox.clone(),
+            tables: networks
+                .into_iter()
+                .map(|(network, _)| weft_lb::ClientTable {
+                    network,
+                    services: services.entry(network).or_insert_with(|| self.balanced_services(network)).clone(),
+                })
+                .collect(),
+        });
+        tables.collect()
+    }
+
+    fn balanced_services(&self, network: NetworkId) -> Vec<weft_lb::Service> {
+        let services = self.catalogue.services(network).filter(|(_, spec)| !spec.vips.is_empty());
+        services
+            .map(|(id, spec)| weft_lb::Service {
+                id,
+                name: spec.name.clone(),
+                vips: spec.vips.clone(),
+                ports: spec.ports.iter().filter_map(port_map).collect(),
+                scheduler: match spec.scheduler {
+                    Scheduler::Rr => weft_lb::Scheduler::RoundRobin,
+                    Scheduler::Wrr => weft_lb::Scheduler::WeightedRoundRobin,
+                    Scheduler::Lc => weft_lb::Scheduler::LeastConnections,
+                },
+                backends: self.balanced_backends(network, &spec.name),
+            })
+            .collect()
+    }
+
+    fn balanced_backends(&self, network: NetworkId, service: &str) -> Vec<weft_lb::Backend> {
+        let serving = self
+            .catalogue
+            .endpoints(network)
+            .filter(|(_, endpoint)| endpoint.spec.service.as_deref() == Some(service));
+        serving
+            .map(|(id, endpoint)| weft_lb::Backend {
+                endpoint: id,
+                addrs: endpoint.spec.addresses.iter().map(IpNet::addr).collect(),
+                weight: NonZeroU16::new(endpoint.spec.weight).unwrap_or(NonZeroU16::MIN),
+                state: match (self.serves(endpoint.node), endpoint.spec.weight) {
+                    (false, _) => weft_lb::BackendState::Down,
+                    // As in IPVS: no weight, no new connections.
+                    (true, 0) => weft_lb::BackendState::Draining,
+                    (true, _) => weft_lb::BackendState::Active,
+                },
+            })
+            .collect()
+    }
+
+    fn zone(&self) -> Zone {
+        let mut zone = Zone::new(&self.settings.domain).expect("the domain was checked at the start");
+        for (id, spec) in self.catalogue.networks() {
+            let name = self.catalogue.display_name(id).unwrap_or_else(|| spec.name.clone());
+            let subnets = spec.subnets.iter().map(|subnet| subnet.net).collect();
+            let mut names = NetworkZone::new(&name, spec.internal, subnets);
+            for (endpoint_id, endpoint) in self.catalogue.endpoints(id) {
+                if !self.serves(endpoint.node) {
+                    continue;
+                }
+                let called = [&endpoint.spec.name].into_iter().chain(&endpoint.spec.aliases).cloned().collect();
+                let addresses = endpoint.spec.addresses.iter().map(IpNet::addr).collect();
+                names.set_endpoint(endpoint_id, weft_dns::Endpoint { names: called, addresses });
+            }
+            for (_, service) in self.catalogue.services(id) {
+                let healthy = self.balanced_backends(id, &service.name);
+                let healthy = healthy.into_iter().filter(|backend| backend.state == weft_lb::BackendState::Active);
+                let mode = match service.mode {
+                    EndpointMode::Vip => weft_dns::EndpointMode::Vip,
+                    EndpointMode::Dnsrr => weft_dns::EndpointMode::DnsRr,
+                };
+                let backends = healthy.flat_map(|backend| backend.addrs).collect();
+                names.set_service(&service.name, weft_dns::Service { mode, vips: service.vips.clone(), backends });
+            }
+            zone.set_network(id, names);
+        }
+        zone
+    }
+
+    fn askers(&self) -> BTreeMap<NetworkId, BTreeMap<IpAddr, Vec<NetworkId>>> {
+        let mut askers: BTreeMap<NetworkId, BTreeMap<IpAddr, Vec<NetworkId>>> = BTreeMap::new();
+        for networks in self.sandboxes().into_values() {
+            for (through, endpoint) in &networks {
+                let others = networks.iter().map(|(network, _)| *network).filter(|network| network != through);
+                let all: Vec<_> = [*through].into_iter().chain(others).collect();
+                for address in &endpoint.spec.addresses {
+                    askers.entry(*through).or_default().insert(address.addr(), all.clone());
+                }
+            }
+        }
+        askers
+    }
+}
+
+fn local_endpoint(spec: &super::records::EndpointSpec, network: &NetworkSpec) -> plan::LocalEndpoint {
+    let gateways = network.subnets.iter().map(|subnet| subnet.gateway);
+    plan::LocalEndpoint {
+        mac: spec.mac,
+        addresses: spec.addresses.clone(),
+        sandbox: plan::Sandbox {
+            path: spec.sandbox.path.clone().into(),
+            id: weft_netlink::netns::NetnsId { dev: spec.sandbox.device, ino: spec.sandbox.inode },
+        },
+        gateway: gateways.filter(|_| spec.gives_default_route).collect(),
+        ifname: None,
+    }
+}
+
+/// Port 0 cannot be connected to; a record that names it came from another version.
+fn port_map(port: &ServicePort) -> Option<weft_lb::PortMap> {
+    Some(weft_lb::PortMap {
+        name: port.name.clone(),
+        port: NonZeroU16::new(port.port)?,
+        target: NonZeroU16::new(port.target)?,
+        protocol: match port.protocol {
+            Protocol::Tcp => weft_lb::Protocol::Tcp,
+            Protocol::Udp => weft_lb::Protocol::Udp,
+        },
+    })
+}

@@ -1,0 +1,155 @@
+//! Being a member: the control together with its sockets, and how both begin.
+
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use rand::random;
+use tokio::time::sleep_until;
+use weft_gossip::{
+    Config, Gossip, GossipKey, KeyRing, Output,
+    transport::{Input, Transport},
+};
+use weft_types::ClusterId;
+
+use super::{DOMAIN, Daemon, advertise, now};
+use crate::{
+    api::{ApiError, types::*},
+    control::{ClusterFacts, Control, Pools, Responder, Settings, Stored, admission},
+};
+
+pub(super) struct Membership {
+    pub(super) control: Control,
+    transport: Transport,
+}
+
+impl Membership {
+    /// Waits for one input and lets the control handle it; for ever where there is no membership.
+    ///
+    /// Cancel-safe: an input is taken and handled without an await in between.
+    pub(super) async fn progress(membership: &mut Option<Self>) {
+        let Some(Self { control, transport }) = membership else { return std::future::pending().await };
+        let timeout = control.poll_timeout();
+        let expiry = async {
+            match timeout {
+                Some(at) => sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            input = transport.recv() => match input {
+                Input::Packet { from, bytes } => control.handle_packet(from, &bytes, now()),
+                Input::StreamRequest { frame, responder } if admission::is_request(&frame) => {
+                    responder.respond(control.handle_join_request(&frame, now()));
+                }
+                Input::StreamRequest { frame, responder } => {
+                    responder.respond(control.handle_stream_request(&frame, now()));
+                }
+                Input::StreamResponse { frame } => control.handle_stream_response(&frame, now()),
+            },
+            () = expiry => control.handle_timeout(now()),
+        }
+    }
+
+    pub(super) fn send(&mut self, outputs: Vec<Output>) {
+        for output in outputs {
+            match output {
+                Output::Packet { to, bytes } => self.transport.send_packet(to, &bytes),
+                Output::Stream { to, request } => {
+                    if self.transport.open_stream(to, request).is_none() {
+                        tracing::debug!(%to, "too many streams are open; this one is tried again later");
+                    }
+                }
+                Output::Event(_) => unreachable!("the control handles events itself"),
+            }
+        }
+    }
+}
+
+impl Daemon {
+    /// Opens the sockets and takes up the state of the disk.
+    pub(super) async fn open_membership(&self, facts: ClusterFacts, fresh: bool) -> anyhow::Result<Membership> {
+        let address = advertise(&self.options)?;
+        let transport = Transport::bind(address).await.with_context(|| {
+            "other nodes could not reach this one; give an address of this host with --advertise IP[:PORT]"
+        })?;
+        self.assemble(facts, fresh, transport)
+    }
+
+    pub(super) fn assemble(
+        &self,
+        facts: ClusterFacts,
+        fresh: bool,
+        transport: Transport,
+    ) -> anyhow::Result<Membership> {
+        let gossip_address = transport.local_addr();
+        let boot = self.store.next_boot()?;
+        let mut keys = facts.keys.iter().copied().map(GossipKey);
+        let first = KeyRing::new(keys.next().context("the cluster has no key")?);
+        let ring = keys.fold(first, KeyRing::and);
+        let config = Config::new(facts.id, ring, gossip_address);
+        let gossip = Gossip::new(config, self.identity.clone(), boot, random(), now().instant);
+        let settings = Settings {
+            node_name: self.node_name.clone(),
+            gossip: gossip_address,
+            vtep: gossip_address.ip(),
+            underlay_mtu: super::host::underlay_mtu(gossip_address.ip()),
+            vxlan_port: self.options.vxlan_port,
+            domain: DOMAIN.to_owned(),
+        };
+        let stored = Stored { records: self.store.records()?, kept: self.store.kept()? };
+        let me = self.identity.node();
+        let control = Control::new(facts, settings, gossip, me, stored, fresh, random(), now());
+        Ok(Membership { control, transport })
+    }
+
+    /// Becomes a member and carries out what follows from that at once.
+    pub(super) async fn enter(&mut self, membership: Membership) -> anyhow::Result<()> {
+        self.membership = Some(membership);
+        self.carry_out().await
+    }
+
+    /// Makes a cluster of which this node is the first.
+    pub(super) async fn init(&mut self, responder: Responder<ClusterInitResponse>) -> anyhow::Result<()> {
+        let id = ClusterId(random());
+        let facts = ClusterFacts {
+            id,
+            founder: self.identity.node(),
+            keys: vec![random()],
+            pools: Pools::of_cluster(id),
+        };
+        let membership = match self.open_membership(facts.clone(), true).await {
+            Ok(membership) => membership,
+            Err(error) => {
+                responder.answer(Err(could_not_open(&error)));
+                return Ok(());
+            }
+        };
+        self.store.set_cluster(&facts)?;
+        self.enter(membership).await?;
+        let membership = self.membership.as_mut().expect("entered above");
+        let token = membership.control.create_token(&TokenCreateRequest::default(), now());
+        self.carry_out().await?;
+        responder.answer(token.map(|join| ClusterInitResponse {
+            cluster_id: id,
+            node_id: self.identity.node(),
+            node_name: self.node_name.clone(),
+            join,
+        }));
+        Ok(())
+    }
+
+    pub(super) fn gossip_address(&self) -> Result<SocketAddr, ApiError> {
+        advertise(&self.options).map_err(|error| could_not_open(&error))
+    }
+}
+
+/// An error with its causes as one sentence: there is no console to print a chain on.
+pub(super) fn could_not_open(error: &anyhow::Error) -> ApiError {
+    let mut causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+    let help = if causes.len() > 1 { Some(causes.remove(0)) } else { None };
+    let message = causes.join(": ");
+    match help {
+        Some(help) => ApiError::unavailable(message).with_help(help),
+        None => ApiError::unavailable(message),
+    }
+}

@@ -1,0 +1,284 @@
+//! The thread that talks to the kernel: it makes the host what the control wants, and says what came of it.
+//!
+//! Namespaces are entered and netlink answers waited for here, so that the owner of the state never
+//! waits for the kernel. Of several states that wait only the newest is applied.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    time::Duration,
+};
+
+use anyhow::Context;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use weft_lb::{Datapath, kernel::NftDatapath};
+use weft_netlink::netns::Netns;
+use weft_overlay::{
+    kernel::{Kernel, Options},
+    plan::Desired,
+};
+use weft_types::{EndpointId, NetworkId, ServiceId};
+
+use super::{names::DnsSockets, target};
+use crate::{
+    api::types::DatapathStatus,
+    control::{HostReport, HostState, SandboxTables, records::SandboxSpec},
+    options::AgentOptions,
+};
+
+/// How often the thread looks for sandboxes that are gone when nothing else happens.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+pub(super) struct Report {
+    pub(super) host: HostReport,
+    pub(super) sockets: Vec<DnsSockets>,
+}
+
+enum Order {
+    Apply(Box<HostState>),
+    /// This node is in no cluster: nothing of ours is to be left.
+    Clear,
+}
+
+/// The owner's end. The thread ends when this is dropped, and leaves the kernel as it is.
+pub(super) struct HostThread {
+    orders: Sender<Order>,
+    reports: UnboundedReceiver<Report>,
+    counts: Counts,
+}
+
+/// What can be asked of the datapath from anywhere.
+#[derive(Clone)]
+pub(super) struct Counts(Arc<dyn Datapath>);
+
+impl Counts {
+    /// Open connections of this host's clients by backend, where they are counted.
+    pub(super) fn of(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {
+        self.0.connections(service)
+    }
+
+    pub(super) fn datapath(&self) -> DatapathStatus {
+        DatapathStatus {
+            name: self.0.name().to_owned(),
+            reason: "it works on every kernel with nf_tables, with and without root".to_owned(),
+        }
+    }
+}
+
+impl HostThread {
+    pub(super) fn start(options: &AgentOptions) -> anyhow::Result<Self> {
+        let kernel = Kernel::new(Options { run_dir: options.run_dir.clone() })
+            .context("the kernel cannot be used for overlay networks; the agent needs CAP_NET_ADMIN and CAP_SYS_ADMIN")?;
+        let datapath: Arc<dyn Datapath> =
+            Arc::new(NftDatapath::new().context("the kernel cannot be used for load balancing")?);
+        let (orders, receiver) = channel();
+        let (sender, reports) = unbounded_channel();
+        let host = Host {
+            kernel,
+            datapath: Arc::clone(&datapath),
+            state: None,
+            served: BTreeSet::new(),
+            balanced: BTreeMap::new(),
+            reports: sender,
+        };
+        std::thread::Builder::new().name("host".to_owned()).spawn(move || host.run(&receiver))?;
+        Ok(Self { orders, reports, counts: Counts(datapath) })
+    }
+
+    pub(super) fn apply(&self, state: HostState) {
+        self.order(Order::Apply(Box::new(state)));
+    }
+
+    pub(super) fn clear(&self) {
+        self.order(Order::Clear);
+    }
+
+    fn order(&self, order: Order) {
+        // The thread ends only by a panic, which its log has; what is asked for then cannot be done.
+        if self.orders.send(order).is_err() {
+            tracing::error!("the host thread is gone: the kernel is not changed any more");
+        }
+    }
+
+    /// The next report. Cancel-safe.
+    pub(super) async fn report(&mut self) -> Report {
+        match self.reports.recv().await {
+            Some(report) => report,
+            None => std::future::pending().await,
+        }
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        self.counts.clone()
+    }
+}
+
+/// The MTU of the device that carries an underlay address; what Ethernet has where it cannot be told.
+pub(super) fn underlay_mtu(address: IpAddr) -> u32 {
+    weft_overlay::kernel::underlay_mtu(address).unwrap_or_else(|error| {
+        tracing::warn!(%address, %error, "the MTU of the underlay is not known; 1500 is assumed");
+        1500
+    })
+}
+
+struct Host {
+    kernel: Kernel,
+    datapath: Arc<dyn Datapath>,
+    state: Option<HostState>,
+    /// Networks whose DNS sockets are open.
+    served: BTreeSet<NetworkId>,
+    /// Sandboxes that have tables, and where they were.
+    balanced: BTreeMap<String, SandboxSpec>,
+    reports: UnboundedSender<Report>,
+}
+
+impl Host {
+    fn run(mut self, orders: &Receiver<Order>) {
+        loop {
+            match orders.recv_timeout(LOOK_EVERY) {
+                Ok(first) => {
+                    let newest = orders.try_iter().last().unwrap_or(first);
+                    self.state = match newest {
+                        Order::Apply(state) => Some(*state),
+                        Order::Clear => None,
+                    };
+                    self.apply();
+                }
+                Err(RecvTimeoutError::Timeout) => self.look(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Applies the state again if a sandbox that it names is gone.
+    fn look(&mut self) {
+        let Some(state) = &self.state else { return };
+        if !vanished(state).is_empty() {
+            self.apply();
+        }
+    }
+
+    fn apply(&mut self) {
+        let mut report = HostReport::default();
+        let mut desired = Desired::default();
+        let mut sandboxes = Vec::new();
+        if let Some(state) = &self.state {
+            report.generation = state.generation;
+            report.vanished = vanished(state);
+            desired = state.overlay.clone();
+            for network in desired.networks.values_mut() {
+                network.endpoints.retain(|id, _| !report.vanished.contains(id));
+            }
+            sandboxes.clone_from(&state.sandboxes);
+        }
+        self.reconcile(&desired, &mut report);
+        self.balance(sandboxes, &mut report);
+        let sockets = self.open_sockets(&desired, &mut report);
+        // The owner is gone only when the process ends.
+        let _ = self.reports.send(Report { host: report, sockets });
+    }
+
+    fn reconcile(&mut self, desired: &Desired, report: &mut HostReport) {
+        let outcome = self.kernel.reconcile(desired);
+        report.attached = outcome.attached;
+        for error in outcome.errors {
+            let sentence = sentence(&error);
+            match error.endpoint() {
+                Some(endpoint) if !report.attached.contains_key(&endpoint) => {
+                    report.failed.entry(endpoint).or_insert(sentence);
+                }
+                _ => report.problems.push(sentence),
+            }
+        }
+    }
+
+    fn balance(&mut self, sandboxes: Vec<SandboxTables>, report: &mut HostReport) {
+        let mut before = std::mem::take(&mut self.balanced);
+        for SandboxTables { sandbox, tables } in sandboxes {
+            let name = sandbox_name(&sandbox);
+            before.remove(&name);
+            if !target::still_there(&sandbox) {
+                continue;
+            }
+            let synced = Netns::open(&sandbox.path)
+                .map_err(|error| sentence(&error))
+                .and_then(|netns| self.datapath.sync(&name, &netns, &tables).map_err(|error| sentence(&error)));
+            if let Err(error) = synced {
+                report.problems.push(error);
+            }
+            self.balanced.insert(name, sandbox);
+        }
+        for (name, sandbox) in before {
+            let netns = target::still_there(&sandbox).then(|| Netns::open(&sandbox.path).ok()).flatten();
+            if let Err(error) = self.datapath.remove(&name, netns.as_ref()) {
+                report.problems.push(sentence(&error));
+            }
+        }
+    }
+
+    /// Opens the DNS sockets of networks that have none yet, inside their namespaces.
+    fn open_sockets(&mut self, desired: &Desired, report: &mut HostReport) -> Vec<DnsSockets> {
+        self.served.retain(|network| desired.networks.contains_key(network));
+        let mut opened = Vec::new();
+        for (id, network) in &desired.networks {
+            if self.served.contains(id) || network.endpoints.is_empty() {
+                continue;
+            }
+            let Some(netns) = self.kernel.namespace(*id) else { continue };
+            let bound = netns.run(|| network.service_addresses.iter().map(|address| bind(*address)).collect::<Vec<_>>());
+            let sockets = bound.unwrap_or_else(|error| {
+                report.problems.push(sentence(&error));
+                Vec::new()
+            });
+            for socket in sockets {
+                match socket {
+                    Ok((udp, tcp)) => opened.push(DnsSockets { network: *id, udp, tcp }),
+                    Err((address, error)) => report.problems.push(format!(
+                        "names on network `{}` are not answered at {address}: {error}", network.name
+                    )),
+                }
+            }
+            self.served.insert(*id);
+        }
+        opened
+    }
+}
+
+fn bind(address: IpAddr) -> Result<(UdpSocket, TcpListener), (IpAddr, std::io::Error)> {
+    let address = SocketAddr::new(address, 53);
+    let open = || Ok((UdpSocket::bind(address)?, TcpListener::bind(address)?));
+    open().map_err(|error| (address.ip(), error))
+}
+
+fn vanished(state: &HostState) -> Vec<EndpointId> {
+    let locals = state.overlay.networks.values().flat_map(|network| &network.endpoints);
+    locals
+        .filter(|(_, endpoint)| {
+            let id = endpoint.sandbox.id;
+            let path = endpoint.sandbox.path.to_string_lossy().into_owned();
+            let spec = SandboxSpec { target: String::new(), path, device: id.dev, inode: id.ino };
+            !target::still_there(&spec)
+        })
+        .map(|(id, _)| *id)
+        .collect()
+}
+
+/// The same after a restart of the agent, and never that of another namespace of this boot.
+fn sandbox_name(sandbox: &SandboxSpec) -> String {
+    format!("{}-{}", sandbox.device, sandbox.inode)
+}
+
+/// An error with its causes.
+fn sentence(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}

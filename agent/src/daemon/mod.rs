@@ -1,0 +1,253 @@
+//! The running agent: one task owns all state and carries out what [`Control`] decides.
+//!
+//! Around it: the gossip sockets, the API server, the host thread that talks to the kernel, and the DNS
+//! servers. They send it events; nothing else changes state.
+
+mod cluster;
+mod events;
+mod host;
+mod join;
+mod names;
+mod resolv;
+mod server;
+mod store;
+mod target;
+
+use std::{
+    net::SocketAddr,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+use tracing_subscriber::EnvFilter;
+use weft_gossip::Identity;
+
+use crate::{
+    control::{Control, Now, Responder},
+    options::{AgentOptions, LogFormat},
+};
+use cluster::Membership;
+use events::EventLog;
+use host::HostThread;
+use names::Names;
+use server::{Api, Request};
+use store::Store;
+
+/// The domain that names on all networks end in.
+const DOMAIN: &str = "weft.internal";
+/// API requests that wait to be handled; more are kept waiting in their connections.
+const MAX_REQUESTS: usize = 64;
+
+/// Runs the agent until it is told to stop by SIGTERM or SIGINT. The data plane stays.
+pub fn run(options: AgentOptions) -> anyhow::Result<()> {
+    start_log(options.log_format);
+    // Two threads: one for the owner of the state, one for names and the API beside it.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let result = runtime.block_on(async { Daemon::start(options).await?.serve().await });
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    result
+}
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("WEFT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second agent in one process, as in tests, writes to the log of the first.
+    let _ = match format {
+        LogFormat::Text => log.try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+}
+
+fn now() -> Now {
+    let unix_millis = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |past| past.as_millis() as u64);
+    Now { instant: Instant::now(), unix_millis }
+}
+
+struct Daemon {
+    options: AgentOptions,
+    node_name: String,
+    store: Store,
+    identity: Identity,
+    membership: Option<Membership>,
+    requests: mpsc::Receiver<Request>,
+    /// What became of attempts to join, which take a while.
+    joins: mpsc::Receiver<join::Attempt>,
+    join_sender: mpsc::Sender<join::Attempt>,
+    host: HostThread,
+    names: Names,
+    events: EventLog,
+    started: Now,
+    _api: Api,
+}
+
+impl Daemon {
+    async fn start(options: AgentOptions) -> anyhow::Result<Self> {
+        let store = Store::open(&options.data_dir)?;
+        let identity = Identity::from_seed(store.identity(rand::random())?);
+        let node_name = node_name(&options)?;
+        let events = EventLog::default();
+        let (request_sender, requests) = mpsc::channel(MAX_REQUESTS);
+        let (join_sender, joins) = mpsc::channel(1);
+        let host = HostThread::start(&options)?;
+        let api = Api::serve(&options.socket, request_sender, events.clone(), host.counts())
+            .with_context(|| format!("cannot serve the API at {}", options.socket.display()))?;
+        let mut daemon = Self {
+            node_name,
+            store,
+            identity,
+            membership: None,
+            requests,
+            joins,
+            join_sender,
+            host,
+            names: Names::new(DOMAIN),
+            events,
+            started: now(),
+            options,
+            _api: api,
+        };
+        if let Some(facts) = daemon.store.cluster()? {
+            let membership = daemon.open_membership(facts, false).await?;
+            daemon.enter(membership).await?;
+        } else {
+            // What an agent that has left its cluster since could not remove.
+            daemon.host.clear();
+        }
+        tracing::info!(
+            node = %daemon.identity.node().short(),
+            name = %daemon.node_name,
+            socket = %daemon.options.socket.display(),
+            clustered = daemon.membership.is_some(),
+            "agent started"
+        );
+        Ok(daemon)
+    }
+
+    async fn serve(mut self) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        loop {
+            // Every arm takes one whole message from a channel or waits for a moment, so none loses
+            // anything when another wins.
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                Some(request) = self.requests.recv() => self.on_request(request).await?,
+                Some(attempt) = self.joins.recv() => self.on_join(attempt).await?,
+                report = self.host.report() => self.on_report(report),
+                () = Membership::progress(&mut self.membership) => {}
+            }
+            self.carry_out().await?;
+        }
+        tracing::info!("agent stopped; networks and connections stay as they are");
+        Ok(())
+    }
+
+    async fn on_request(&mut self, request: Request) -> anyhow::Result<()> {
+        match (request, &mut self.membership) {
+            (Request::Init(responder), None) => self.init(responder).await?,
+            (Request::Init(responder), Some(membership)) => responder.answer(Err(join::already(membership))),
+            (Request::Join(request, responder), None) => self.start_join(request, responder),
+            (Request::Join(_, responder), Some(membership)) => responder.answer(Err(join::already(membership))),
+            (Request::Command(command), Some(membership)) => membership.control.handle_command(command, now()),
+            (Request::Command(command), None) => self.command_alone(command),
+        }
+        Ok(())
+    }
+
+    fn on_report(&mut self, report: host::Report) {
+        self.names.serve(report.sockets);
+        if let Some(membership) = &mut self.membership {
+            membership.control.handle_report(report.host, now());
+        }
+    }
+
+    /// Carries out what the control decided, in the order that keeps promises: disk, network, kernel,
+    /// answers.
+    async fn carry_out(&mut self) -> anyhow::Result<()> {
+        let Some(membership) = &mut self.membership else { return Ok(()) };
+        let turn = membership.control.take_turn();
+        if !(turn.commit.is_empty() && turn.kept.is_empty() && turn.forget.is_empty()) {
+            // The disk may be slow; the other tasks of this thread go on meanwhile.
+            let store = &self.store;
+            tokio::task::block_in_place(|| store.commit(&turn.commit, &turn.kept, &turn.forget))
+                .context("the agent stops rather than promise what is not on the disk")?;
+        }
+        membership.send(turn.send);
+        if turn.host_changed {
+            let state = membership.control.host_state();
+            self.names.publish(&state);
+            self.host.apply(state);
+        }
+        for sandbox in turn.sandboxes_left {
+            resolv::remove(resolv::ROOT.as_ref(), &sandbox.target);
+        }
+        for mut event in turn.events {
+            event.time = SystemTime::now().into();
+            self.events.push(event);
+        }
+        for reply in turn.replies {
+            reply();
+        }
+        if membership.control.is_out() {
+            self.depart().await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the membership: the host is cleared, the disk forgets, and the node is a new one.
+    async fn depart(&mut self) -> anyhow::Result<()> {
+        tracing::info!("this node is in no cluster any more");
+        self.membership = None;
+        self.names.clear();
+        self.host.clear();
+        self.store.reset()?;
+        self.identity = Identity::from_seed(self.store.identity(rand::random())?);
+        Ok(())
+    }
+}
+
+impl<T> Responder<T> {
+    /// For what is answered without a turn.
+    fn answer(self, result: Result<T, crate::api::ApiError>) {
+        self.send(result);
+    }
+}
+
+fn node_name(options: &AgentOptions) -> anyhow::Result<String> {
+    let name = match &options.node_name {
+        Some(name) => name.clone(),
+        None => {
+            let host = nix::unistd::gethostname().context("this host has no name")?;
+            host.to_string_lossy().split('.').next().unwrap_or_default().to_owned()
+        }
+    };
+    crate::api::types::check_name("a node", &name)
+        .map_err(|error| anyhow::anyhow!("{}: {}; give one with --node-name", error.message, error.help.unwrap_or_default()))?;
+    Ok(name)
+}
+
+/// The address that other nodes reach this one at: as told, or the one this host would send from.
+fn advertise(options: &AgentOptions) -> anyhow::Result<SocketAddr> {
+    if let Some(address) = options.advertise {
+        return Ok(address);
+    }
+    // Connecting a UDP socket sends nothing; it asks the routing table. The addresses are from the
+    // blocks kept for documentation (RFC 5737, RFC 3849).
+    let probe = |local: &str, remote: &str| {
+        let socket = std::net::UdpSocket::bind(local)?;
+        socket.connect(remote)?;
+        socket.local_addr()
+    };
+    let found = probe("0.0.0.0:0", "192.0.2.1:9").or_else(|_| probe("[::]:0", "[2001:db8::1]:9"));
+    let found = found.ok().map(|address| address.ip()).filter(|ip| !ip.is_loopback() && !ip.is_unspecified());
+    let ip = found.context(
+        "this host has no default route that would tell which address other nodes reach it at; \
+         start the agent with --advertise IP",
+    )?;
+    Ok(SocketAddr::new(ip, crate::options::DEFAULT_GOSSIP_PORT))
+}

@@ -1,0 +1,326 @@
+//! The API server: HTTP and JSON on a Unix socket, one request one message to the owner of the state.
+
+use std::{
+    io,
+    os::unix::fs::PermissionsExt,
+    path::{Path as FilePath, PathBuf},
+};
+
+use axum::{
+    Json, Router,
+    body::Body as HttpBody,
+    extract::{
+        DefaultBodyLimit, FromRequest, Path, Query, Request as HttpRequest, State,
+        rejection::{JsonRejection, PathRejection, QueryRejection},
+    },
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    net::UnixListener,
+    sync::{broadcast::error::RecvError, mpsc},
+    task::JoinHandle,
+};
+
+use super::{events::EventLog, host::Counts, resolv, target};
+use crate::{
+    api::{ApiError, OPENAPI, routes, types::*},
+    control::{Command, Responder},
+};
+
+/// The largest request, in bytes.
+const MAX_BODY: usize = 1 << 20;
+
+type Answer<T> = Result<Json<T>, ApiError>;
+type PathText = Result<Path<String>, PathRejection>;
+type Params<T> = Result<Query<T>, QueryRejection>;
+
+/// What the owner of the state is asked.
+pub(super) enum Request {
+    Init(Responder<ClusterInitResponse>),
+    Join(ClusterJoinRequest, Responder<ClusterJoinResponse>),
+    Command(Command),
+}
+
+#[derive(Clone)]
+struct Context {
+    requests: mpsc::Sender<Request>,
+    events: EventLog,
+    counts: Counts,
+}
+
+/// The server; dropping it removes the socket.
+pub(super) struct Api {
+    task: JoinHandle<()>,
+    socket: PathBuf,
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        self.task.abort();
+        // Gone already is as good.
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+impl Api {
+    pub(super) fn serve(
+        socket: &FilePath,
+        requests: mpsc::Sender<Request>,
+        events: EventLog,
+        counts: Counts,
+    ) -> anyhow::Result<Self> {
+        let listener = listen(socket)?;
+        let router = router().with_state(Context { requests, events, counts });
+        let task = tokio::spawn(async move {
+            // Accepting on a Unix socket does not end, except with the task.
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!(%error, "the API is not served any more");
+            }
+        });
+        Ok(Self { task, socket: socket.to_owned() })
+    }
+}
+
+/// Takes over the socket of an agent that is gone, not that of one that runs.
+fn listen(socket: &FilePath) -> anyhow::Result<UnixListener> {
+    if let Some(dir) = socket.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    match std::os::unix::net::UnixStream::connect(socket) {
+        Ok(_) => anyhow::bail!("another agent serves it; stop that one, or give this one its own --socket"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(_) => std::fs::remove_file(socket)?,
+    }
+    let listener = UnixListener::bind(socket)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+fn router() -> Router<Context> {
+    Router::new()
+        .route(routes::CLUSTER_INIT, post(init))
+        .route(routes::CLUSTER_JOIN, post(join))
+        .route(routes::CLUSTER_LEAVE, post(leave))
+        .route(routes::TOKENS, post(token_create).get(token_list))
+        .route(routes::NODES, get(node_list))
+        .route(routes::NODE, get(node_inspect).delete(node_remove))
+        .route(routes::NETWORKS, post(network_create).get(network_list))
+        .route(routes::NETWORK, get(network_inspect).delete(network_remove))
+        .route(routes::NETWORK_CONNECT, post(connect))
+        .route(routes::NETWORK_DISCONNECT, post(disconnect))
+        .route(routes::SERVICES, post(service_create).get(service_list))
+        .route(routes::SERVICE, get(service_inspect).patch(service_update).delete(service_remove))
+        .route(routes::STATUS, get(status))
+        .route(routes::EVENTS, get(events))
+        .route(routes::VERSION, get(async || Json(VersionResponse::this())))
+        .route(routes::OPENAPI, get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI)))
+        .fallback(async || {
+            ApiError::not_found("the API has no such path").with_help("GET /v1/openapi.json describes all of it")
+        })
+        .method_not_allowed_fallback(async || {
+            ApiError::invalid("this path of the API is not used with that method")
+                .with_help("GET /v1/openapi.json describes all of it")
+        })
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+}
+
+impl Context {
+    async fn ask<T>(&self, request: impl FnOnce(Responder<T>) -> Request) -> Result<T, ApiError> {
+        let (responder, answer) = Responder::new();
+        let stopping = || ApiError::unavailable("the agent is stopping; the request was not carried out");
+        self.requests.send(request(responder)).await.map_err(|_| stopping())?;
+        answer.await.unwrap_or_else(|_| {
+            Err(ApiError::unavailable("this node is in no cluster")
+                .with_help("make one with `weft init`, or join one with `weft join --token TOKEN HOST:PORT`"))
+        })
+    }
+
+    async fn command<T: Serialize>(&self, command: impl FnOnce(Responder<T>) -> Command) -> Answer<T> {
+        self.ask(|responder| Request::Command(command(responder))).await.map(Json)
+    }
+}
+
+/// A JSON body, whatever its content type says: clients of a Unix socket rarely set one.
+struct Body<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: HttpRequest, state: &S) -> Result<Self, ApiError> {
+        let bytes = axum::body::Bytes::from_request(request, state)
+            .await
+            .map_err(|error| ApiError::invalid(format!("the body of the request cannot be read: {error}")))?;
+        Ok(Self(Json::<T>::from_bytes(&bytes).map_err(|error: JsonRejection| ApiError::from(error))?.0))
+    }
+}
+
+async fn init(State(context): State<Context>, Body(_): Body<ClusterInitRequest>) -> Answer<ClusterInitResponse> {
+    context.ask(Request::Init).await.map(Json)
+}
+
+async fn join(
+    State(context): State<Context>,
+    Body(request): Body<ClusterJoinRequest>,
+) -> Answer<ClusterJoinResponse> {
+    context.ask(|responder| Request::Join(request, responder)).await.map(Json)
+}
+
+async fn leave(State(context): State<Context>, Body(_): Body<ClusterLeaveRequest>) -> Answer<ClusterLeaveResponse> {
+    context.command(Command::Leave).await
+}
+
+async fn token_create(
+    State(context): State<Context>,
+    Body(request): Body<TokenCreateRequest>,
+) -> Answer<TokenCreateResponse> {
+    context.command(|to| Command::TokenCreate(request, to)).await
+}
+
+async fn token_list(State(context): State<Context>) -> Answer<Vec<TokenInfo>> {
+    context.command(Command::TokenList).await
+}
+
+async fn node_list(State(context): State<Context>) -> Answer<Vec<NodeInfo>> {
+    context.command(Command::NodeList).await
+}
+
+async fn node_inspect(State(context): State<Context>, node: PathText) -> Answer<NodeDetail> {
+    let Path(node) = node?;
+    context.command(|to| Command::NodeInspect(node, to)).await
+}
+
+async fn node_remove(
+    State(context): State<Context>,
+    node: PathText,
+    query: Params<NodeRemoveQuery>,
+) -> Answer<NodeRemoveResponse> {
+    let (Path(node), Query(query)) = (node?, query?);
+    context.command(|to| Command::NodeRemove(node, query, to)).await
+}
+
+async fn network_create(
+    State(context): State<Context>,
+    Body(request): Body<NetworkCreateRequest>,
+) -> Answer<NetworkSummary> {
+    context.command(|to| Command::NetworkCreate(request, to)).await
+}
+
+async fn network_list(State(context): State<Context>) -> Answer<Vec<NetworkSummary>> {
+    context.command(Command::NetworkList).await
+}
+
+async fn network_inspect(State(context): State<Context>, network: PathText) -> Answer<NetworkDetail> {
+    let Path(network) = network?;
+    context.command(|to| Command::NetworkInspect(network, to)).await
+}
+
+async fn network_remove(State(context): State<Context>, network: PathText) -> Answer<NetworkRemoveResponse> {
+    let Path(network) = network?;
+    context.command(|to| Command::NetworkRemove(network, to)).await
+}
+
+async fn connect(
+    State(context): State<Context>,
+    network: PathText,
+    Body(request): Body<ConnectRequest>,
+) -> Answer<ConnectResponse> {
+    let Path(network) = network?;
+    let name = request.target.clone();
+    let sandbox = target::resolve(&name)?;
+    let Json(mut response) = context.command(|to| Command::Connect(network, request, sandbox, to)).await?;
+    let text = resolv::text(&response.dns.servers, &response.dns.search);
+    match resolv::write(resolv::ROOT.as_ref(), &name, &text) {
+        Ok(written) => response.dns.resolv_conf = written,
+        // An ordinary user's lab cannot write there, and has its own way.
+        Err(error) => tracing::debug!(target = %name, %error, "resolv.conf not written"),
+    }
+    Ok(Json(response))
+}
+
+async fn disconnect(
+    State(context): State<Context>,
+    network: PathText,
+    Body(request): Body<DisconnectRequest>,
+) -> Answer<DisconnectResponse> {
+    let Path(network) = network?;
+    context.command(|to| Command::Disconnect(network, request, to)).await
+}
+
+async fn service_create(
+    State(context): State<Context>,
+    Body(request): Body<ServiceCreateRequest>,
+) -> Answer<ServiceSummary> {
+    context.command(|to| Command::ServiceCreate(request, to)).await
+}
+
+async fn service_list(State(context): State<Context>, query: Params<ServiceQuery>) -> Answer<Vec<ServiceSummary>> {
+    let Query(query) = query?;
+    context.command(|to| Command::ServiceList(query, to)).await
+}
+
+async fn service_inspect(
+    State(context): State<Context>,
+    service: PathText,
+    query: Params<ServiceQuery>,
+) -> Answer<ServiceDetail> {
+    let (Path(service), Query(query)) = (service?, query?);
+    let Json(mut detail) = context.command(|to| Command::ServiceInspect(service, query, to)).await?;
+    let counts = context.counts.of(detail.summary.id);
+    for backend in &mut detail.backends {
+        backend.open_connections = counts.as_ref().map(|open| open.get(&backend.endpoint_id).copied().unwrap_or(0));
+    }
+    Ok(Json(detail))
+}
+
+async fn service_update(
+    State(context): State<Context>,
+    service: PathText,
+    query: Params<ServiceQuery>,
+    Body(request): Body<ServiceUpdateRequest>,
+) -> Answer<ServiceSummary> {
+    let (Path(service), Query(query)) = (service?, query?);
+    context.command(|to| Command::ServiceUpdate(service, request, query, to)).await
+}
+
+async fn service_remove(
+    State(context): State<Context>,
+    service: PathText,
+    query: Params<ServiceQuery>,
+) -> Answer<ServiceRemoveResponse> {
+    let (Path(service), Query(query)) = (service?, query?);
+    context.command(|to| Command::ServiceRemove(service, query, to)).await
+}
+
+async fn status(State(context): State<Context>) -> Answer<StatusResponse> {
+    let datapath = context.counts.datapath();
+    context.command(|to| Command::Status(datapath, to)).await
+}
+
+/// JSON lines: what is remembered since a moment, and, if asked to follow, what happens from now on.
+async fn events(State(context): State<Context>, query: Params<EventsQuery>) -> Result<Response, ApiError> {
+    let Query(EventsQuery { since, follow }) = query?;
+    let (past, live) = context.events.follow();
+    let past = past.into_iter().filter(move |event| since.is_some_and(|since| event.time >= since));
+    let past = futures_util::stream::iter(past.collect::<Vec<_>>());
+    let live = futures_util::stream::unfold((live, follow), async |(mut live, follow)| {
+        if !follow {
+            return None;
+        }
+        loop {
+            match live.recv().await {
+                Ok(event) => return Some((event, (live, follow))),
+                Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "a follower of events is too slow"),
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    });
+    let lines = futures_util::StreamExt::map(futures_util::StreamExt::chain(past, live), |event| {
+        let mut line = serde_json::to_vec(&event)?;
+        line.push(b'\n');
+        Ok::<_, serde_json::Error>(line)
+    });
+    Ok(([(CONTENT_TYPE, "application/x-ndjson")], HttpBody::from_stream(lines)).into_response())
+}

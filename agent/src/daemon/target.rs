@@ -1,0 +1,89 @@
+//! Finding the namespace that a user names: `NAME`, `/a/path` or `pid:N`.
+
+use std::{
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use crate::{api::ApiError, control::records::SandboxSpec};
+
+/// Where `ip netns add` keeps its namespaces.
+const NAMED: &str = "/run/netns";
+/// The file system type of namespace handles (`NSFS_MAGIC` in linux/magic.h).
+const NSFS_MAGIC: i64 = 0x6e73_6673;
+
+pub fn path_of(target: &str) -> Result<PathBuf, ApiError> {
+    if let Some(pid) = target.strip_prefix("pid:") {
+        let pid: u32 = pid.parse().map_err(|_| {
+            ApiError::invalid(format!("`{target}` names no process: `{pid}` is not a process id"))
+                .with_help("write pid:1234, a namespace name, or an absolute path")
+        })?;
+        return Ok(PathBuf::from(format!("/proc/{pid}/ns/net")));
+    }
+    if target.starts_with('/') {
+        return Ok(PathBuf::from(target));
+    }
+    if target.is_empty() || target.contains('/') || target == "." || target == ".." {
+        return Err(ApiError::invalid(format!("`{target}` is not the name of a network namespace"))
+            .with_help("give a name as `ip netns list` shows it, an absolute path, or pid:N"));
+    }
+    Ok(Path::new(NAMED).join(target))
+}
+
+/// The sandbox behind `target` as it is now.
+pub fn resolve(target: &str) -> Result<SandboxSpec, ApiError> {
+    let path = path_of(target)?;
+    let shown = path.display();
+    let metadata = std::fs::metadata(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound if target.starts_with("pid:") => {
+            ApiError::not_found(format!("there is no process {}", &target[4..])).with_help("`ps` lists the running ones")
+        }
+        io::ErrorKind::NotFound => ApiError::not_found(format!("there is no network namespace `{target}` ({shown})"))
+            .with_help(format!("make one with `ip netns add {target}`, or see `ip netns list`")),
+        io::ErrorKind::PermissionDenied => ApiError::forbidden(format!("the agent may not open {shown}"))
+            .with_help("run the agent as root, or name a namespace of the agent's own user"),
+        _ => ApiError::internal(format!("cannot look at {shown}: {error}")),
+    })?;
+    let kind = nix::sys::statfs::statfs(&path)
+        .map_err(|error| ApiError::internal(format!("cannot look at {shown}: {error}")))?
+        .filesystem_type();
+    if kind.0 as i64 != NSFS_MAGIC {
+        return Err(ApiError::invalid(format!("{shown} is not a network namespace"))
+            .with_help("after a reboot the files in /run/netns are empty: delete and make the namespace again"));
+    }
+    Ok(SandboxSpec {
+        target: target.to_owned(),
+        path: path.to_string_lossy().into_owned(),
+        device: metadata.dev(),
+        inode: metadata.ino(),
+    })
+}
+
+/// Whether the namespace that `spec` was made with is still the one at its path.
+pub fn still_there(spec: &SandboxSpec) -> bool {
+    std::fs::metadata(&spec.path).is_ok_and(|found| found.dev() == spec.device && found.ino() == spec.inode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_a_name_a_path_or_a_process() {
+        assert_eq!(path_of("web").unwrap(), Path::new("/run/netns/web"));
+        assert_eq!(path_of("/x/y").unwrap(), Path::new("/x/y"));
+        assert_eq!(path_of("pid:12").unwrap(), Path::new("/proc/12/ns/net"));
+        for bad in ["", "a/b", "..", "pid:", "pid:x"] {
+            assert!(path_of(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_ordinary_file_is_not_a_namespace() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = resolve(file.path().to_str().unwrap()).unwrap_err();
+        assert!(error.message.contains("is not a network namespace"), "{}", error.message);
+        assert!(resolve(&format!("pid:{}", std::process::id())).is_ok());
+    }
+}
