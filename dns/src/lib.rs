@@ -1,4 +1,58 @@
 //! Names on overlay networks: a pure answer over a snapshot, and the server that gives it.
+//!
+//! [`answer()`] is the core. It takes a question, who asks and a [`Zone`], and touches nothing else: no
+//! socket, no clock, and chance only through the generator it is given. What resolves to what is in
+//! `docs/names.md`, and one test of `answer` per paragraph of it.
+//!
+//! ```
+//! use weft_dns::{Answer, Asker, Endpoint, NetworkZone, Query, Zone, answer};
+//! use weft_types::{EndpointId, NetworkId};
+//!
+//! let app = NetworkId([7; 16]);
+//! let mut network = NetworkZone::new("app", false, vec!["10.32.0.0/24".parse()?]);
+//! let names = vec!["web-1".into(), "web".into()];
+//! network.set_endpoint(EndpointId([1; 16]), Endpoint { names, addresses: vec!["10.32.0.5".parse()?] });
+//! let mut zone = Zone::new("weft.internal")?;
+//! zone.set_network(app, network);
+//!
+//! let question = Query::query("WEB.app.weft.internal.".parse()?, "A".parse()?);
+//! let asker = Asker { networks: vec![app] };
+//! let Answer::Records(records) = answer(&question, &asker, &zone, &mut rand::rng()) else { panic!() };
+//! assert_eq!(records[0].data.to_string(), "10.32.0.5");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Changing a zone
+//!
+//! The agent owns a `Zone`. For a change it copies it, which copies a pointer per network, changes the
+//! copy through [`Zone::network_mut`], which copies about a hundredth of that network's names, and stores
+//! it in the `ArcSwap` the servers read from. Names are never added to an answer or taken out of it one by
+//! one: a network's lists are made from what its endpoints and services are, so that nothing stays behind.
+//!
+//! # Serving it
+//!
+//! [`Server::spawn`] takes sockets that are bound already, because they live in a network's namespace, and
+//! a function that tells who has an address. Datagrams are answered one after the other in one task, where
+//! an answer takes about a microsecond; only forwarding waits, in tasks of its own. Everything is bounded:
+//!
+//! | what | bound | beyond it |
+//! | --- | --- | --- |
+//! | addresses for a name, for `tasks.SERVICE` | [`MAX_RECORDS`], [`MAX_TASKS`] | a random choice |
+//! | a datagram | 512 bytes, with EDNS up to 1,232 | truncated, asked again over TCP |
+//! | a question | 4,096 bytes | the connection is closed, the datagram is malformed |
+//! | TCP connections of a server, of one address | 128, 8 | closed at once and counted |
+//! | one question or reply on a connection | 5 s | closed |
+//! | forwarded questions on their way, of one client | 1,024, 256 ([`ForwarderConfig`]) | SERVFAIL |
+//! | one resolver, all of them | 1.5 s, 4.5 s | the next one, SERVFAIL |
+//!
+//! Messages are read by hickory-proto. The loops and the writer are our own, because hickory-server 0.26
+//! has no bound on tasks per socket or on TCP clients, spins while file descriptors are short, may drop the
+//! OPT record of a truncated message and stops compressing names after 120 records.
+//!
+//! # Not done yet
+//!
+//! SRV records, a cache for forwarded answers, split domains, and a check that a foreign answer does not
+//! point into an overlay network.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 

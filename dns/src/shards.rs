@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-const SHARDS: usize = 64;
+const SHARDS: usize = 128;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Shards<K, V>([Option<Arc<HashMap<K, V>>>; SHARDS]);
@@ -70,7 +70,7 @@ fn shard<Q: Hash + ?Sized>(key: &Q) -> usize {
     key.hash(&mut hasher);
     // FNV mixes short keys badly; a multiplication by 2^64 divided by the golden ratio makes up for it.
     let mixed = (hasher.finish() ^ (hasher.finish() >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed >> 58) as usize % SHARDS
+    (mixed >> 57) as usize % SHARDS
 }
 
 /// FNV-1a: the shard of a key has to be the same in every copy, which the seeded default is not.
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn a_copy_keeps_its_content_when_the_original_changes() {
         let mut map = Shards::<String, u32>::default();
-        for n in 0..1000 {
+        for n in 0..5000 {
             map.insert(format!("name{n}"), n);
         }
         let before = map.clone();
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn keys_spread_over_the_shards() {
         let mut map = Shards::<String, ()>::default();
-        for n in 0..6400 {
+        for n in 0..12_800 {
             map.insert(format!("web.{n}"), ());
         }
         let largest = map.0.iter().flatten().map(|shard| shard.len()).max();
