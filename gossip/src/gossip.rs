@@ -36,6 +36,7 @@ pub struct Gossip {
     node: NodeId,
     short: Short,
     boot: u64,
+    created: Instant,
     rng: ChaCha12Rng,
     sealer: Sealer,
     replay: ReplayGuard,
@@ -130,6 +131,7 @@ impl Gossip {
             node,
             short,
             boot,
+            created: now,
             rng,
             sealer,
             membership,
@@ -139,8 +141,9 @@ impl Gossip {
 
     /// Takes back what was written to disk. To be called before everything else; the records must have come out
     /// of here, their signatures are not checked again.
-    pub fn load(&mut self, records: impl IntoIterator<Item = Record>, now: Instant) {
+    pub fn load(&mut self, records: impl IntoIterator<Item = Record>) {
         debug_assert_eq!(self.phase, Phase::Loading);
+        let now = self.created;
         for record in records {
             let card = (record.key == Key::card()).then(|| record.clone());
             let author = Short::from(&record.author);

@@ -223,7 +223,9 @@ async fn accept_streams(tcp: TcpListener, streams: Arc<Semaphore>, sender: mpsc:
     }
 }
 
-async fn exchange(to: SocketAddr, request: &[u8]) -> io::Result<Bytes> {
+/// Opens a stream, sends one frame and waits for one frame: what a node does that is not a member yet. The
+/// caller bounds the time.
+pub async fn exchange(to: SocketAddr, request: &[u8]) -> io::Result<Bytes> {
     let mut stream = TcpStream::connect(to).await?;
     write_frame(&mut stream, request).await?;
     read_frame(&mut stream).await
