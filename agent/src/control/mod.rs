@@ -186,7 +186,7 @@ impl Control {
         }
         let cursor = u64::from_le_bytes(seed[..8].try_into().expect("eight bytes"));
         let mut spaces = Spaces::new(me, &facts, cursor);
-        gossip.load(stored.records, now.instant);
+        gossip.load(stored.records);
         let peers: Vec<SocketAddr> = catalogue
             .nodes()
             .filter(|(id, _)| *id != me)
