@@ -47,7 +47,7 @@ impl Failure {
         ExitCode::from(self.exit_code)
     }
 
-    fn render(&self) -> String {
+    pub(super) fn render(&self) -> String {
         let mut text = format!("error: {}\n", self.sentence);
         for cause in &self.causes {
             // A String takes every write.

@@ -124,7 +124,7 @@ Examples:
   sudo weft agent --advertise [2001:db8::10]:7946 --data-dir /srv/weft
 
 The agent stays in the foreground; a service manager restarts it. Networks go on carrying packets
-while it is away.";
+while it is away. WEFT_LOG sets what is logged, as in WEFT_LOG=weft=debug.";
 
 /// What `weft completion` takes.
 #[derive(Debug, Args)]
@@ -196,7 +196,13 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Failure> {
 
     let session = Session::new(cli.host);
     match cli.command {
-        Command::Agent(args) => drop(args.options()),
+        // The daemon is not part of the library yet; until it is, this says so instead of pretending.
+        Command::Agent(args) => {
+            return Err(Failure::new(format!(
+                "this build cannot run an agent with {:?}",
+                args.options()
+            )));
+        }
         Command::Whoami(args) => whoami::run(args)?,
         Command::Completion(args) => {
             clap_complete::generate(args.shell, &mut Cli::command(), "weft", &mut std::io::stdout());

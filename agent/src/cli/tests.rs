@@ -1,1 +1,283 @@
+//! What is parsed, what is refused, and what help says; the golden texts are in `snapshots/`.
 
+use clap::error::ErrorKind;
+
+use super::*;
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(std::iter::once("weft").chain(line.split_whitespace()))
+}
+
+/// The debug form without the blanks that only lay it out.
+fn parsed(line: &str) -> String {
+    let cli = parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+    format!("{:?}", cli.command)
+}
+
+#[test]
+fn the_definition_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_flag_is_read() {
+    let lines = [
+        "init --format json",
+        "join --token T h1:7946 --format json",
+        "leave",
+        "token create --ttl 1h --reusable --format json",
+        "token ls -q",
+        "node ls --format json",
+        "node inspect h1 --format json",
+        "node rm --force h1 h2",
+        "network create -d overlay --subnet 10.7.0.0/16 --subnet fd00:7::/64 --ip-range 10.7.1.0/24 \
+         --gateway 10.7.0.1 --aux-address printer=10.7.0.9 --ipv6 --internal -o mtu=1400 --label a=b=c \
+         --allow-overlap app",
+        "network ls --quiet",
+        "network inspect app --format table",
+        "network rm app back",
+        "network connect --name a --alias x --alias y --ip 10.7.0.2 --ip6 fd00:7::2 --mac 02:42:0a:07:00:02 \
+         --service web --weight 3 --format json app pid:7",
+        "network disconnect app /run/netns/blue",
+        "service create --network app --lb lc --endpoint-mode dnsrr --port http=80:8080 --port 53/udp web",
+        "service ls --network app -q",
+        "service inspect --network app web --format json",
+        "service update --network app --lb wrr --endpoint-mode vip --port 80 web",
+        "service rm --network app web api",
+        "status --format json",
+        "events --since 2026-11-21T12:15:47Z --no-follow",
+        "version --format json",
+        "whoami --listen :80 --listen 127.0.0.1:81 --name a --delay 5",
+        "whoami --hold",
+        "agent --data-dir /d --run-dir /r --socket /s --node-name n --advertise 192.0.2.1 --vxlan-port 4790 \
+         --log-format json",
+        "completion fish",
+    ];
+    let text: String = lines
+        .map(|line| format!("{}\n  {}\n", line, parsed(line)))
+        .concat();
+    insta::assert_snapshot!("flags", text);
+}
+
+#[test]
+fn what_cannot_be_meant_is_refused() {
+    for (line, kind, says) in [
+        (
+            "",
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
+            "Usage: weft",
+        ),
+        (
+            "network",
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
+            "Usage: weft network",
+        ),
+        ("netwrok ls", ErrorKind::InvalidSubcommand, "network"),
+        ("network create", ErrorKind::MissingRequiredArgument, "<NAME>"),
+        ("network create -d bridge a", ErrorKind::InvalidValue, "overlay"),
+        (
+            "network create --subnet 10.7.0.5/16 a",
+            ErrorKind::ValueValidation,
+            "in the subnet 10.7.0.0/16",
+        ),
+        (
+            "network create --subnet ten a",
+            ErrorKind::ValueValidation,
+            "expected a subnet such as",
+        ),
+        (
+            "network create --gateway ten a",
+            ErrorKind::ValueValidation,
+            "invalid IP address",
+        ),
+        (
+            "network create --aux-address 10.7.0.9 a",
+            ErrorKind::ValueValidation,
+            "expected NAME=IP",
+        ),
+        (
+            "network create --opt mtu a",
+            ErrorKind::ValueValidation,
+            "expected KEY=VALUE",
+        ),
+        (
+            "network create --attachable a",
+            ErrorKind::UnknownArgument,
+            "--attachable",
+        ),
+        ("network rm", ErrorKind::MissingRequiredArgument, "<NETWORK>"),
+        (
+            "network ls -q --format json",
+            ErrorKind::ArgumentConflict,
+            "--format",
+        ),
+        (
+            "network connect a b --weight 2",
+            ErrorKind::MissingRequiredArgument,
+            "--service",
+        ),
+        (
+            "network connect a b --service s --weight 0",
+            ErrorKind::ValueValidation,
+            "0 is not in 1..=65535",
+        ),
+        (
+            "network connect a b --mac 01:00:5e:00:00:01",
+            ErrorKind::ValueValidation,
+            "group address",
+        ),
+        (
+            "network connect a b --ip fd00::1",
+            ErrorKind::ValueValidation,
+            "invalid IPv4",
+        ),
+        (
+            "service create web",
+            ErrorKind::MissingRequiredArgument,
+            "--network",
+        ),
+        (
+            "service create --network a --lb random web",
+            ErrorKind::InvalidValue,
+            "rr, wrr, lc",
+        ),
+        (
+            "service create --network a --port 80/sctp web",
+            ErrorKind::ValueValidation,
+            "neither tcp nor udp",
+        ),
+        ("service update web", ErrorKind::MissingRequiredArgument, "--lb"),
+        (
+            "join --token T h1",
+            ErrorKind::ValueValidation,
+            "expected HOST:PORT",
+        ),
+        (
+            "join --token T 2001:db8::1:7946",
+            ErrorKind::ValueValidation,
+            "expected HOST:PORT",
+        ),
+        ("join h1:7946", ErrorKind::MissingRequiredArgument, "--token"),
+        (
+            "token create --ttl 0s",
+            ErrorKind::ValueValidation,
+            "a second at least",
+        ),
+        (
+            "token create --ttl soon",
+            ErrorKind::ValueValidation,
+            "expected a time",
+        ),
+        (
+            "events --no-follow",
+            ErrorKind::MissingRequiredArgument,
+            "--since",
+        ),
+        ("whoami --hold --delay 5", ErrorKind::ArgumentConflict, "--delay"),
+        (
+            "agent --advertise 0.0.0.0",
+            ErrorKind::ValueValidation,
+            "cannot reach that",
+        ),
+        (
+            "agent --advertise h1",
+            ErrorKind::ValueValidation,
+            "expected an address such as",
+        ),
+        (
+            "agent --vxlan-port 0",
+            ErrorKind::ValueValidation,
+            "0 is not in 1..=65535",
+        ),
+        (
+            "--host tcp://h1:1 status",
+            ErrorKind::ValueValidation,
+            "expected unix:///PATH",
+        ),
+        ("completion tcsh", ErrorKind::InvalidValue, "bash"),
+    ] {
+        let Err(error) = parse(line) else {
+            panic!("`{line}` is accepted")
+        };
+        assert_eq!(error.kind(), kind, "{line}: {error}");
+        assert!(error.to_string().contains(says), "{line}: {error}");
+    }
+}
+
+#[test]
+fn an_advertised_address_may_leave_out_the_port() {
+    for (text, address) in [
+        ("192.0.2.1", "192.0.2.1:7946"),
+        ("192.0.2.1:7000", "192.0.2.1:7000"),
+        ("2001:db8::1", "[2001:db8::1]:7946"),
+        ("[2001:db8::1]", "[2001:db8::1]:7946"),
+        ("[2001:db8::1]:7000", "[2001:db8::1]:7000"),
+    ] {
+        assert_eq!(parse_advertise(text), Ok(address.parse().unwrap()), "{text}");
+    }
+}
+
+#[test]
+fn the_socket_follows_the_run_directory() {
+    let Command::Agent(args) = parse("agent --run-dir /r").unwrap().command else {
+        panic!()
+    };
+    assert_eq!(args.options().socket, PathBuf::from("/r/weft.sock"));
+    let Command::Agent(args) = parse("agent").unwrap().command else {
+        panic!()
+    };
+    assert_eq!(args.options(), AgentOptions::default());
+}
+
+#[test]
+fn every_noun_explains_itself() {
+    for noun in [
+        "",
+        "agent",
+        "init",
+        "join",
+        "leave",
+        "status",
+        "events",
+        "version",
+        "whoami",
+        "completion",
+    ] {
+        help(noun, noun);
+    }
+    for (noun, verbs) in [
+        ("token", &["create", "ls"][..]),
+        ("node", &["ls", "inspect", "rm"]),
+        (
+            "network",
+            &["create", "ls", "inspect", "rm", "connect", "disconnect"],
+        ),
+        ("service", &["create", "ls", "inspect", "update", "rm"]),
+    ] {
+        help(noun, noun);
+        verbs
+            .iter()
+            .for_each(|verb| help(&format!("{noun}-{verb}"), &format!("{noun} {verb}")));
+    }
+}
+
+fn help(name: &str, line: &str) {
+    let words = std::iter::once("weft")
+        .chain(line.split_whitespace())
+        .chain(["--help"]);
+    let error = Cli::command()
+        .term_width(100)
+        .try_get_matches_from(words)
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DisplayHelp, "{line}");
+    let text = error.to_string();
+    // The verbs of a noun share its examples.
+    assert!(
+        text.contains("Examples:") || line.contains(' '),
+        "{line} has no examples"
+    );
+    insta::assert_snapshot!(
+        format!("help-{}", if name.is_empty() { "weft" } else { name }),
+        text
+    );
+}

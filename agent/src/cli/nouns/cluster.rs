@@ -93,7 +93,7 @@ pub(in crate::cli) fn leave(session: &Session, args: LeaveArgs) -> Result<(), Fa
 
 fn show_init(answer: &ClusterInitResponse) -> String {
     format!(
-        "made cluster {}, this node is {} ({})\n\non the next host, within the time the token is valid (until {}):\n\n  {}\n",
+        "made cluster {}, this node is {} ({})\n\non the next host, before {}:\n\n  {}\n",
         answer.cluster_id,
         answer.node_name,
         answer.node_id.short(),

@@ -112,7 +112,14 @@ fn show(status: &StatusResponse) -> String {
             "datapath",
             format!("{}: {}", status.datapath.name, status.datapath.reason),
         )
-        .add("problems", if status.problems.is_empty() { "none" } else { "" });
+        .add(
+            "problems",
+            if status.problems.is_empty() {
+                "none".to_owned()
+            } else {
+                status.problems.len().to_string()
+            },
+        );
     let mut text = facts.render();
     for problem in &status.problems {
         text.push_str(&format!("  ! {problem}\n"));

@@ -159,8 +159,10 @@ pub(super) async fn datagrams(socket: UdpSocket, identity: Arc<Identity>) {
     let mut buffer = vec![0; MAX_DATAGRAM_BYTES];
     let Ok(local) = socket.local_addr() else { return };
     loop {
-        // An ICMP error of an earlier answer is reported here, and is the client's trouble.
         let Ok((length, client)) = socket.recv_from(&mut buffer).await else {
+            // An ICMP error of an earlier answer is reported here, and is the client's trouble. The pause is
+            // for an error that stays.
+            tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
         let datagram = &buffer[..length];
