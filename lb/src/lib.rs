@@ -12,6 +12,7 @@
 
 mod datapath;
 mod fake;
+pub mod kernel;
 mod service;
 mod slots;
 

@@ -231,11 +231,6 @@ impl Service {
         active.sort_by_key(|(backend, _)| backend.endpoint);
         active
     }
-
-    /// Whether it has a virtual address of this IP version.
-    pub(crate) fn serves(&self, ipv6: bool) -> bool {
-        self.vips.iter().any(|vip| vip.is_ipv6() == ipv6)
-    }
 }
 
 impl Backend {

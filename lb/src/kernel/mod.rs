@@ -1,0 +1,290 @@
+//! The portable datapath: nf_tables in each client's own network namespace. It also works without root, inside a user
+//! namespace.
+//!
+//! Least connection follows the connections of each sandbox that has such a service: every event of connection
+//! tracking lays out the slots anew (several that wait are taken in together). One thread does so for all sandboxes;
+//! it starts with the first such service and ends with the datapath. While a sandbox is watched, sockets of ours keep
+//! its namespace alive: call [`Datapath::remove`] when a sandbox goes.
+
+mod adopt;
+mod flows;
+mod program;
+mod sandbox;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
+    io::{self, PipeReader},
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+};
+
+use weft_netlink::{
+    conntrack::Conntrack,
+    netns::Netns,
+    nft::{Family, Nft, Table, Transaction},
+};
+use weft_types::{EndpointId, ServiceId};
+
+use self::{
+    flows::{AllLoads, Index},
+    sandbox::{Sandbox, cut_stale, is_counted},
+    watch::{Shared, Watch},
+};
+use crate::{ClientTable, Datapath, DatapathError, Service, Written};
+
+const EVENTS_SETTING: &str = "net/netfilter/nf_conntrack_events";
+
+/// Translates virtual addresses with nf_tables.
+#[derive(Debug)]
+pub struct NftDatapath {
+    shared: Arc<Shared>,
+    follower: Mutex<Follower>,
+}
+
+#[derive(Debug)]
+enum Follower {
+    NotYet(PipeReader),
+    Running(JoinHandle<()>),
+    Ended,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    sandboxes: BTreeMap<String, Sandbox>,
+    loads: AllLoads,
+}
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+impl NftDatapath {
+    /// Touches nothing yet; each sandbox is read at its first sync.
+    pub fn new() -> io::Result<Self> {
+        let (reader, bell) = io::pipe()?;
+        let shared = Arc::new(Shared::new(State::default(), bell));
+        Ok(Self {
+            shared,
+            follower: Mutex::new(Follower::NotYet(reader)),
+        })
+    }
+
+    fn sync_inner(&self, name: &str, netns: &Netns, tables: &[ClientTable]) -> Result<Written, Failure> {
+        let (nft, conntrack) = open(netns)?;
+        let mut state = self.shared.lock();
+        let state = &mut *state;
+        let adopt = state
+            .sandboxes
+            .get(name)
+            .is_none_or(|sandbox| sandbox.netns != netns.id());
+        if adopt {
+            state.forget(name);
+            state
+                .sandboxes
+                .insert(name.to_owned(), Sandbox::adopt(name, netns.id(), &nft)?);
+        }
+        let counted: Vec<&Service> = tables
+            .iter()
+            .flat_map(|table| &table.services)
+            .filter(|service| is_counted(service))
+            .collect();
+        let mut touched = BTreeSet::new();
+        if !counted.is_empty() {
+            state.count(name, netns, &counted, &mut touched)?;
+        }
+        let Some(sandbox) = state.sandboxes.get_mut(name) else {
+            return Ok(Written::default());
+        };
+        let outcome = match sandbox.sync(&nft, tables, &state.loads) {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                // Part of it may be there: read it back next time.
+                state.forget(name);
+                return Err(error.into());
+            }
+        };
+        if counted.is_empty()
+            && let Some(mut watch) = sandbox.watch.take()
+        {
+            watch.open.clear(&mut state.loads);
+            restore_setting(netns, &watch);
+        }
+        state.drop_unused_loads();
+        let mut written = outcome.written;
+        if outcome.may_be_stale {
+            written.cut = cut_stale(&conntrack, tables)?;
+        }
+        // The choices depend on connections that were only now found. What an earlier agent left goes on as it is
+        // until the next connection: a restart on an unchanged host writes nothing.
+        if !adopt {
+            state.refresh(&touched);
+        }
+        if !counted.is_empty() {
+            self.follow()?;
+        }
+        Ok(written)
+    }
+
+    fn remove_inner(&self, name: &str, netns: Option<&Netns>) -> Result<(), Failure> {
+        let watch = self.shared.lock().forget(name);
+        self.shared.ring();
+        let Some(netns) = netns else { return Ok(()) };
+        if let Some(watch) = &watch {
+            restore_setting(netns, watch);
+        }
+        let (nft, _) = open(netns)?;
+        let mut change = Transaction::new();
+        for table in adopt::read(&nft)?.into_keys() {
+            change.delete_table(&Table::new(Family::Inet, table));
+        }
+        Ok(nft.commit(&change)?)
+    }
+
+    /// Starts the thread, or has it look at the new state.
+    fn follow(&self) -> io::Result<()> {
+        let mut follower = self.follower.lock().unwrap_or_else(PoisonError::into_inner);
+        *follower = match std::mem::replace(&mut *follower, Follower::Ended) {
+            Follower::NotYet(reader) => {
+                let shared = Arc::clone(&self.shared);
+                let thread = std::thread::Builder::new().name("weft-lb".to_owned());
+                Follower::Running(thread.spawn(move || watch::run(&shared, reader))?)
+            }
+            other => other,
+        };
+        self.shared.ring();
+        Ok(())
+    }
+}
+
+impl Datapath for NftDatapath {
+    fn name(&self) -> &'static str {
+        "nft"
+    }
+
+    fn sync(&self, sandbox: &str, netns: &Netns, tables: &[ClientTable]) -> Result<Written, DatapathError> {
+        self.sync_inner(sandbox, netns, tables)
+            .map_err(|source| DatapathError {
+                doing: "translate virtual addresses".to_owned(),
+                sandbox: sandbox.to_owned(),
+                source,
+            })
+    }
+
+    fn remove(&self, sandbox: &str, netns: Option<&Netns>) -> Result<(), DatapathError> {
+        self.remove_inner(sandbox, netns).map_err(|source| DatapathError {
+            doing: "take out the translation of virtual addresses".to_owned(),
+            sandbox: sandbox.to_owned(),
+            source,
+        })
+    }
+
+    fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {
+        let state = self.shared.lock();
+        let known: Vec<&Service> = state
+            .sandboxes
+            .values()
+            .flat_map(Sandbox::services)
+            .filter(|known| known.id == service && is_counted(known))
+            .collect();
+        let loads = state.loads.get(&service);
+        let open = |endpoint| loads.map_or(0, |loads| loads.open(endpoint));
+        let backends = known.iter().flat_map(|service| &service.backends);
+        let open = backends
+            .map(|backend| (backend.endpoint, open(backend.endpoint)))
+            .collect();
+        (!known.is_empty()).then_some(open)
+    }
+}
+
+impl Drop for NftDatapath {
+    fn drop(&mut self) {
+        self.shared.stop();
+        let follower = self.follower.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Follower::Running(thread) = std::mem::replace(follower, Follower::Ended)
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that follows connections had panicked");
+        }
+    }
+}
+
+impl State {
+    /// Sees to it that the connections of these services in a sandbox are counted from now on.
+    fn count(
+        &mut self,
+        name: &str,
+        netns: &Netns,
+        services: &[&Service],
+        touched: &mut BTreeSet<ServiceId>,
+    ) -> Result<(), Failure> {
+        let Some(sandbox) = self.sandboxes.get_mut(name) else {
+            return Ok(());
+        };
+        let watch = match &mut sandbox.watch {
+            Some(watch) => watch,
+            empty @ None => {
+                let setting_before = set_events(netns);
+                let (nft, conntrack) = open(netns)?;
+                let mut watch = netns.run(|| Watch::open(nft, conntrack))??;
+                watch.setting_before = setting_before;
+                empty.insert(watch)
+            }
+        };
+        watch.index = Index::of(services.iter().copied());
+        Ok(watch.recount(&mut self.loads, touched)?)
+    }
+
+    /// Forgets a sandbox and its part in the loads.
+    fn forget(&mut self, name: &str) -> Option<Watch> {
+        let mut watch = self.sandboxes.remove(name)?.watch?;
+        watch.open.clear(&mut self.loads);
+        self.drop_unused_loads();
+        Some(watch)
+    }
+
+    fn drop_unused_loads(&mut self) {
+        let used: BTreeMap<ServiceId, BTreeSet<EndpointId>> = self
+            .sandboxes
+            .values()
+            .flat_map(Sandbox::services)
+            .filter(|service| is_counted(service))
+            .map(|service| {
+                (
+                    service.id,
+                    service.backends.iter().map(|backend| backend.endpoint).collect(),
+                )
+            })
+            .collect();
+        self.loads.retain(|service, loads| match used.get(service) {
+            Some(backends) => {
+                loads.retain(|endpoint| backends.contains(&endpoint));
+                true
+            }
+            None => false,
+        });
+    }
+}
+
+fn open(netns: &Netns) -> Result<(Nft, Conntrack), Failure> {
+    netns.run(|| Ok((Nft::open()?, Conntrack::open()?)))?
+}
+
+/// Without it the kernel sends no end of connections that began while nobody listened, as during an agent's
+/// restart. Returns what it was if it was changed.
+fn set_events(netns: &Netns) -> Option<String> {
+    let before = netns.sysctls(&[EVENTS_SETTING]).ok()?.pop()?;
+    if before.trim() == "1" {
+        return None;
+    }
+    // Where it is not allowed, counting anew from time to time has to do.
+    netns.set_sysctls(&[(EVENTS_SETTING, "1")]).ok().map(|()| before)
+}
+
+fn restore_setting(netns: &Netns, watch: &Watch) {
+    if let Some(before) = &watch.setting_before {
+        let _ = netns.set_sysctls(&[(EVENTS_SETTING, before.trim())]);
+    }
+}
