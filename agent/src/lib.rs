@@ -9,5 +9,6 @@
 pub mod api;
 pub mod cli;
 mod control;
+pub mod daemon;
 pub mod lab;
 pub mod options;

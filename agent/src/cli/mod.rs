@@ -196,12 +196,8 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Failure> {
 
     let session = Session::new(cli.host);
     match cli.command {
-        // The daemon is not part of the library yet; until it is, this says so instead of pretending.
         Command::Agent(args) => {
-            return Err(Failure::new(format!(
-                "this build cannot run an agent with {:?}",
-                args.options()
-            )));
+            crate::daemon::run(args.options()).map_err(|error| Failure::new(format!("{error:#}")))?;
         }
         Command::Whoami(args) => whoami::run(args)?,
         Command::Completion(args) => {

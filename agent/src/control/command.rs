@@ -15,7 +15,7 @@ impl<T> Responder<T> {
     }
 
     /// A client that went away does not hear it; what was done stays done.
-    pub(super) fn send(self, result: Result<T, ApiError>) {
+    pub fn send(self, result: Result<T, ApiError>) {
         let _ = self.0.send(result);
     }
 }

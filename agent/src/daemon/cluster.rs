@@ -120,7 +120,7 @@ impl Daemon {
         let membership = match self.open_membership(facts.clone(), true).await {
             Ok(membership) => membership,
             Err(error) => {
-                responder.answer(Err(could_not_open(&error)));
+                responder.send(Err(could_not_open(&error)));
                 return Ok(());
             }
         };
@@ -129,7 +129,7 @@ impl Daemon {
         let membership = self.membership.as_mut().expect("entered above");
         let token = membership.control.create_token(&TokenCreateRequest::default(), now());
         self.carry_out().await?;
-        responder.answer(token.map(|join| ClusterInitResponse {
+        responder.send(token.map(|join| ClusterInitResponse {
             cluster_id: id,
             node_id: self.identity.node(),
             node_name: self.node_name.clone(),

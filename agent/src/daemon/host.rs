@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    path::Path,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -16,12 +17,12 @@ use std::{
 use anyhow::Context;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use weft_lb::{Datapath, kernel::NftDatapath};
-use weft_netlink::netns::Netns;
+use weft_netlink::{netns::Netns, route::RouteSocket};
 use weft_overlay::{
     kernel::{Kernel, Options},
-    plan::Desired,
+    plan::{Desired, Op},
 };
-use weft_types::{EndpointId, NetworkId, ServiceId};
+use weft_types::{EndpointId, Mac, NetworkId, ServiceId};
 
 use super::{names::DnsSockets, target};
 use crate::{
@@ -83,6 +84,7 @@ impl HostThread {
             state: None,
             served: BTreeSet::new(),
             balanced: BTreeMap::new(),
+            ifnames: BTreeMap::new(),
             reports: sender,
         };
         std::thread::Builder::new().name("host".to_owned()).spawn(move || host.run(&receiver))?;
@@ -119,8 +121,14 @@ impl HostThread {
 
 /// The MTU of the device that carries an underlay address; what Ethernet has where it cannot be told.
 pub(super) fn underlay_mtu(address: IpAddr) -> u32 {
-    weft_overlay::kernel::underlay_mtu(address).unwrap_or_else(|error| {
-        tracing::warn!(%address, %error, "the MTU of the underlay is not known; 1500 is assumed");
+    let look = || -> anyhow::Result<Option<u32>> {
+        let mut route = RouteSocket::open(&Netns::current()?)?;
+        let addresses = route.addresses()?;
+        let Some(found) = addresses.iter().find(|found| found.net.addr() == address) else { return Ok(None) };
+        Ok(route.links()?.into_iter().find(|link| link.index == found.link).map(|link| link.mtu))
+    };
+    look().ok().flatten().unwrap_or_else(|| {
+        tracing::warn!(%address, "no device of this host has the underlay address; an MTU of 1500 is assumed");
         1500
     })
 }
@@ -133,6 +141,8 @@ struct Host {
     served: BTreeSet<NetworkId>,
     /// Sandboxes that have tables, and where they were.
     balanced: BTreeMap<String, SandboxSpec>,
+    /// The interfaces of attached endpoints.
+    ifnames: BTreeMap<EndpointId, String>,
     reports: UnboundedSender<Report>,
 }
 
@@ -183,17 +193,34 @@ impl Host {
     }
 
     fn reconcile(&mut self, desired: &Desired, report: &mut HostReport) {
-        let outcome = self.kernel.reconcile(desired);
-        report.attached = outcome.attached;
-        for error in outcome.errors {
+        let errors = match self.kernel.reconcile(desired) {
+            Ok(outcome) => outcome.errors,
+            Err(error) => {
+                report.problems.push(format!("the kernel's state cannot be read: {}", sentence(&error)));
+                return;
+            }
+        };
+        for error in errors {
             let sentence = sentence(&error);
-            match error.endpoint() {
-                Some(endpoint) if !report.attached.contains_key(&endpoint) => {
+            match error.op {
+                Op::Endpoint(_, endpoint, _) if !self.ifnames.contains_key(&endpoint) => {
                     report.failed.entry(endpoint).or_insert(sentence);
                 }
                 _ => report.problems.push(sentence),
             }
         }
+        let locals: BTreeMap<_, _> = desired.networks.values().flat_map(|network| &network.endpoints).collect();
+        self.ifnames.retain(|id, _| locals.contains_key(id));
+        for (id, endpoint) in locals {
+            if report.failed.contains_key(id) || self.ifnames.contains_key(id) {
+                continue;
+            }
+            match ifname(&endpoint.sandbox.path, endpoint.mac) {
+                Ok(name) => drop(self.ifnames.insert(*id, name)),
+                Err(reason) => drop(report.failed.insert(*id, reason)),
+            }
+        }
+        report.attached.clone_from(&self.ifnames);
     }
 
     fn balance(&mut self, sandboxes: Vec<SandboxTables>, report: &mut HostReport) {
@@ -228,7 +255,7 @@ impl Host {
             if self.served.contains(id) || network.endpoints.is_empty() {
                 continue;
             }
-            let Some(netns) = self.kernel.namespace(*id) else { continue };
+            let Ok(Some(netns)) = self.kernel.namespace(*id) else { continue };
             let bound = netns.run(|| network.service_addresses.iter().map(|address| bind(*address)).collect::<Vec<_>>());
             let sockets = bound.unwrap_or_else(|error| {
                 report.problems.push(sentence(&error));
@@ -246,6 +273,15 @@ impl Host {
         }
         opened
     }
+}
+
+/// The name that an endpoint's interface has in its sandbox.
+fn ifname(sandbox: &Path, mac: Mac) -> Result<String, String> {
+    let netns = Netns::open(sandbox).map_err(|error| sentence(&error))?;
+    let mut route = RouteSocket::open(&netns).map_err(|error| sentence(&error))?;
+    let links = route.links().map_err(|error| sentence(&error))?;
+    let found = links.into_iter().find(|link| link.mac == Some(mac));
+    found.map(|link| link.name).ok_or_else(|| format!("no interface with address {mac} is in {}", sandbox.display()))
 }
 
 fn bind(address: IpAddr) -> Result<(UdpSocket, TcpListener), (IpAddr, std::io::Error)> {

@@ -61,12 +61,12 @@ impl Daemon {
     pub(super) async fn on_join(&mut self, Attempt { result, responder }: Attempt) -> anyhow::Result<()> {
         let (welcome, transport) = match result {
             Ok(_) if self.membership.is_some() => {
-                responder.answer(Err(already(self.membership.as_ref().expect("checked"))));
+                responder.send(Err(already(self.membership.as_ref().expect("checked"))));
                 return Ok(());
             }
             Ok(welcome) => welcome,
             Err(error) => {
-                responder.answer(Err(error));
+                responder.send(Err(error));
                 return Ok(());
             }
         };
@@ -84,7 +84,7 @@ impl Daemon {
         };
         let address = self.gossip_address();
         let underlay_address = address.unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
-        responder.answer(Ok(StatusResponse {
+        responder.send(Ok(StatusResponse {
             node: NodeInfo {
                 id: self.identity.node(),
                 name: self.node_name.clone(),

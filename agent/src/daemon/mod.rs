@@ -27,7 +27,7 @@ use tracing_subscriber::EnvFilter;
 use weft_gossip::Identity;
 
 use crate::{
-    control::{Control, Now, Responder},
+    control::Now,
     options::{AgentOptions, LogFormat},
 };
 use cluster::Membership;
@@ -150,9 +150,9 @@ impl Daemon {
     async fn on_request(&mut self, request: Request) -> anyhow::Result<()> {
         match (request, &mut self.membership) {
             (Request::Init(responder), None) => self.init(responder).await?,
-            (Request::Init(responder), Some(membership)) => responder.answer(Err(join::already(membership))),
+            (Request::Init(responder), Some(membership)) => responder.send(Err(join::already(membership))),
             (Request::Join(request, responder), None) => self.start_join(request, responder),
-            (Request::Join(_, responder), Some(membership)) => responder.answer(Err(join::already(membership))),
+            (Request::Join(_, responder), Some(membership)) => responder.send(Err(join::already(membership))),
             (Request::Command(command), Some(membership)) => membership.control.handle_command(command, now()),
             (Request::Command(command), None) => self.command_alone(command),
         }
@@ -208,13 +208,6 @@ impl Daemon {
         self.store.reset()?;
         self.identity = Identity::from_seed(self.store.identity(rand::random())?);
         Ok(())
-    }
-}
-
-impl<T> Responder<T> {
-    /// For what is answered without a turn.
-    fn answer(self, result: Result<T, crate::api::ApiError>) {
-        self.send(result);
     }
 }
 
