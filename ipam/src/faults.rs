@@ -15,8 +15,6 @@ pub(crate) enum Fault {
     KeepGiven,
     /// The version counts from the one grant of exactly this block, not from all that overlap.
     VersionOfBlockOnly,
-    /// Nothing is taken back into use after a restart.
-    ForgetInUse,
 }
 
 #[cfg(not(test))]
@@ -32,4 +30,13 @@ thread_local! {
 #[cfg(test)]
 pub(crate) fn planted(fault: Fault) -> bool {
     PLANTED.get() == Some(fault)
+}
+
+/// Runs `body` on this thread with `fault` in place.
+#[cfg(test)]
+pub(crate) fn with<T>(fault: Fault, body: impl FnOnce() -> T) -> T {
+    PLANTED.set(Some(fault));
+    let result = body();
+    PLANTED.set(None);
+    result
 }

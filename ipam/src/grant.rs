@@ -96,9 +96,11 @@ pub enum Conflict<N: Node> {
         grant.block, grant.to, grant.version, grant.from
     )]
     NotOwner {
+        /// What is quarantined.
+        block: Block,
         /// What should not exist.
         grant: Grant<N>,
-        /// Who owned a part of the block when it was granted.
+        /// Who owned a part of the block when it was granted, and may have numbers in use there.
         owner: N,
     },
     /// This node granted numbers that it has in use and does not remember the grant.
@@ -119,7 +121,8 @@ impl<N: Node> Conflict<N> {
     pub fn block(&self) -> Block {
         match self {
             Self::Fork { known, found } => known.block.min_by_size(found.block),
-            Self::NotOwner { grant, .. } | Self::Forgotten { grant, .. } => grant.block,
+            Self::NotOwner { block, .. } => *block,
+            Self::Forgotten { grant, .. } => grant.block,
         }
     }
 }

@@ -26,8 +26,15 @@ pub(crate) struct Segment<N> {
     pub(crate) last: u128,
     /// All of one version, sorted. None: still as at genesis. Several: disputed.
     tips: Vec<Grant<N>>,
-    /// The tip was granted by a node that cannot have owned it.
-    suspect: bool,
+    /// Set when the tip, or a grant it descends from, is by a node that cannot have owned the numbers.
+    suspect: Option<Suspicion<N>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Suspicion<N> {
+    grant: Grant<N>,
+    /// Who may have numbers in use there that the owner of record does not know of.
+    owner: N,
 }
 
 /// What a grant did to the ledger.
@@ -47,7 +54,7 @@ impl<N: Node> Segment<N> {
 
     /// Nobody may allocate here or grant it.
     pub(crate) fn quarantined(&self) -> bool {
-        self.suspect || self.tips.len() > 1
+        self.suspect.is_some() || self.tips.len() > 1
     }
 }
 
@@ -56,7 +63,7 @@ impl<N: Node> Ledger<N> {
         let all = Segment {
             last: universe.last(),
             tips: Vec::new(),
-            suspect: false,
+            suspect: None,
         };
         Self {
             universe,
@@ -69,10 +76,7 @@ impl<N: Node> Ledger<N> {
     /// the grant is also held against what that node knows for certain.
     pub(crate) fn paint(&mut self, grant: Grant<N>, witness: Option<N>) -> Painted<N> {
         let (first, last) = grant.block.range().into_inner();
-        self.split(first);
-        if let Some(next) = last.checked_add(1) {
-            self.split(next);
-        }
+        self.split_around(first, last);
         let mut painted = Painted {
             changed: false,
             conflict: None,
@@ -81,16 +85,20 @@ impl<N: Node> Ledger<N> {
             painted.conflict.get_or_insert(conflict);
         };
         // Blocks that someone gave without owning them, known or new.
-        let mut stolen = BTreeSet::new();
+        let mut stolen = BTreeMap::new();
         for segment in self.segments.range_mut(first..=last).map(|(_, segment)| segment) {
             let version = segment.version();
             if version < grant.version || planted(Fault::LastMergeWins) {
                 if let Some(owner) = segment.rightful_owner_against(&grant, self.genesis, witness) {
-                    report(Conflict::NotOwner { grant, owner });
-                    stolen.insert(grant);
+                    report(Conflict::NotOwner {
+                        block: grant.block,
+                        grant,
+                        owner,
+                    });
+                    stolen.insert(grant, owner);
                 }
+                segment.suspect = segment.suspicion_left_by(&grant);
                 segment.tips = vec![grant];
-                segment.suspect = false;
                 painted.changed = true;
             } else if version == grant.version {
                 if let Err(at) = segment.tips.binary_search(&grant) {
@@ -104,30 +112,65 @@ impl<N: Node> Ledger<N> {
                     }
                     painted.changed = true;
                 }
-            } else if version == grant.version + 1 && !segment.suspect {
+            } else if version == grant.version + 1 && segment.suspect.is_none() {
                 // The missing link of a chain came late; it must fit all the same.
-                for tip in segment.tips.iter().filter(|tip| tip.from != grant.to) {
+                for tip in segment
+                    .tips
+                    .iter()
+                    .filter(|tip| grant.to != tip.from && grant.to != tip.to)
+                {
                     report(Conflict::NotOwner {
+                        block: tip.block,
                         grant: *tip,
                         owner: grant.to,
                     });
-                    stolen.insert(*tip);
+                    stolen.insert(*tip, grant.to);
                 }
             }
         }
-        for grant in stolen {
-            self.suspect(&grant);
+        for (grant, owner) in stolen {
+            let (first, last) = grant.block.range().into_inner();
+            for (_, segment) in self.segments.range_mut(first..=last) {
+                if segment.tips.contains(&grant) {
+                    segment.suspect.get_or_insert(Suspicion { grant, owner });
+                }
+            }
         }
         self.join(first, last);
         painted
     }
 
-    /// Quarantines whatever numbers `grant` is the newest word on.
-    pub(crate) fn suspect(&mut self, grant: &Grant<N>) {
-        let (first, last) = grant.block.range().into_inner();
-        for (_, segment) in self.segments.range_mut(first..=last) {
-            segment.suspect |= segment.tips.contains(grant);
+    /// Quarantines what a conflict seen before a restart had quarantined. Where grants of one version
+    /// meet, they say so themselves.
+    pub(crate) fn restore(&mut self, conflict: &Conflict<N>) {
+        let Conflict::NotOwner { block, grant, owner } = *conflict else {
+            return;
+        };
+        if !self.universe.holds(&block) {
+            return;
         }
+        let (first, last) = block.range().into_inner();
+        self.split_around(first, last);
+        for (_, segment) in self.segments.range_mut(first..=last) {
+            segment.suspect.get_or_insert(Suspicion { grant, owner });
+        }
+        self.join(first, last);
+    }
+
+    /// Every conflict that still quarantines something.
+    pub(crate) fn conflicts(&self) -> Vec<Conflict<N>> {
+        let mut conflicts = Vec::new();
+        for (first, segment) in &self.segments {
+            if let [known, found, ..] = segment.tips[..] {
+                conflicts.push(Conflict::Fork { known, found });
+            }
+            if let Some(Suspicion { grant, owner }) = segment.suspect {
+                let blocks = Block::cover(*first..=segment.last);
+                conflicts.extend(blocks.map(|block| Conflict::NotOwner { block, grant, owner }));
+            }
+        }
+        conflicts.dedup();
+        conflicts
     }
 
     pub(crate) fn check(&self, grant: &Grant<N>) -> Result<(), BadGrant<N>> {
@@ -212,6 +255,13 @@ impl<N: Node> Ledger<N> {
         Some(known + 1).filter(|version| *version <= MAX_VERSION)
     }
 
+    fn split_around(&mut self, first: u128, last: u128) {
+        self.split(first);
+        if let Some(next) = last.checked_add(1) {
+            self.split(next);
+        }
+    }
+
     fn split(&mut self, at: u128) {
         let Some((first, segment)) = self.segments.range_mut(..=at).next_back() else {
             return;
@@ -252,16 +302,37 @@ impl<N: Node> Ledger<N> {
 }
 
 impl<N: Node> Segment<N> {
-    /// The owner of these numbers, if it is certain that `grant`, though newer, is not by the owner.
+    /// What stays suspect when `grant` comes on top of a quarantined segment.
+    ///
+    /// Two nodes may have numbers in use there. The grant ends that only when it leaves the numbers
+    /// to the one of them whose claim it did not pass on: nobody gives what is in use.
+    fn suspicion_left_by(&self, grant: &Grant<N>) -> Option<Suspicion<N>> {
+        let other = self.tips.iter().map(|tip| tip.to).find(|to| *to != grant.from);
+        let fork = other
+            .filter(|_| self.tips.len() > 1)
+            .map(|owner| Suspicion { grant: *grant, owner });
+        self.suspect
+            .or(fork)
+            .filter(|suspicion| suspicion.owner != grant.to)
+    }
+
+    /// The node that must not be passed over when these numbers are quarantined.
+    pub(crate) fn wronged(&self) -> Option<N> {
+        self.suspect.map(|suspicion| suspicion.owner)
+    }
+
+    /// The owner of these numbers, if it is certain that `grant`, though newer, is not by the owner
+    /// but takes them away from it.
     fn rightful_owner_against(&self, grant: &Grant<N>, genesis: N, witness: Option<N>) -> Option<N> {
         let owner = self.tips.first().map_or(genesis, |tip| tip.to);
         let by_owner = match self.tips.is_empty() {
             true => grant.from == genesis,
             false => self.tips.iter().any(|tip| tip.to == grant.from),
         };
+        let harmless = by_owner || grant.to == owner;
         // Versions rise along the chain of owners. When this one is the next, no owner can lie between.
         let no_gap = self.version() + 1 == grant.version;
         // And nobody but the witness can have moved what the witness owns.
-        (!by_owner && (no_gap || (Some(owner) == witness && !self.quarantined()))).then_some(owner)
+        (!harmless && (no_gap || (Some(owner) == witness && !self.quarantined()))).then_some(owner)
     }
 }

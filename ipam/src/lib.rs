@@ -20,12 +20,13 @@
 //! 3. **Using**: [`Space::allocate`] or [`Space::claim`], store the endpoint or service that has the number,
 //!    *then* answer whoever asked for it. After a crash in between the number is simply free.
 //! 4. **Ending use**: store that the endpoint is gone, *then* [`Space::release`].
-//! 5. **After a start**: [`Space::new`] with a fresh seed, [`Space::reserve`], [`Space::load`] with the stored
-//!    grants, [`Space::restore_conflict`] for stored conflicts, [`Space::restore`] for each number that a stored endpoint or service of this
-//!    node has. Only then merge what others say, and allocate.
+//! 5. **After a start**: [`Space::new`] with a fresh seed, [`Space::reserve`], [`Space::load`] with what
+//!    is stored, [`Space::restore`] for each number that a stored endpoint or service of this node
+//!    has. Only then merge what others say, and allocate.
 //!
-//! What is stored may be compacted at any time to [`Space::grants`]; nothing that is missing there can
-//! matter again. Conflicts ([`Merged::Quarantined`]) are worth storing, and an operator's attention.
+//! What is stored may be compacted at any time to [`Space::grants`]; nothing that is missing there
+//! can matter again. When [`Merged::Quarantined`] is returned, store [`Space::conflicts`] as well and
+//! tell an operator.
 //!
 //! When [`AllocateError::NoFreeOwned`] or [`ClaimError::OwnedBy`] names owners, run a [`Negotiation`] with
 //! them, then try again.

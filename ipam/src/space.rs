@@ -5,11 +5,7 @@ use std::{
 };
 
 use crate::{
-    Block, Conflict, Grant, Merged, Node,
-    faults::{Fault, planted},
-    give::Answered,
-    ledger::Ledger,
-    released::Released,
+    BadGrant, Block, Conflict, Grant, Merged, Node, give::Answered, ledger::Ledger, released::Released,
     runs::Runs,
 };
 
@@ -134,17 +130,30 @@ impl<N: Node> Space<N> {
         }
     }
 
-    /// Takes in everything this node made durable, in any order, before its first use after a start.
+    /// Takes in what this node stored, in any order, after a start and before anything else.
     ///
     /// Other than with [`merge`](Self::merge) a grant that is absent here is no evidence that it was
-    /// never made: those that newer ones covered need not be stored. Conflicts are returned.
-    pub fn load(&mut self, grants: impl IntoIterator<Item = Grant<N>>) -> Vec<Merged<N>> {
+    /// never made: those that newer ones covered need not be stored. What cannot be a grant of this
+    /// space is left out and returned.
+    pub fn load(
+        &mut self,
+        grants: impl IntoIterator<Item = Grant<N>>,
+        conflicts: impl IntoIterator<Item = Conflict<N>>,
+    ) -> Vec<BadGrant<N>> {
         let mut grants: Vec<_> = grants.into_iter().collect();
         grants.sort_unstable_by_key(|grant| std::cmp::Reverse(grant.version));
-        let merged = grants.into_iter().map(|grant| self.take_in(grant, None));
-        merged
-            .filter(|merged| !matches!(merged, Merged::Applied | Merged::Unchanged))
-            .collect()
+        let mut bad = Vec::new();
+        for grant in grants {
+            match self.ledger.check(&grant) {
+                Ok(()) => drop(self.ledger.paint(grant, None)),
+                Err(error) => bad.push(error),
+            }
+        }
+        for conflict in conflicts {
+            self.ledger.restore(&conflict);
+        }
+        self.refresh(self.universe());
+        bad
     }
 
     /// Takes in a grant that another node sent or that came as a record.
@@ -152,16 +161,31 @@ impl<N: Node> Space<N> {
     /// A grant to this node must be durable before, for its numbers may be used as soon as this
     /// returns. The order in which grants come does not matter, nor how often.
     pub fn merge(&mut self, grant: Grant<N>) -> Merged<N> {
-        self.take_in(grant, Some(self.me))
-    }
-
-    /// Quarantines again what a conflict seen before a restart had quarantined.
-    pub fn restore_conflict(&mut self, conflict: &Conflict<N>) {
-        if let Conflict::NotOwner { grant, .. } = conflict {
-            self.ledger.suspect(grant);
+        if let Err(bad) = self.ledger.check(&grant) {
+            return Merged::Refused(bad);
         }
-        // The other kinds follow from the grants themselves.
-        self.refresh(conflict.block());
+        let (first, last) = grant.block.range().into_inner();
+        // Numbers in use that a grant of my own, which I do not remember, would take away.
+        let forgotten = (grant.from == self.me)
+            .then(|| {
+                self.own
+                    .between(first, last)
+                    .find_map(|(f, l)| self.in_use.any(f, l))
+            })
+            .flatten();
+        let painted = self.ledger.paint(grant, Some(self.me));
+        self.refresh(grant.block);
+        let forgotten = forgotten.filter(|number| !self.own.contains(*number));
+        let forgotten = forgotten.map(|number| Conflict::Forgotten { grant, number });
+        match painted.conflict.or(forgotten) {
+            Some(conflict) => {
+                // Late evidence may have quarantined a block larger than the grant's own.
+                self.refresh(conflict.block());
+                Merged::Quarantined(conflict)
+            }
+            None if painted.changed => Merged::Applied,
+            None => Merged::Unchanged,
+        }
     }
 
     /// Hands out a free number, in `within` if given.
@@ -241,9 +265,6 @@ impl<N: Node> Space<N> {
     /// Unlike [`claim_block`](Self::claim_block) the numbers count as in use even when the error says
     /// that they should not be: whatever has them goes on running, and an operator should hear of it.
     pub fn restore(&mut self, block: Block) -> Result<(), ClaimError<N>> {
-        if planted(Fault::ForgetInUse) {
-            return Ok(());
-        }
         let claimed = self.claim_block(block);
         if claimed.is_err() && self.ledger.universe().holds(&block) {
             self.in_use.insert(block.first(), block.last());
@@ -314,37 +335,14 @@ impl<N: Node> Space<N> {
         self.in_use.iter()
     }
 
+    /// Every conflict that still quarantines something: to store, and to show to an operator.
+    pub fn conflicts(&self) -> Vec<Conflict<N>> {
+        self.ledger.conflicts()
+    }
+
     /// Every grant that still matters: to store, to publish those by this node, to hand to a joiner.
     pub fn grants(&self) -> BTreeSet<Grant<N>> {
         self.ledger.grants()
-    }
-
-    fn take_in(&mut self, grant: Grant<N>, witness: Option<N>) -> Merged<N> {
-        if let Err(bad) = self.ledger.check(&grant) {
-            return Merged::Refused(bad);
-        }
-        let (first, last) = grant.block.range().into_inner();
-        // Numbers in use that a grant of my own, which I do not remember, would take away.
-        let forgotten = (grant.from == self.me)
-            .then(|| {
-                self.own
-                    .between(first, last)
-                    .find_map(|(f, l)| self.in_use.any(f, l))
-            })
-            .flatten();
-        let painted = self.ledger.paint(grant, witness);
-        self.refresh(grant.block);
-        let forgotten = forgotten.filter(|number| !self.own.contains(*number));
-        let forgotten = forgotten.map(|number| Conflict::Forgotten { grant, number });
-        match painted.conflict.or(forgotten) {
-            Some(conflict) => {
-                // Late evidence may have quarantined a block larger than the grant's own.
-                self.refresh(conflict.block());
-                Merged::Quarantined(conflict)
-            }
-            None if painted.changed => Merged::Applied,
-            None => Merged::Unchanged,
-        }
     }
 
     /// Brings `own` and `released` up to date with the ledger.
@@ -454,13 +452,15 @@ impl<N: Node> Space<N> {
         self.cursor = Cursor::At(number.checked_add(1).unwrap_or_default());
     }
 
-    /// Owners other than me of numbers in `range` that are not all reserved or quarantined.
+    /// Owners other than me of numbers in `range` that are not all reserved. Of those that are
+    /// quarantined only what was taken from me can safely come back to me.
     pub(crate) fn who_may_have_free(&self, range: &RangeInclusive<u128>) -> Vec<N> {
         let mut shares: BTreeMap<N, u128> = BTreeMap::new();
         for (part, segment) in self.ledger.over(range.clone()) {
             let owner = self.ledger.owner(segment);
             let all_reserved = self.reserved.covers(*part.start(), *part.end());
-            if owner != self.me && !all_reserved && !segment.quarantined() {
+            let safe = !segment.quarantined() || segment.wronged() == Some(self.me);
+            if owner != self.me && !all_reserved && safe {
                 *shares.entry(owner).or_default() += count(&part);
             }
         }

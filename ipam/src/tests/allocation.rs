@@ -152,7 +152,7 @@ fn what_is_restored_counts_as_in_use_even_where_it_should_not_be() {
     let (mut space, now) = (eight(), Instant::now());
     let given = space.give(YOU, &Want::Number(20), now).unwrap().stored();
     let mut again = Space::new(ME, block(16, 3), ME, 0);
-    assert_eq!(again.load(given), []);
+    assert_eq!(again.load(given, []), []);
     assert_eq!(again.restore(block(16, 0)), Ok(()));
     assert_eq!(
         again.restore(block(20, 0)),
