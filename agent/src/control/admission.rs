@@ -77,17 +77,24 @@ pub fn is_request(frame: &[u8]) -> bool {
 }
 
 fn cipher(key: &[u8; 32]) -> XChaCha20Poly1305 {
-    let key = Sha256::new().chain_update(b"weft join key 1").chain_update(key).finalize();
+    let key = Sha256::new()
+        .chain_update(b"weft join key 1")
+        .chain_update(key)
+        .finalize();
     XChaCha20Poly1305::new(&key)
 }
 
 fn seal(key: &[u8; 32], nonce: &[u8; 24], aad: &[u8], content: &[u8]) -> Vec<u8> {
     let payload = Payload { msg: content, aad };
-    cipher(key).encrypt(&XNonce::from(*nonce), payload).expect("a frame is far below the cipher's limit")
+    cipher(key)
+        .encrypt(&XNonce::from(*nonce), payload)
+        .expect("a frame is far below the cipher's limit")
 }
 
 fn open(key: &[u8; 32], nonce: &[u8; 24], aad: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
-    cipher(key).decrypt(&XNonce::from(*nonce), Payload { msg: sealed, aad }).ok()
+    cipher(key)
+        .decrypt(&XNonce::from(*nonce), Payload { msg: sealed, aad })
+        .ok()
 }
 
 /// The frame with which `node` asks to be let in.
@@ -95,8 +102,12 @@ pub fn request(token: &Token, node: NodeId, name: &str, nonce: [u8; 24]) -> Vec<
     let mut frame = MAGIC.to_vec();
     frame.extend(token.cluster.0);
     frame.extend(nonce);
-    let request =
-        Request { node, name: name.to_owned(), token: token.id, proof: token.proof(&nonce, node) };
+    let request = Request {
+        node,
+        name: name.to_owned(),
+        token: token.id,
+        proof: token.proof(&nonce, node),
+    };
     let content = postcard::to_allocvec(&request).expect("plain data always encodes");
     let sealed = seal(&token.gossip_key, &nonce, &frame, &content);
     frame.extend(sealed);
@@ -131,7 +142,11 @@ impl Control {
             return Some(answer);
         }
         let nonce: [u8; 24] = header[24..].try_into().expect("24 bytes");
-        let found = self.facts.keys.iter().find_map(|key| Some((*key, open(key, &nonce, header, sealed)?)));
+        let found = self
+            .facts
+            .keys
+            .iter()
+            .find_map(|key| Some((*key, open(key, &nonce, header, sealed)?)));
         let Some((key, content)) = found else {
             answer.push(OTHER_KEY);
             return Some(answer);
@@ -140,7 +155,10 @@ impl Control {
         let proves = |digest: &[u8; 32]| proof(digest, &nonce, request.node) == request.proof;
         let judged = self.judge(request.node, &request.name, request.token, proves, now);
         self.settle(now);
-        let judged = judged.map(|()| Welcome { facts: self.facts.clone(), members: self.some_members() });
+        let judged = judged.map(|()| Welcome {
+            facts: self.facts.clone(),
+            members: self.some_members(),
+        });
         answer.push(SEALED);
         let content = postcard::to_allocvec(&judged).expect("plain data always encodes");
         let nonce: [u8; 24] = self.rng.random();
@@ -152,9 +170,15 @@ impl Control {
 
     /// This node and a few others that answer.
     fn some_members(&self) -> Vec<SocketAddr> {
-        let others = self.catalogue.nodes().filter(|(id, _)| *id != self.me && self.serves(*id));
+        let others = self
+            .catalogue
+            .nodes()
+            .filter(|(id, _)| *id != self.me && self.serves(*id));
         let addresses = others.filter_map(|(_, node)| Some(node.fact.as_ref()?.gossip));
-        [self.settings.gossip].into_iter().chain(addresses.take(7)).collect()
+        [self.settings.gossip]
+            .into_iter()
+            .chain(addresses.take(7))
+            .collect()
     }
 }
 
@@ -163,14 +187,25 @@ mod tests {
     use super::*;
 
     fn token() -> Token {
-        Token { cluster: ClusterId([1; 16]), gossip_key: [2; 32], id: [3; 8], secret: [4; 16] }
+        Token {
+            cluster: ClusterId([1; 16]),
+            gossip_key: [2; 32],
+            id: [3; 8],
+            secret: [4; 16],
+        }
     }
 
     #[test]
     fn an_answer_of_another_cluster_or_key_is_told_apart() {
         let frame = |byte| [MAGIC.as_slice(), &[byte]].concat();
-        assert_eq!(read_answer(&token(), &frame(OTHER_CLUSTER)).unwrap_err(), JoinError::OtherCluster);
-        assert_eq!(read_answer(&token(), &frame(OTHER_KEY)).unwrap_err(), JoinError::OtherKey);
+        assert_eq!(
+            read_answer(&token(), &frame(OTHER_CLUSTER)).unwrap_err(),
+            JoinError::OtherCluster
+        );
+        assert_eq!(
+            read_answer(&token(), &frame(OTHER_KEY)).unwrap_err(),
+            JoinError::OtherKey
+        );
         for garbage in [&b"HTTP/1.1 400"[..], b"", &frame(SEALED), &frame(9)] {
             assert_eq!(read_answer(&token(), garbage).unwrap_err(), JoinError::Malformed);
         }

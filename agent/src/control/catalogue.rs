@@ -37,11 +37,16 @@ struct Contest<T>(BTreeMap<NodeId, Register<T>>);
 
 impl<T> Contest<T> {
     fn winner(&self) -> Option<&Register<T>> {
-        self.0.iter().max_by_key(|(author, register)| (register.lamport, **author)).map(|(_, register)| register)
+        self.0
+            .iter()
+            .max_by_key(|(author, register)| (register.lamport, **author))
+            .map(|(_, register)| register)
     }
 
     fn live(&self) -> Option<&T> {
-        self.winner().filter(|register| !register.removed).map(|register| &register.value)
+        self.winner()
+            .filter(|register| !register.removed)
+            .map(|register| &register.value)
     }
 }
 
@@ -99,14 +104,33 @@ impl Catalogue {
             Kind::Network => {
                 let id = NetworkId(id_of(key)?);
                 let (was, is) = self.apply_register(said, id, |this| &mut this.networks)?;
-                change(was, is, [Change::NetworkCreated(id), Change::NetworkChanged(id), Change::NetworkRemoved(id)])
+                change(
+                    was,
+                    is,
+                    [
+                        Change::NetworkCreated(id),
+                        Change::NetworkChanged(id),
+                        Change::NetworkRemoved(id),
+                    ],
+                )
             }
             Kind::Service => {
                 let id = ServiceId(id_of(key)?);
-                let name = self.service(scope, id).map(|spec| spec.name.clone()).unwrap_or_default();
+                let name = self
+                    .service(scope, id)
+                    .map(|spec| spec.name.clone())
+                    .unwrap_or_default();
                 let (was, is) = self.apply_register(said, (scope, id), |this| &mut this.services)?;
                 let removed = Change::ServiceRemoved(scope, id, name);
-                change(was, is, [Change::ServiceCreated(scope, id), Change::ServiceChanged(scope, id), removed])
+                change(
+                    was,
+                    is,
+                    [
+                        Change::ServiceCreated(scope, id),
+                        Change::ServiceChanged(scope, id),
+                        removed,
+                    ],
+                )
             }
             Kind::Endpoint => self.apply_endpoint(said),
             Kind::Token => {
@@ -120,11 +144,17 @@ impl Catalogue {
             Kind::TokenUse => {
                 let id = key.name.get(..8)?.try_into().ok()?;
                 let node = NodeId(value?.try_into().ok()?);
-                self.used_tokens.entry(id).or_default().insert(node).then_some(Change::TokensChanged)
+                self.used_tokens
+                    .entry(id)
+                    .or_default()
+                    .insert(node)
+                    .then_some(Change::TokensChanged)
             }
             Kind::Removal => {
                 let node = NodeId(key.name.as_slice().try_into().ok()?);
-                self.removed_nodes.insert(node).then_some(Change::NodeRemoved(node))
+                self.removed_nodes
+                    .insert(node)
+                    .then_some(Change::NodeRemoved(node))
             }
             Kind::Grant => None,
         }
@@ -170,7 +200,10 @@ impl Catalogue {
         }
         match said.value.and_then(decode) {
             Some(spec) => {
-                let endpoint = Endpoint { node: said.author, spec };
+                let endpoint = Endpoint {
+                    node: said.author,
+                    spec,
+                };
                 match endpoints.insert(id, endpoint) {
                     None => Some(Change::EndpointAdded(network, id)),
                     Some(_) => Some(Change::EndpointChanged(network, id)),
@@ -199,7 +232,10 @@ impl Catalogue {
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
-        self.nodes.iter().filter(|(id, _)| !self.removed_nodes.contains(id)).map(|(id, node)| (*id, node))
+        self.nodes
+            .iter()
+            .filter(|(id, _)| !self.removed_nodes.contains(id))
+            .map(|(id, node)| (*id, node))
     }
 
     pub fn node(&self, id: NodeId) -> Option<&Node> {
@@ -223,7 +259,9 @@ impl Catalogue {
     }
 
     pub fn networks(&self) -> impl Iterator<Item = (NetworkId, &NetworkSpec)> {
-        self.networks.iter().filter_map(|(id, contest)| Some((*id, contest.live()?)))
+        self.networks
+            .iter()
+            .filter_map(|(id, contest)| Some((*id, contest.live()?)))
     }
 
     pub fn network(&self, id: NetworkId) -> Option<&NetworkSpec> {
@@ -237,11 +275,15 @@ impl Catalogue {
 
     pub fn services(&self, network: NetworkId) -> impl Iterator<Item = (ServiceId, &ServiceSpec)> {
         let range = (network, ServiceId([0; 16]))..=(network, ServiceId([0xff; 16]));
-        self.services.range(range).filter_map(|((_, id), contest)| Some((*id, contest.live()?)))
+        self.services
+            .range(range)
+            .filter_map(|((_, id), contest)| Some((*id, contest.live()?)))
     }
 
     pub fn all_services(&self) -> impl Iterator<Item = (ServiceId, &ServiceSpec)> {
-        self.services.iter().filter_map(|((_, id), contest)| Some((*id, contest.live()?)))
+        self.services
+            .iter()
+            .filter_map(|((_, id), contest)| Some((*id, contest.live()?)))
     }
 
     pub fn service(&self, network: NetworkId, id: ServiceId) -> Option<&ServiceSpec> {
@@ -249,7 +291,11 @@ impl Catalogue {
     }
 
     pub fn endpoints(&self, network: NetworkId) -> impl Iterator<Item = (EndpointId, &Endpoint)> {
-        self.endpoints.get(&network).into_iter().flatten().map(|(id, endpoint)| (*id, endpoint))
+        self.endpoints
+            .get(&network)
+            .into_iter()
+            .flatten()
+            .map(|(id, endpoint)| (*id, endpoint))
     }
 
     pub fn all_endpoints(&self) -> impl Iterator<Item = (NetworkId, EndpointId, &Endpoint)> {
@@ -259,7 +305,9 @@ impl Catalogue {
     }
 
     pub fn tokens(&self) -> impl Iterator<Item = ([u8; 8], NodeId, &TokenFact)> {
-        self.tokens.iter().map(|(id, (author, fact))| (*id, *author, fact))
+        self.tokens
+            .iter()
+            .map(|(id, (author, fact))| (*id, *author, fact))
     }
 
     pub fn token(&self, id: &[u8; 8]) -> Option<&TokenFact> {
@@ -279,7 +327,11 @@ impl Catalogue {
             .filter(|(_, other)| other.name == spec.name)
             .min_by_key(|(other_id, other)| (other.created, *other_id))
             .is_some_and(|(winner, _)| winner == id);
-        Some(if keeps { spec.name.clone() } else { format!("{}~{}", spec.name, id.short()) })
+        Some(if keeps {
+            spec.name.clone()
+        } else {
+            format!("{}~{}", spec.name, id.short())
+        })
     }
 }
 

@@ -37,7 +37,12 @@ pub enum Command {
     ServiceCreate(ServiceCreateRequest, Responder<ServiceSummary>),
     ServiceList(ServiceQuery, Responder<Vec<ServiceSummary>>),
     ServiceInspect(String, ServiceQuery, Responder<ServiceDetail>),
-    ServiceUpdate(String, ServiceUpdateRequest, ServiceQuery, Responder<ServiceSummary>),
+    ServiceUpdate(
+        String,
+        ServiceUpdateRequest,
+        ServiceQuery,
+        Responder<ServiceSummary>,
+    ),
     ServiceRemove(String, ServiceQuery, Responder<ServiceRemoveResponse>),
     Status(DatapathStatus, Responder<StatusResponse>),
 }

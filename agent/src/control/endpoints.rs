@@ -41,7 +41,13 @@ impl Control {
     ) {
         match names::network(&self.catalogue, reference) {
             Ok(network) => {
-                let connect = Connect { network, request, sandbox, taken: Vec::new(), made: None };
+                let connect = Connect {
+                    network,
+                    request,
+                    sandbox,
+                    taken: Vec::new(),
+                    made: None,
+                };
                 self.start(Operation::Connect(connect, responder), now);
             }
             Err(error) => self.reply(responder, Err(error)),
@@ -49,7 +55,12 @@ impl Control {
     }
 
     fn check_connect(&self, connect: &Connect) -> Result<NetworkSpec, ApiError> {
-        let Connect { network: id, request, sandbox, .. } = connect;
+        let Connect {
+            network: id,
+            request,
+            sandbox,
+            ..
+        } = connect;
         let Some(spec) = self.catalogue.network(*id) else {
             return Err(ApiError::not_found("the network was removed meanwhile"));
         };
@@ -59,14 +70,18 @@ impl Control {
             "give one with --name: 1 to 63 letters, digits, `-` and `_`, beginning and ending with a letter or digit",
         ))?;
         if request.aliases.len() > MAX_ALIASES {
-            return Err(ApiError::invalid(format!("endpoint `{name}` asks for more than {MAX_ALIASES} aliases")));
+            return Err(ApiError::invalid(format!(
+                "endpoint `{name}` asks for more than {MAX_ALIASES} aliases"
+            )));
         }
         for alias in &request.aliases {
             check_name("an endpoint", alias)?;
         }
         if request.mac.is_some_and(|mac| !mac.is_unicast()) {
-            return Err(ApiError::invalid("the MAC address of an endpoint is a unicast address")
-                .with_help("leave --mac out for a random one"));
+            return Err(
+                ApiError::invalid("the MAC address of an endpoint is a unicast address")
+                    .with_help("leave --mac out for a random one"),
+            );
         }
         for (_, other) in self.catalogue.endpoints(*id) {
             if other.spec.name == name {
@@ -74,26 +89,40 @@ impl Control {
                 return Err(ApiError::conflict(format!(
                     "network `{network}` has an endpoint `{name}` already, on node `{node}`"
                 ))
-                .with_help("choose another name with --name; a name that several endpoints share is an --alias"));
+                .with_help(
+                    "choose another name with --name; a name that several endpoints share is an --alias",
+                ));
             }
             if request.mac == Some(other.spec.mac) {
                 return Err(ApiError::conflict(format!(
-                    "{} is the MAC address of endpoint `{}`", other.spec.mac, other.spec.name
+                    "{} is the MAC address of endpoint `{}`",
+                    other.spec.mac, other.spec.name
                 ))
                 .with_help("leave --mac out for a random one"));
             }
         }
         if let Some(service) = &request.service
-            && !self.catalogue.services(*id).any(|(_, spec)| spec.name == *service)
+            && !self
+                .catalogue
+                .services(*id)
+                .any(|(_, spec)| spec.name == *service)
         {
-            return Err(ApiError::not_found(format!("network `{network}` has no service `{service}`"))
-                .with_help(format!("make it first: `weft service create --network {network} {service}`")));
+            return Err(
+                ApiError::not_found(format!("network `{network}` has no service `{service}`")).with_help(
+                    format!("make it first: `weft service create --network {network} {service}`"),
+                ),
+            );
         }
         self.check_sandbox(*id, spec, sandbox)?;
         Ok(spec.clone())
     }
 
-    fn check_sandbox(&self, id: NetworkId, spec: &NetworkSpec, sandbox: &SandboxSpec) -> Result<(), ApiError> {
+    fn check_sandbox(
+        &self,
+        id: NetworkId,
+        spec: &NetworkSpec,
+        sandbox: &SandboxSpec,
+    ) -> Result<(), ApiError> {
         let mut count = 0;
         for (other_id, _, endpoint) in self.local_endpoints() {
             count += 1;
@@ -103,11 +132,19 @@ impl Control {
             let other = self.catalogue.display_name(other_id).unwrap_or_default();
             if other_id == id {
                 return Err(ApiError::conflict(format!(
-                    "namespace `{}` is on network `{other}` already, as `{}`", sandbox.target, endpoint.spec.name
+                    "namespace `{}` is on network `{other}` already, as `{}`",
+                    sandbox.target, endpoint.spec.name
                 ))
-                .with_help(format!("detach it first: `weft network disconnect {other} {}`", sandbox.target)));
+                .with_help(format!(
+                    "detach it first: `weft network disconnect {other} {}`",
+                    sandbox.target
+                )));
             }
-            let others = self.catalogue.network(other_id).into_iter().flat_map(|spec| &spec.subnets);
+            let others = self
+                .catalogue
+                .network(other_id)
+                .into_iter()
+                .flat_map(|spec| &spec.subnets);
             for theirs in others {
                 if let Some(ours) = spec.subnets.iter().find(|ours| overlap(ours.net, theirs.net)) {
                     return Err(ApiError::conflict(format!(
@@ -119,7 +156,9 @@ impl Control {
             }
         }
         if count >= MAX_LOCAL_ENDPOINTS {
-            return Err(ApiError::exhausted(format!("this node has {MAX_LOCAL_ENDPOINTS} endpoints, which is the most")));
+            return Err(ApiError::exhausted(format!(
+                "this node has {MAX_LOCAL_ENDPOINTS} endpoints, which is the most"
+            )));
         }
         Ok(())
     }
@@ -127,7 +166,10 @@ impl Control {
     /// Settles addresses and publishes the endpoint; what remains is for the kernel to do.
     pub(super) fn connect(&mut self, connect: &mut Connect, now: Now) -> Result<(), Stop> {
         let spec = self.check_connect(connect)?;
-        let (v4, v6) = (connect.request.ip.map(IpAddr::from), connect.request.ip6.map(IpAddr::from));
+        let (v4, v6) = (
+            connect.request.ip.map(IpAddr::from),
+            connect.request.ip6.map(IpAddr::from),
+        );
         self.take_address(connect, &spec, true, v4, now)?;
         self.take_address(connect, &spec, false, v6, now)?;
         let request = &connect.request;
@@ -164,14 +206,21 @@ impl Control {
         if connect.taken.iter().any(|(_, address)| of_family(address)) {
             return Ok(());
         }
-        let subnets: Vec<_> =
-            spec.subnets.iter().enumerate().filter(|(_, subnet)| of_family(&subnet.net)).collect();
+        let subnets: Vec<_> = spec
+            .subnets
+            .iter()
+            .enumerate()
+            .filter(|(_, subnet)| of_family(&subnet.net))
+            .collect();
         if let Some(asked) = asked {
             let Some((index, subnet)) = subnets.iter().find(|(_, subnet)| subnet.net.contains(&asked)) else {
                 let all: Vec<_> = spec.subnets.iter().map(|subnet| subnet.net.to_string()).collect();
-                return Err(ApiError::invalid(format!("{asked} is not an address of network `{}`", spec.name))
-                    .with_help(format!("its subnets are {}", all.join(", ")))
-                    .into());
+                return Err(ApiError::invalid(format!(
+                    "{asked} is not an address of network `{}`",
+                    spec.name
+                ))
+                .with_help(format!("its subnets are {}", all.join(", ")))
+                .into());
             };
             let space = SpaceKey::Addresses(connect.network, *index as u8);
             self.spaces
@@ -185,7 +234,9 @@ impl Control {
             let space = SpaceKey::Addresses(connect.network, index as u8);
             match self.spaces.allocate(space, subnet.range, now.instant) {
                 Ok(taken) => {
-                    connect.taken.push((index as u8, with_prefix(address(taken, subnet.net), subnet.net)));
+                    connect
+                        .taken
+                        .push((index as u8, with_prefix(address(taken, subnet.net), subnet.net)));
                     return Ok(());
                 }
                 // A later subnet may have room; if none has, the first one's owners are asked.
@@ -203,7 +254,10 @@ impl Control {
 
     pub(super) fn await_attachment(&mut self, connect: Connect, responder: Responder<ConnectResponse>) {
         let id = connect.made.expect("an endpoint was published");
-        let spec = self.catalogue.network(connect.network).expect("it has an endpoint");
+        let spec = self
+            .catalogue
+            .network(connect.network)
+            .expect("it has an endpoint");
         let endpoint = self.endpoint_spec(connect.network, id).expect("just published");
         let gives = endpoint.gives_default_route;
         let gateways = spec.subnets.iter().map(|subnet| subnet.gateway).filter(|_| gives);
@@ -219,7 +273,10 @@ impl Control {
             gateways: gateways.collect(),
             dns: EndpointDns {
                 servers: self.dns_servers(spec),
-                search: vec![format!("{name}.{}", self.settings.domain), self.settings.domain.clone()],
+                search: vec![
+                    format!("{name}.{}", self.settings.domain),
+                    self.settings.domain.clone(),
+                ],
                 resolv_conf: None,
             },
             network_name: name,
@@ -244,7 +301,9 @@ impl Control {
             self.ifnames.insert(id, ifname);
         }
         for (id, reason) in report.failed {
-            let Some((response, responder)) = self.attaching.remove(&id) else { continue };
+            let Some((response, responder)) = self.attaching.remove(&id) else {
+                continue;
+            };
             self.drop_endpoint(response.network_id, id, now);
             let error = ApiError::internal(format!(
                 "`{}` could not be attached to network `{}`: {reason}; nothing was changed",
@@ -254,13 +313,16 @@ impl Control {
         }
         for id in report.vanished {
             let found = self.local_endpoints().find(|(_, known, _)| *known == id);
-            if let Some((network, _, endpoint)) = found.map(|(network, id, endpoint)| (network, id, endpoint.clone())) {
+            if let Some((network, _, endpoint)) =
+                found.map(|(network, id, endpoint)| (network, id, endpoint.clone()))
+            {
                 tracing::info!(endpoint = %endpoint.spec.name, "its namespace is gone: the endpoint is removed");
                 self.drop_endpoint(network, id, now);
             }
         }
-        let (done, waiting) =
-            std::mem::take(&mut self.detaching).into_iter().partition(|(since, ..)| *since <= report.generation);
+        let (done, waiting) = std::mem::take(&mut self.detaching)
+            .into_iter()
+            .partition(|(since, ..)| *since <= report.generation);
         self.detaching = waiting;
         for (_, response, responder) in done {
             self.reply(responder, Ok(response));
@@ -295,20 +357,30 @@ impl Control {
 
     fn find_local(&self, reference: &str, target: &str) -> Result<(NetworkId, EndpointId, Known), ApiError> {
         let network = names::network(&self.catalogue, reference)?;
-        let on_network = || self.catalogue.endpoints(network).filter(|(_, endpoint)| endpoint.node == self.me);
+        let on_network = || {
+            self.catalogue
+                .endpoints(network)
+                .filter(|(_, endpoint)| endpoint.node == self.me)
+        };
         let by_target = on_network().find(|(_, endpoint)| endpoint.spec.sandbox.target == target);
         let by_path = || on_network().find(|(_, endpoint)| endpoint.spec.sandbox.path == target);
-        let by_name = || on_network().find(|(id, endpoint)| endpoint.spec.name == target || id.to_string() == target);
+        let by_name =
+            || on_network().find(|(id, endpoint)| endpoint.spec.name == target || id.to_string() == target);
         if let Some((id, endpoint)) = by_target.or_else(by_path).or_else(by_name) {
             return Ok((network, id, endpoint.clone()));
         }
         let name = self.catalogue.display_name(network).unwrap_or_default();
-        let elsewhere = self.catalogue.endpoints(network).find(|(_, endpoint)| endpoint.spec.name == target);
+        let elsewhere = self
+            .catalogue
+            .endpoints(network)
+            .find(|(_, endpoint)| endpoint.spec.name == target);
         Err(match elsewhere {
             Some((_, endpoint)) => {
                 let node = self.catalogue.node_name(endpoint.node);
                 ApiError::not_found(format!("`{target}` is on network `{name}`, but on node `{node}`"))
-                    .with_help(format!("run the command there: `weft network disconnect {name} {target}`"))
+                    .with_help(format!(
+                        "run the command there: `weft network disconnect {name} {target}`"
+                    ))
             }
             None => ApiError::not_found(format!("namespace `{target}` is not on network `{name}`"))
                 .with_help(format!("`weft network inspect {name}` lists its endpoints")),
@@ -317,11 +389,17 @@ impl Control {
 
     /// Withdraws an endpoint of this node and gives its addresses back.
     pub(super) fn drop_endpoint(&mut self, network: NetworkId, id: EndpointId, now: Now) {
-        let Some(spec) = self.endpoint_spec(network, id).cloned() else { return };
+        let Some(spec) = self.endpoint_spec(network, id).cloned() else {
+            return;
+        };
         self.withdraw(&endpoint_key(network, id), now);
         self.ifnames.remove(&id);
-        self.spaces.release_endpoint(network, &spec, &self.catalogue, now.instant);
-        if !self.local_endpoints().any(|(_, _, endpoint)| same_sandbox(&endpoint.spec.sandbox, &spec.sandbox)) {
+        self.spaces
+            .release_endpoint(network, &spec, &self.catalogue, now.instant);
+        if !self
+            .local_endpoints()
+            .any(|(_, _, endpoint)| same_sandbox(&endpoint.spec.sandbox, &spec.sandbox))
+        {
             self.turn.sandboxes_left.push(spec.sandbox);
         } else if spec.gives_default_route {
             self.move_default_route(&spec.sandbox, now);
@@ -333,7 +411,11 @@ impl Control {
         let heir = self
             .local_endpoints()
             .filter(|(_, _, endpoint)| same_sandbox(&endpoint.spec.sandbox, sandbox))
-            .filter(|(network, _, _)| self.catalogue.network(*network).is_some_and(|spec| !spec.internal))
+            .filter(|(network, _, _)| {
+                self.catalogue
+                    .network(*network)
+                    .is_some_and(|spec| !spec.internal)
+            })
             .map(|(network, id, endpoint)| (network, id, endpoint.spec.clone()))
             .next();
         if let Some((network, id, mut spec)) = heir {
@@ -345,11 +427,16 @@ impl Control {
     }
 
     pub(super) fn local_endpoints(&self) -> impl Iterator<Item = (NetworkId, EndpointId, &Known)> {
-        self.catalogue.all_endpoints().filter(|(_, _, endpoint)| endpoint.node == self.me)
+        self.catalogue
+            .all_endpoints()
+            .filter(|(_, _, endpoint)| endpoint.node == self.me)
     }
 
     fn endpoint_spec(&self, network: NetworkId, id: EndpointId) -> Option<&EndpointSpec> {
-        self.catalogue.endpoints(network).find(|(known, _)| *known == id).map(|(_, endpoint)| &endpoint.spec)
+        self.catalogue
+            .endpoints(network)
+            .find(|(known, _)| *known == id)
+            .map(|(_, endpoint)| &endpoint.spec)
     }
 
     pub(super) fn show_endpoint(&self, network: NetworkId, id: EndpointId, endpoint: &Known) -> Endpoint {

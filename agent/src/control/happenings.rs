@@ -19,10 +19,17 @@ impl Control {
         name: String,
         attributes: [(&str, String); N],
     ) {
-        let attributes: BTreeMap<_, _> =
-            attributes.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let attributes: BTreeMap<_, _> = attributes
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect();
         let time = Timestamp::from_unix_millis(0);
-        self.turn.events.push(Event { time, kind, object: EventObject { id, name }, attributes });
+        self.turn.events.push(Event {
+            time,
+            kind,
+            object: EventObject { id, name },
+            attributes,
+        });
     }
 
     pub(super) fn node_event(&mut self, kind: EventKind, node: NodeId) {
@@ -32,19 +39,43 @@ impl Control {
     }
 
     pub(super) fn service_event(&mut self, kind: EventKind, network: NetworkId, id: ServiceId) {
-        let Some(spec) = self.catalogue.service(network, id) else { return };
+        let Some(spec) = self.catalogue.service(network, id) else {
+            return;
+        };
         let (name, scheduler) = (spec.name.clone(), spec.scheduler.to_string());
-        let network = self.catalogue.display_name(network).unwrap_or_else(|| network.short());
-        self.event(kind, id.to_string(), name, [("network", network), ("scheduler", scheduler)]);
+        let network = self
+            .catalogue
+            .display_name(network)
+            .unwrap_or_else(|| network.short());
+        self.event(
+            kind,
+            id.to_string(),
+            name,
+            [("network", network), ("scheduler", scheduler)],
+        );
     }
 
     pub(super) fn endpoint_event(&mut self, kind: EventKind, network: NetworkId, id: EndpointId) {
-        let Some((_, endpoint)) = self.catalogue.endpoints(network).find(|(known, _)| *known == id) else { return };
+        let Some((_, endpoint)) = self.catalogue.endpoints(network).find(|(known, _)| *known == id) else {
+            return;
+        };
         let name = endpoint.spec.name.clone();
         let node = self.catalogue.node_name(endpoint.node);
-        let addresses: Vec<_> = endpoint.spec.addresses.iter().map(|net| net.addr().to_string()).collect();
-        let network = self.catalogue.display_name(network).unwrap_or_else(|| network.short());
-        let attributes = [("network", network), ("node", node), ("addresses", addresses.join(","))];
+        let addresses: Vec<_> = endpoint
+            .spec
+            .addresses
+            .iter()
+            .map(|net| net.addr().to_string())
+            .collect();
+        let network = self
+            .catalogue
+            .display_name(network)
+            .unwrap_or_else(|| network.short());
+        let attributes = [
+            ("network", network),
+            ("node", node),
+            ("addresses", addresses.join(",")),
+        ];
         self.event(kind, id.to_string(), name, attributes);
     }
 

@@ -34,14 +34,17 @@ impl Control {
         let known = self.catalogue.node(self.me).and_then(|node| node.fact.as_ref());
         if known != Some(&fact) {
             let key = Kind::Node.key(super::records::CLUSTER, Vec::new());
-            self.publish(key, encode(&fact), now).expect("a node's name has a bounded length");
+            self.publish(key, encode(&fact), now)
+                .expect("a node's name has a bounded length");
         }
         self.settle(now);
     }
 
     /// Answers whoever waits for this node to have joined.
     pub(super) fn joined(&mut self) {
-        let Some((_, responder)) = self.joining.take() else { return };
+        let Some((_, responder)) = self.joining.take() else {
+            return;
+        };
         let response = ClusterJoinResponse {
             cluster_id: self.facts.id,
             node_id: self.me,
@@ -79,7 +82,10 @@ impl Control {
                 }
             }
             GossipEvent::OwnRecordNewer(record) => {
-                tracing::warn!(version = record.version, "a peer knows a newer record of this node: the disk was rolled back");
+                tracing::warn!(
+                    version = record.version,
+                    "a peer knows a newer record of this node: the disk was rolled back"
+                );
                 self.learn(&record, now);
                 self.turn.commit.push(record);
             }
@@ -99,7 +105,10 @@ impl Control {
     pub(super) fn learn(&mut self, record: &Record, now: Now) -> bool {
         let grants_me = self.spaces.learn(record);
         self.note_conflicts();
-        if let Some(change) = self.catalogue.apply(record.author, &record.key, record.value.as_deref()) {
+        if let Some(change) = self
+            .catalogue
+            .apply(record.author, &record.key, record.value.as_deref())
+        {
             self.on_change(change, now);
         }
         grants_me
@@ -119,23 +128,35 @@ impl Control {
             }
             Change::NetworkCreated(id) => {
                 let spec = self.catalogue.network(id).expect("just created").clone();
-                self.spaces.add_network(id, &spec, &self.catalogue, self.gossip.records());
+                self.spaces
+                    .add_network(id, &spec, &self.catalogue, self.gossip.records());
                 self.event(EventKind::NetworkCreated, id.to_string(), spec.name, []);
             }
             Change::NetworkChanged(_) => {}
             Change::NetworkRemoved(id) => self.on_network_removed(id, now),
             Change::ServiceCreated(network, id) => {
-                self.spaces.sync_service(network, id, &self.catalogue, now.instant);
+                self.spaces
+                    .sync_service(network, id, &self.catalogue, now.instant);
                 self.service_event(EventKind::ServiceCreated, network, id);
             }
             Change::ServiceChanged(network, id) => {
-                self.spaces.sync_service(network, id, &self.catalogue, now.instant);
+                self.spaces
+                    .sync_service(network, id, &self.catalogue, now.instant);
                 self.service_event(EventKind::ServiceUpdated, network, id);
             }
             Change::ServiceRemoved(network, id, name) => {
-                self.spaces.sync_service(network, id, &self.catalogue, now.instant);
-                let network = self.catalogue.display_name(network).unwrap_or_else(|| network.short());
-                self.event(EventKind::ServiceRemoved, id.to_string(), name, [("network", network)]);
+                self.spaces
+                    .sync_service(network, id, &self.catalogue, now.instant);
+                let network = self
+                    .catalogue
+                    .display_name(network)
+                    .unwrap_or_else(|| network.short());
+                self.event(
+                    EventKind::ServiceRemoved,
+                    id.to_string(),
+                    name,
+                    [("network", network)],
+                );
             }
             Change::EndpointAdded(network, id) | Change::EndpointChanged(network, id) => {
                 if matches!(change, Change::EndpointAdded(..)) {
@@ -143,10 +164,18 @@ impl Control {
                 }
             }
             Change::EndpointRemoved(network, id, endpoint) => {
-                let network = self.catalogue.display_name(network).unwrap_or_else(|| network.short());
+                let network = self
+                    .catalogue
+                    .display_name(network)
+                    .unwrap_or_else(|| network.short());
                 let node = self.catalogue.node_name(endpoint.node);
                 let attributes = [("network", network), ("node", node)];
-                self.event(EventKind::EndpointDisconnected, id.to_string(), endpoint.spec.name, attributes);
+                self.event(
+                    EventKind::EndpointDisconnected,
+                    id.to_string(),
+                    endpoint.spec.name,
+                    attributes,
+                );
             }
         }
     }
@@ -155,9 +184,16 @@ impl Control {
     /// is asserted again: its endpoints are in use.
     fn on_network_removed(&mut self, id: weft_types::NetworkId, now: Now) {
         let register = self.catalogue.network_register(id).expect("just removed").clone();
-        let in_use = self.catalogue.endpoints(id).any(|(_, endpoint)| endpoint.node == self.me);
+        let in_use = self
+            .catalogue
+            .endpoints(id)
+            .any(|(_, endpoint)| endpoint.node == self.me);
         if in_use {
-            let asserted = Register { lamport: self.catalogue.tick(), removed: false, value: register.value };
+            let asserted = Register {
+                lamport: self.catalogue.tick(),
+                removed: false,
+                value: register.value,
+            };
             if let Err(error) = self.publish(network_key(id), encode(&asserted), now) {
                 self.problem(error.message);
             }
@@ -174,7 +210,10 @@ impl Control {
             MemberState::Down => (Presence::Down, EventKind::NodeDown),
             MemberState::Left => (Presence::Left, EventKind::NodeLeft),
         };
-        if self.catalogue.set_presence(member.node, presence, member.incarnation) {
+        if self
+            .catalogue
+            .set_presence(member.node, presence, member.incarnation)
+        {
             self.host_changed();
             self.node_event(kind, member.node);
         }

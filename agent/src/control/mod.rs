@@ -226,23 +226,18 @@ impl Control {
             next_look: now.instant,
             joining: None,
             removed,
-            turn: Turn { host_changed: true, ..Turn::default() },
+            turn: Turn {
+                host_changed: true,
+                ..Turn::default()
+            },
         };
         control.note_conflicts();
         control.introduce(now);
         control
     }
 
-    pub fn me(&self) -> NodeId {
-        self.me
-    }
-
     pub fn facts(&self) -> &ClusterFacts {
         &self.facts
-    }
-
-    pub fn started(&self) -> Now {
-        self.started
     }
 
     /// Looks for the cluster at `seeds`, and answers when this node knows what they know.

@@ -21,31 +21,41 @@ fn find<Id: Copy + Display>(
     match (named.next(), named.next()) {
         (Some((id, _)), None) => return Ok(id),
         (Some((first, _)), Some((second, _))) => {
-            return Err(ApiError::conflict(format!("several {what}s are called `{reference}`"))
-                .with_help(format!("say which by its id: {first} or {second}")));
+            return Err(
+                ApiError::conflict(format!("several {what}s are called `{reference}`"))
+                    .with_help(format!("say which by its id: {first} or {second}")),
+            );
         }
         _ => {}
     }
-    let is_prefix = reference.len() >= SHORTEST_PREFIX && reference.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_prefix =
+        reference.len() >= SHORTEST_PREFIX && reference.bytes().all(|byte| byte.is_ascii_hexdigit());
     let lower = reference.to_ascii_lowercase();
     let mut found = all.filter(|(id, _)| is_prefix && id.to_string().starts_with(&lower));
     match (found.next(), found.next()) {
         (Some((id, _)), None) => Ok(id),
-        (Some(_), Some(_)) => Err(ApiError::conflict(format!("`{reference}` begins the id of more than one {what}"))
-            .with_help("give more digits of the id")),
+        (Some(_), Some(_)) => Err(ApiError::conflict(format!(
+            "`{reference}` begins the id of more than one {what}"
+        ))
+        .with_help("give more digits of the id")),
         (None, _) => Err(ApiError::not_found(format!("there is no {what} `{reference}`"))
             .with_help(format!("`weft {what} ls` lists them"))),
     }
 }
 
 pub fn network(catalogue: &Catalogue, reference: &str) -> Result<NetworkId, ApiError> {
-    let names: Vec<_> =
-        catalogue.networks().filter_map(|(id, _)| Some((id, catalogue.display_name(id)?))).collect();
+    let names: Vec<_> = catalogue
+        .networks()
+        .filter_map(|(id, _)| Some((id, catalogue.display_name(id)?)))
+        .collect();
     find("network", reference, names.into_iter())
 }
 
 pub fn node(catalogue: &Catalogue, reference: &str) -> Result<NodeId, ApiError> {
-    let names: Vec<_> = catalogue.nodes().map(|(id, _)| (id, catalogue.node_name(id))).collect();
+    let names: Vec<_> = catalogue
+        .nodes()
+        .map(|(id, _)| (id, catalogue.node_name(id)))
+        .collect();
     find("node", reference, names.into_iter())
 }
 
@@ -54,12 +64,20 @@ pub fn service(
     reference: &str,
     network_reference: Option<&str>,
 ) -> Result<(ServiceId, ServiceSpec), ApiError> {
-    let only = network_reference.map(|reference| network(catalogue, reference)).transpose()?;
-    let candidates: Vec<_> =
-        catalogue.all_services().filter(|(_, spec)| only.is_none_or(|network| network == spec.network)).collect();
+    let only = network_reference
+        .map(|reference| network(catalogue, reference))
+        .transpose()?;
+    let candidates: Vec<_> = catalogue
+        .all_services()
+        .filter(|(_, spec)| only.is_none_or(|network| network == spec.network))
+        .collect();
     let names = candidates.iter().map(|(id, spec)| (*id, spec.name.clone()));
     let found = find("service", reference, names).map_err(|error| {
-        let ambiguous = candidates.iter().filter(|(_, spec)| spec.name == reference).count() > 1;
+        let ambiguous = candidates
+            .iter()
+            .filter(|(_, spec)| spec.name == reference)
+            .count()
+            > 1;
         if !ambiguous {
             return error;
         }
@@ -68,9 +86,15 @@ pub fn service(
             .filter(|(_, spec)| spec.name == reference)
             .filter_map(|(_, spec)| catalogue.display_name(spec.network))
             .collect();
-        ApiError::conflict(format!("service `{reference}` exists on several networks: {}", networks.join(", ")))
-            .with_help(format!("say which with `--network {}`", networks[0]))
+        ApiError::conflict(format!(
+            "service `{reference}` exists on several networks: {}",
+            networks.join(", ")
+        ))
+        .with_help(format!("say which with `--network {}`", networks[0]))
     })?;
-    let spec = candidates.into_iter().find(|(id, _)| *id == found).map(|(_, spec)| spec.clone());
+    let spec = candidates
+        .into_iter()
+        .find(|(id, _)| *id == found)
+        .map(|(_, spec)| spec.clone());
     Ok((found, spec.expect("found among the candidates")))
 }

@@ -8,8 +8,7 @@ use weft_ipam::Block;
 use weft_types::{NetworkId, Vni};
 
 use super::{
-    Control, Now, Responder,
-    names,
+    Control, Now, Responder, names,
     operations::{Operation, Stop},
     pools::{block_of, number, unusable},
     records::{NetworkSpec, Register, SpaceKey, SubnetSpec, encode, network_key},
@@ -36,9 +35,17 @@ impl Control {
         responder: Responder<NetworkSummary>,
         now: Now,
     ) {
-        match request.check().and_then(|options| self.check_new_network(&request).map(|()| options)) {
+        match request
+            .check()
+            .and_then(|options| self.check_new_network(&request).map(|()| options))
+        {
             Ok(options) => {
-                let create = CreateNetwork { request, options, vni: None, subnets: Vec::new() };
+                let create = CreateNetwork {
+                    request,
+                    options,
+                    vni: None,
+                    subnets: Vec::new(),
+                };
                 self.start(Operation::CreateNetwork(create, responder), now);
             }
             Err(error) => self.reply(responder, Err(error)),
@@ -49,19 +56,31 @@ impl Control {
     fn check_new_network(&self, request: &NetworkCreateRequest) -> Result<(), ApiError> {
         let name = &request.name;
         if let Some((id, _)) = self.catalogue.networks().find(|(_, spec)| spec.name == *name) {
-            return Err(ApiError::conflict(format!("there is a network `{name}` already ({})", id.short()))
-                .with_help(format!("use it, choose another name, or remove it first: `weft network rm {name}`")));
+            return Err(
+                ApiError::conflict(format!("there is a network `{name}` already ({})", id.short()))
+                    .with_help(format!(
+                        "use it, choose another name, or remove it first: `weft network rm {name}`"
+                    )),
+            );
         }
         if self.catalogue.networks().count() >= MAX_NETWORKS {
-            return Err(ApiError::exhausted(format!("the cluster has {MAX_NETWORKS} networks, which is the most")));
+            return Err(ApiError::exhausted(format!(
+                "the cluster has {MAX_NETWORKS} networks, which is the most"
+            )));
         }
         if request.subnets.len() > MAX_SUBNETS {
-            return Err(ApiError::invalid(format!("network `{name}` asks for more than {MAX_SUBNETS} subnets")));
+            return Err(ApiError::invalid(format!(
+                "network `{name}` asks for more than {MAX_SUBNETS} subnets"
+            )));
         }
         for (index, subnet) in request.subnets.iter().enumerate() {
             self.check_subnet(request, *subnet, &request.subnets[..index])?;
         }
-        check_inside(request, "--ip-range", request.ip_ranges.iter().map(|range| (*range, range.to_string())))?;
+        check_inside(
+            request,
+            "--ip-range",
+            request.ip_ranges.iter().map(|range| (*range, range.to_string())),
+        )?;
         let host = |address: &IpAddr| (IpNet::from(*address), address.to_string());
         check_inside(request, "--gateway", request.gateways.iter().map(host))?;
         check_inside(request, "--aux-address", request.aux_addresses.values().map(host))?;
@@ -84,8 +103,11 @@ impl Control {
     fn overlay_mtu(&self) -> Result<u16, ApiError> {
         let facts = self.catalogue.nodes().filter_map(|(_, node)| node.fact.as_ref());
         let own = (self.settings.underlay_mtu, self.settings.vtep);
-        let (underlay, vtep) =
-            facts.map(|fact| (fact.underlay_mtu, fact.vtep)).chain([own]).min().expect("this node is one");
+        let (underlay, vtep) = facts
+            .map(|fact| (fact.underlay_mtu, fact.vtep))
+            .chain([own])
+            .min()
+            .expect("this node is one");
         weft_overlay::overlay_mtu(underlay, vtep).map_err(|error| ApiError::invalid(error.to_string()))
     }
 
@@ -97,28 +119,41 @@ impl Control {
     ) -> Result<(), ApiError> {
         let name = &request.name;
         if subnet.trunc() != subnet {
-            return Err(ApiError::invalid(format!("`{subnet}` is an address within a subnet, not a subnet"))
-                .with_help(format!("did you mean `--subnet {}`?", subnet.trunc())));
+            return Err(
+                ApiError::invalid(format!("`{subnet}` is an address within a subnet, not a subnet"))
+                    .with_help(format!("did you mean `--subnet {}`?", subnet.trunc())),
+            );
         }
         if subnet.max_prefix_len() - subnet.prefix_len() < 2 {
-            return Err(ApiError::invalid(format!("subnet {subnet} of network `{name}` is too small for endpoints"))
-                .with_help("a subnet needs room for a gateway and one endpoint: at least a /30, or a /126 in IPv6"));
+            return Err(ApiError::invalid(format!(
+                "subnet {subnet} of network `{name}` is too small for endpoints"
+            ))
+            .with_help(
+                "a subnet needs room for a gateway and one endpoint: at least a /30, or a /126 in IPv6",
+            ));
         }
         if subnet.addr().is_loopback() || subnet.addr().is_multicast() || subnet.prefix_len() == 0 {
-            return Err(ApiError::invalid(format!("{subnet} cannot be the subnet of a network")));
+            return Err(ApiError::invalid(format!(
+                "{subnet} cannot be the subnet of a network"
+            )));
         }
         if let Some(other) = earlier.iter().find(|other| overlap(**other, subnet)) {
-            return Err(ApiError::conflict(format!("the subnets {other} and {subnet} of network `{name}` overlap"))
-                .with_help("give subnets that have no address in common"));
+            return Err(ApiError::conflict(format!(
+                "the subnets {other} and {subnet} of network `{name}` overlap"
+            ))
+            .with_help("give subnets that have no address in common"));
         }
         for (id, node) in self.catalogue.nodes() {
             let Some(fact) = &node.fact else { continue };
             if subnet.contains(&fact.vtep) {
                 let node = self.catalogue.node_name(id);
                 return Err(ApiError::conflict(format!(
-                    "subnet {subnet} contains {}, the underlay address of node `{node}`", fact.vtep
+                    "subnet {subnet} contains {}, the underlay address of node `{node}`",
+                    fact.vtep
                 ))
-                .with_help("endpoints could not reach that node; choose another subnet, or none for a free one"));
+                .with_help(
+                    "endpoints could not reach that node; choose another subnet, or none for a free one",
+                ));
             }
         }
         if request.allow_overlap {
@@ -128,7 +163,8 @@ impl Control {
             if let Some(other) = spec.subnets.iter().find(|other| overlap(other.net, subnet)) {
                 let network = self.catalogue.display_name(id).unwrap_or_default();
                 return Err(ApiError::conflict(format!(
-                    "subnet {subnet} overlaps {} of network `{network}`", other.net
+                    "subnet {subnet} overlaps {} of network `{network}`",
+                    other.net
                 ))
                 .with_help(
                     "choose another subnet, or none for a free one; \
@@ -139,11 +175,18 @@ impl Control {
         Ok(())
     }
 
-    pub(super) fn create_network(&mut self, create: &mut CreateNetwork, now: Now) -> Result<NetworkSummary, Stop> {
+    pub(super) fn create_network(
+        &mut self,
+        create: &mut CreateNetwork,
+        now: Now,
+    ) -> Result<NetworkSummary, Stop> {
         // Others may have been faster while this one was parked.
         self.check_new_network(&create.request)?;
         if create.vni.is_none() {
-            let taken = self.spaces.allocate(SpaceKey::Vnis, None, now.instant).map_err(|cause| self.stopped(cause))?;
+            let taken = self
+                .spaces
+                .allocate(SpaceKey::Vnis, None, now.instant)
+                .map_err(|cause| self.stopped(cause))?;
             let vni = Vni::try_from(taken as u32).expect("the space of VNIs has only VNIs");
             create.vni = Some(vni);
         }
@@ -164,7 +207,11 @@ impl Control {
             labels: request.labels.clone().into_iter().collect(),
             options: request.options.clone().into_iter().collect(),
         };
-        let register = Register { lamport, removed: false, value: spec };
+        let register = Register {
+            lamport,
+            removed: false,
+            value: spec,
+        };
         self.publish(network_key(id), encode(&register), now)?;
         Ok(self.network_summary(id, &register.value))
     }
@@ -172,25 +219,45 @@ impl Control {
     /// Takes what is still missing: explicit subnets out of the pool if they lie in it, else a free one.
     fn settle_subnets(&mut self, create: &mut CreateNetwork, now: Now) -> Result<(), Stop> {
         let pools = self.facts.pools;
-        let explicit: Vec<_> = create.request.subnets.iter().skip(create.subnets.len()).copied().collect();
+        let explicit: Vec<_> = create
+            .request
+            .subnets
+            .iter()
+            .skip(create.subnets.len())
+            .copied()
+            .collect();
         for subnet in explicit {
             let units = pools.units_of(subnet).filter(|_| !create.request.allow_overlap);
             if let Some(units) = units {
                 let space = subnets_space(subnet);
-                self.spaces.claim_block(space, units).map_err(|cause| self.stopped_claim(cause, subnet))?;
+                self.spaces
+                    .claim_block(space, units)
+                    .map_err(|cause| self.stopped_claim(cause, subnet))?;
             }
             create.subnets.push((subnet, units));
         }
         let has = |subnets: &[(IpNet, Option<Block>)], v4: bool| {
-            subnets.iter().any(|(subnet, _)| matches!(subnet, IpNet::V4(_)) == v4)
+            subnets
+                .iter()
+                .any(|(subnet, _)| matches!(subnet, IpNet::V4(_)) == v4)
         };
         if create.request.subnets.is_empty() && !has(&create.subnets, true) {
-            let unit = self.spaces.allocate(SpaceKey::Subnets4, None, now.instant).map_err(|cause| self.stopped(cause))?;
-            create.subnets.push((pools.subnet4(unit), Some(Block::single(unit))));
+            let unit = self
+                .spaces
+                .allocate(SpaceKey::Subnets4, None, now.instant)
+                .map_err(|cause| self.stopped(cause))?;
+            create
+                .subnets
+                .push((pools.subnet4(unit), Some(Block::single(unit))));
         }
         if create.request.ipv6 && !has(&create.subnets, false) {
-            let unit = self.spaces.allocate(SpaceKey::Subnets6, None, now.instant).map_err(|cause| self.stopped(cause))?;
-            create.subnets.push((pools.subnet6(unit), Some(Block::single(unit))));
+            let unit = self
+                .spaces
+                .allocate(SpaceKey::Subnets6, None, now.instant)
+                .map_err(|cause| self.stopped(cause))?;
+            create
+                .subnets
+                .push((pools.subnet6(unit), Some(Block::single(unit))));
         }
         Ok(())
     }
@@ -199,7 +266,11 @@ impl Control {
         let request = &create.request;
         let mut subnets = Vec::new();
         for (net, pooled) in &create.subnets {
-            let asked = request.gateways.iter().find(|gateway| net.contains(*gateway)).copied();
+            let asked = request
+                .gateways
+                .iter()
+                .find(|gateway| net.contains(*gateway))
+                .copied();
             let gateway = asked.unwrap_or_else(|| first_usable(*net));
             if unusable(*net).contains(&number(gateway)) {
                 return Err(ApiError::invalid(format!(
@@ -214,11 +285,23 @@ impl Control {
                 .map(|(name, address)| (name.clone(), *address))
                 .collect();
             if let Some((name, address)) = aux.iter().find(|(_, address)| *address == gateway) {
-                return Err(ApiError::conflict(format!("{address} is both the gateway and `{name}`"))
-                    .with_help("give the gateway or the auxiliary address another address"));
+                return Err(
+                    ApiError::conflict(format!("{address} is both the gateway and `{name}`"))
+                        .with_help("give the gateway or the auxiliary address another address"),
+                );
             }
-            let range = request.ip_ranges.iter().find(|range| net.contains(*range)).copied();
-            subnets.push(SubnetSpec { net: *net, gateway, range, aux, pooled: *pooled });
+            let range = request
+                .ip_ranges
+                .iter()
+                .find(|range| net.contains(*range))
+                .copied();
+            subnets.push(SubnetSpec {
+                net: *net,
+                gateway,
+                range,
+                aux,
+                pooled: *pooled,
+            });
         }
         Ok(subnets)
     }
@@ -229,37 +312,67 @@ impl Control {
         }
         for (subnet, pooled) in create.subnets {
             if let Some(units) = pooled {
-                self.spaces.release_block(subnets_space(subnet), units, now.instant);
+                self.spaces
+                    .release_block(subnets_space(subnet), units, now.instant);
             }
         }
     }
 
-    pub(super) fn remove_network(&mut self, reference: &str, now: Now) -> Result<NetworkRemoveResponse, ApiError> {
+    pub(super) fn remove_network(
+        &mut self,
+        reference: &str,
+        now: Now,
+    ) -> Result<NetworkRemoveResponse, ApiError> {
         let id = names::network(&self.catalogue, reference)?;
         let name = self.catalogue.display_name(id).expect("found by name");
         let users: Vec<_> = self
             .catalogue
             .endpoints(id)
-            .map(|(_, endpoint)| format!("`{}` on {}", endpoint.spec.name, self.catalogue.node_name(endpoint.node)))
+            .map(|(_, endpoint)| {
+                format!(
+                    "`{}` on {}",
+                    endpoint.spec.name,
+                    self.catalogue.node_name(endpoint.node)
+                )
+            })
             .collect();
         if !users.is_empty() {
             let shown = users.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
-            let more = if users.len() > 5 { format!(" and {} more", users.len() - 5) } else { String::new() };
+            let more = if users.len() > 5 {
+                format!(" and {} more", users.len() - 5)
+            } else {
+                String::new()
+            };
             return Err(ApiError::conflict(format!(
                 "network `{name}` is in use by {} endpoint(s): {shown}{more}; it was not removed",
                 users.len()
             ))
-            .with_help(format!("disconnect them first: `weft network disconnect {name} TARGET` on their nodes")));
+            .with_help(format!(
+                "disconnect them first: `weft network disconnect {name} TARGET` on their nodes"
+            )));
         }
-        let services: Vec<_> =
-            self.catalogue.services(id).map(|(id, spec)| (id, spec.name.clone())).collect();
+        let services: Vec<_> = self
+            .catalogue
+            .services(id)
+            .map(|(id, spec)| (id, spec.name.clone()))
+            .collect();
         if !services.is_empty() {
-            let shown = services.iter().map(|(_, name)| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-            return Err(ApiError::conflict(format!("network `{name}` has the services {shown}; it was not removed"))
-                .with_help("remove them first: `weft service rm NAME`"));
+            let shown = services
+                .iter()
+                .map(|(_, name)| format!("`{name}`"))
+                .collect::<Vec<_>>()
+                .join(", ");
+            return Err(ApiError::conflict(format!(
+                "network `{name}` has the services {shown}; it was not removed"
+            ))
+            .with_help("remove them first: `weft service rm NAME`"));
         }
         let value = self.catalogue.network(id).expect("found by name").clone();
-        let register = Register { lamport: self.catalogue.tick(), removed: true, value };
+        let register = Register {
+            lamport: self.catalogue.tick(),
+            removed: true,
+            value,
+        };
         self.publish(network_key(id), encode(&register), now)?;
         Ok(NetworkRemoveResponse { id, name })
     }
@@ -267,12 +380,18 @@ impl Control {
     pub(super) fn network_summary(&self, id: NetworkId, spec: &NetworkSpec) -> NetworkSummary {
         NetworkSummary {
             id,
-            name: self.catalogue.display_name(id).unwrap_or_else(|| spec.name.clone()),
+            name: self
+                .catalogue
+                .display_name(id)
+                .unwrap_or_else(|| spec.name.clone()),
             driver: DRIVER_OVERLAY.to_owned(),
             vni: spec.vni,
             mtu: spec.mtu,
             subnets: spec.subnets.iter().map(show_subnet).collect(),
-            ipv6: spec.subnets.iter().any(|subnet| matches!(subnet.net, IpNet::V6(_))),
+            ipv6: spec
+                .subnets
+                .iter()
+                .any(|subnet| matches!(subnet.net, IpNet::V6(_))),
             internal: spec.internal,
             endpoint_count: self.catalogue.endpoints(id).count() as u32,
         }
@@ -292,7 +411,11 @@ impl Control {
                 .endpoints(id)
                 .map(|(endpoint_id, endpoint)| self.show_endpoint(id, endpoint_id, endpoint))
                 .collect(),
-            services: self.catalogue.services(id).map(|(id, spec)| self.service_summary(id, spec)).collect(),
+            services: self
+                .catalogue
+                .services(id)
+                .map(|(id, spec)| self.service_summary(id, spec))
+                .collect(),
             shares: self.network_shares(id, spec),
         })
     }
@@ -303,7 +426,11 @@ impl Control {
         for (index, subnet) in spec.subnets.iter().enumerate() {
             let owned = self.spaces.shares(SpaceKey::Addresses(id, index as u8));
             for (node_id, owned) in owned {
-                let used = used.get(&node_id).into_iter().flatten().filter(|address| subnet.net.contains(*address));
+                let used = used
+                    .get(&node_id)
+                    .into_iter()
+                    .flatten()
+                    .filter(|address| subnet.net.contains(*address));
                 shares.push(AddressShare {
                     node_id,
                     node_name: self.catalogue.node_name(node_id),
@@ -320,7 +447,9 @@ impl Control {
     pub(super) fn used_addresses(&self, id: NetworkId) -> BTreeMap<weft_types::NodeId, Vec<IpAddr>> {
         let mut used: BTreeMap<_, Vec<IpAddr>> = BTreeMap::new();
         for (_, endpoint) in self.catalogue.endpoints(id) {
-            used.entry(endpoint.node).or_default().extend(endpoint.spec.addresses.iter().map(IpNet::addr));
+            used.entry(endpoint.node)
+                .or_default()
+                .extend(endpoint.spec.addresses.iter().map(IpNet::addr));
         }
         for (_, spec) in self.catalogue.services(id) {
             used.entry(spec.vips_from).or_default().extend(&spec.vips);
@@ -364,14 +493,19 @@ fn check_inside(
     for (part, text) in parts {
         let Some(subnet) = request.subnets.iter().find(|subnet| subnet.contains(&part)) else {
             let subnets: Vec<_> = request.subnets.iter().map(IpNet::to_string).collect();
-            let error = ApiError::invalid(format!("`{flag} {text}` is in no subnet of network `{}`", request.name));
+            let error = ApiError::invalid(format!(
+                "`{flag} {text}` is in no subnet of network `{}`",
+                request.name
+            ));
             return Err(error.with_help(match subnets.as_slice() {
                 [] => "give the subnet it belongs to with --subnet".to_owned(),
                 subnets => format!("its subnets are {}", subnets.join(", ")),
             }));
         };
         if flag != "--aux-address" && seen.contains(subnet) {
-            return Err(ApiError::invalid(format!("subnet {subnet} has more than one `{flag}`")));
+            return Err(ApiError::invalid(format!(
+                "subnet {subnet} has more than one `{flag}`"
+            )));
         }
         seen.push(*subnet);
     }

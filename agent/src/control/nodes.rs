@@ -23,7 +23,11 @@ impl Control {
             underlay_address: fact.map_or(([0, 0, 0, 0], 0).into(), |fact| fact.gossip),
             vtep: fact.map_or([0, 0, 0, 0].into(), |fact| fact.vtep),
             version: fact.map(|fact| fact.version.clone()).unwrap_or_default(),
-            endpoint_count: self.catalogue.all_endpoints().filter(|(_, _, endpoint)| endpoint.node == id).count() as u32,
+            endpoint_count: self
+                .catalogue
+                .all_endpoints()
+                .filter(|(_, _, endpoint)| endpoint.node == id)
+                .count() as u32,
             is_self: id == self.me,
         }
     }
@@ -46,17 +50,27 @@ impl Control {
         for (network_id, spec) in self.catalogue.networks() {
             let used = self.used_addresses(network_id).remove(&id).unwrap_or_default();
             for (index, subnet) in spec.subnets.iter().enumerate() {
-                let owned = self.spaces.shares(SpaceKey::Addresses(network_id, index as u8)).remove(&id);
+                let owned = self
+                    .spaces
+                    .shares(SpaceKey::Addresses(network_id, index as u8))
+                    .remove(&id);
                 shares.push(NodeShare {
                     network_id,
                     network_name: self.catalogue.display_name(network_id).unwrap_or_default(),
                     subnet: subnet.net,
                     owned: owned.unwrap_or(0).try_into().unwrap_or(u64::MAX),
-                    used: used.iter().filter(|address| subnet.net.contains(*address)).count() as u64,
+                    used: used
+                        .iter()
+                        .filter(|address| subnet.net.contains(*address))
+                        .count() as u64,
                 });
             }
         }
-        Ok(NodeDetail { info: self.node_info(id), endpoints, shares })
+        Ok(NodeDetail {
+            info: self.node_info(id),
+            endpoints,
+            shares,
+        })
     }
 
     pub(super) fn remove_node(
@@ -72,19 +86,33 @@ impl Control {
                 .with_help("`weft leave` makes this node leave its cluster"));
         }
         if self.serves(id) && !query.force {
-            return Err(ApiError::conflict(format!("node `{name}` is alive; it was not removed"))
-                .with_help("run `weft leave` on it, or lock it out with --force"));
+            return Err(
+                ApiError::conflict(format!("node `{name}` is alive; it was not removed"))
+                    .with_help("run `weft leave` on it, or lock it out with --force"),
+            );
         }
-        let endpoints_removed =
-            self.catalogue.all_endpoints().filter(|(_, _, endpoint)| endpoint.node == id).count() as u32;
+        let endpoints_removed = self
+            .catalogue
+            .all_endpoints()
+            .filter(|(_, _, endpoint)| endpoint.node == id)
+            .count() as u32;
         self.publish(Kind::Removal.key(CLUSTER, id.0), encode(&()), now)?;
         self.settle(now);
-        Ok(NodeRemoveResponse { id, name, forced: query.force, endpoints_removed, blocks_reclaimed: 0 })
+        Ok(NodeRemoveResponse {
+            id,
+            name,
+            forced: query.force,
+            endpoints_removed,
+            blocks_reclaimed: 0,
+        })
     }
 
     /// Withdraws this node's endpoints, gives what it owns to a node that answers, and says good-bye.
     pub(super) fn leave(&mut self, responder: Responder<ClusterLeaveResponse>, now: Now) {
-        let endpoints: Vec<_> = self.local_endpoints().map(|(network, id, _)| (network, id)).collect();
+        let endpoints: Vec<_> = self
+            .local_endpoints()
+            .map(|(network, id, _)| (network, id))
+            .collect();
         for (network, id) in &endpoints {
             self.drop_endpoint(*network, *id, now);
         }
@@ -123,8 +151,14 @@ impl Control {
 
     pub(super) fn status(&self, datapath: DatapathStatus) -> StatusResponse {
         let nodes = self.list_nodes();
-        let present: Vec<_> = nodes.iter().filter(|node| node.state != NodeState::Left).collect();
-        let alive = present.iter().filter(|node| matches!(node.state, NodeState::Alive | NodeState::Suspect)).count();
+        let present: Vec<_> = nodes
+            .iter()
+            .filter(|node| node.state != NodeState::Left)
+            .collect();
+        let alive = present
+            .iter()
+            .filter(|node| matches!(node.state, NodeState::Alive | NodeState::Suspect))
+            .count();
         StatusResponse {
             node: self.node_info(self.me),
             started: Timestamp::from_unix_millis(self.started.unix_millis),
@@ -141,30 +175,48 @@ impl Control {
     }
 
     pub(super) fn list_networks(&self) -> Vec<NetworkSummary> {
-        let mut networks: Vec<_> =
-            self.catalogue.networks().map(|(id, spec)| self.network_summary(id, spec)).collect();
+        let mut networks: Vec<_> = self
+            .catalogue
+            .networks()
+            .map(|(id, spec)| self.network_summary(id, spec))
+            .collect();
         networks.sort_by(|one, other| (&one.name, one.id).cmp(&(&other.name, other.id)));
         networks
     }
 
     pub(super) fn list_services(&self, query: &ServiceQuery) -> Result<Vec<ServiceSummary>, ApiError> {
-        let only = query.network.as_deref().map(|name| names::network(&self.catalogue, name)).transpose()?;
+        let only = query
+            .network
+            .as_deref()
+            .map(|name| names::network(&self.catalogue, name))
+            .transpose()?;
         let mut services: Vec<_> = self
             .catalogue
             .all_services()
             .filter(|(_, spec)| only.is_none_or(|network| network == spec.network))
             .map(|(id, spec)| self.service_summary(id, spec))
             .collect();
-        services.sort_by(|one, other| (&one.network_name, &one.name).cmp(&(&other.network_name, &other.name)));
+        services
+            .sort_by(|one, other| (&one.network_name, &one.name).cmp(&(&other.network_name, &other.name)));
         Ok(services)
     }
 
     fn all_problems(&self) -> Vec<String> {
         let mut problems: Vec<String> = self.problems.iter().cloned().collect();
-        let names: Vec<_> = self.catalogue.nodes().map(|(id, _)| self.catalogue.node_name(id)).collect();
-        let twice: BTreeSet<_> =
-            names.iter().filter(|name| names.iter().filter(|other| other == name).count() > 1).collect();
-        problems.extend(twice.into_iter().map(|name| format!("more than one node is called `{name}`")));
+        let names: Vec<_> = self
+            .catalogue
+            .nodes()
+            .map(|(id, _)| self.catalogue.node_name(id))
+            .collect();
+        let twice: BTreeSet<_> = names
+            .iter()
+            .filter(|name| names.iter().filter(|other| other == name).count() > 1)
+            .collect();
+        problems.extend(
+            twice
+                .into_iter()
+                .map(|name| format!("more than one node is called `{name}`")),
+        );
         for node in self.list_nodes() {
             match node.state {
                 NodeState::Down => problems.push(format!(

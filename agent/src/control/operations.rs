@@ -13,7 +13,8 @@ use weft_ipam::Want;
 use weft_types::NodeId;
 
 use super::{
-    Control, Now, Responder, endpoints::Connect, networks::CreateNetwork, records::SpaceKey, services::SetService,
+    Control, Now, Responder, endpoints::Connect, networks::CreateNetwork, records::SpaceKey,
+    services::SetService,
 };
 use crate::api::{
     ApiError,
@@ -40,7 +41,11 @@ pub(super) struct Parked {
 pub(super) enum Stop {
     Fail(ApiError),
     /// Another node has to give first: `want` of `space`, from one of `ask`.
-    Ask { space: SpaceKey, want: Want, ask: Vec<NodeId> },
+    Ask {
+        space: SpaceKey,
+        want: Want,
+        ask: Vec<NodeId>,
+    },
 }
 
 impl From<ApiError> for Stop {
@@ -53,7 +58,11 @@ impl Control {
     pub(super) fn start(&mut self, operation: Operation, now: Now) {
         let deadline = now.instant + PATIENCE;
         if self.reading_back.is_some() {
-            self.parked.push_back(Parked { operation, waits_for: None, deadline });
+            self.parked.push_back(Parked {
+                operation,
+                waits_for: None,
+                deadline,
+            });
         } else {
             self.attempt(operation, deadline, now);
         }
@@ -69,7 +78,11 @@ impl Control {
             Ok(done) => self.finish(operation, done),
             Err(Stop::Fail(error)) => self.fail(operation, error, now),
             Err(Stop::Ask { space, want, ask }) => {
-                self.parked.push_back(Parked { operation, waits_for: Some((space, want.clone())), deadline });
+                self.parked.push_back(Parked {
+                    operation,
+                    waits_for: Some((space, want.clone())),
+                    deadline,
+                });
                 self.seek(space, want, ask, now);
             }
         }
@@ -77,9 +90,15 @@ impl Control {
 
     fn finish(&mut self, operation: Operation, done: Done) {
         match (operation, done) {
-            (Operation::CreateNetwork(_, responder), Done::Network(summary)) => self.reply(responder, Ok(summary)),
-            (Operation::SetService(_, responder), Done::Service(summary)) => self.reply(responder, Ok(summary)),
-            (Operation::Connect(connect, responder), Done::Attaching) => self.await_attachment(connect, responder),
+            (Operation::CreateNetwork(_, responder), Done::Network(summary)) => {
+                self.reply(responder, Ok(summary))
+            }
+            (Operation::SetService(_, responder), Done::Service(summary)) => {
+                self.reply(responder, Ok(summary))
+            }
+            (Operation::Connect(connect, responder), Done::Attaching) => {
+                self.await_attachment(connect, responder)
+            }
             _ => unreachable!("each operation is done in its own way"),
         }
     }
@@ -106,20 +125,31 @@ impl Control {
         if self.reading_back.is_some() {
             return;
         }
-        let (ready, waiting): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.parked)
-            .into_iter()
-            .partition(|parked| !parked.waits_for.as_ref().is_some_and(|(space, _)| self.spaces.is_seeking(*space)));
+        let (ready, waiting): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut self.parked).into_iter().partition(|parked| {
+                !parked
+                    .waits_for
+                    .as_ref()
+                    .is_some_and(|(space, _)| self.spaces.is_seeking(*space))
+            });
         self.parked = waiting;
-        for Parked { operation, deadline, .. } in ready {
+        for Parked {
+            operation, deadline, ..
+        } in ready
+        {
             self.attempt(operation, deadline, now);
         }
     }
 
     /// Ends what waits for `want` of `space`: nobody gave. What waits for another part of it is tried again.
     pub(super) fn fail_waiting(&mut self, space: SpaceKey, want: &Want, error: &ApiError, now: Now) {
-        let (failed, waiting): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.parked)
-            .into_iter()
-            .partition(|parked| parked.waits_for.as_ref().is_some_and(|(s, w)| *s == space && w == want));
+        let (failed, waiting): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut self.parked).into_iter().partition(|parked| {
+                parked
+                    .waits_for
+                    .as_ref()
+                    .is_some_and(|(s, w)| *s == space && w == want)
+            });
         self.parked = waiting;
         for Parked { operation, .. } in failed {
             self.fail(operation, error.clone(), now);
@@ -128,8 +158,9 @@ impl Control {
     }
 
     pub(super) fn expire_operations(&mut self, now: Now) {
-        let (expired, waiting): (VecDeque<_>, VecDeque<_>) =
-            std::mem::take(&mut self.parked).into_iter().partition(|parked| parked.deadline <= now.instant);
+        let (expired, waiting): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.parked)
+            .into_iter()
+            .partition(|parked| parked.deadline <= now.instant);
         self.parked = waiting;
         for Parked { operation, .. } in expired {
             let error = ApiError::unavailable(format!(

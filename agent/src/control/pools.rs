@@ -60,8 +60,18 @@ impl Pools {
     /// The units of the pool that an explicit subnet would take: none if it is outside the pool.
     pub fn units_of(&self, subnet: IpNet) -> Option<Block> {
         let (start, unit, inside, bits) = match subnet {
-            IpNet::V4(net) => (u128::from(u32::from(self.v4.network())), self.v4_unit, self.v4.contains(&net), 32),
-            IpNet::V6(net) => (u128::from(self.v6.network()), self.v6_unit, self.v6.contains(&net), 128),
+            IpNet::V4(net) => (
+                u128::from(u32::from(self.v4.network())),
+                self.v4_unit,
+                self.v4.contains(&net),
+                32,
+            ),
+            IpNet::V6(net) => (
+                u128::from(self.v6.network()),
+                self.v6_unit,
+                self.v6.contains(&net),
+                128,
+            ),
         };
         if !inside {
             return None;
@@ -93,7 +103,10 @@ pub fn address(number: u128, like: IpNet) -> IpAddr {
 
 /// All numbers of a subnet.
 pub fn block_of(subnet: IpNet) -> Block {
-    block(number(subnet.network()), subnet.max_prefix_len() - subnet.prefix_len())
+    block(
+        number(subnet.network()),
+        subnet.max_prefix_len() - subnet.prefix_len(),
+    )
 }
 
 /// The numbers of a subnet that no endpoint can have: in IPv4 the network and broadcast addresses

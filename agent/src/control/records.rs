@@ -50,7 +50,11 @@ impl Kind {
     }
 
     pub fn key(self, scope: NetworkId, name: impl Into<Vec<u8>>) -> Key {
-        Key { kind: self as u8, scope, name: name.into() }
+        Key {
+            kind: self as u8,
+            scope,
+            name: name.into(),
+        }
     }
 }
 
@@ -202,7 +206,9 @@ pub fn grant_key(space: SpaceKey, block: Block) -> Key {
 
 /// The block that a grant record's key names.
 pub fn grant_block(key: &Key) -> Option<Block> {
-    postcard::from_bytes::<((u8, u8), Block)>(&key.name).ok().map(|(_, block)| block)
+    postcard::from_bytes::<((u8, u8), Block)>(&key.name)
+        .ok()
+        .map(|(_, block)| block)
 }
 
 fn space_tag(space: SpaceKey) -> (u8, u8) {
@@ -239,8 +245,19 @@ mod tests {
 
     #[test]
     fn a_value_of_an_unknown_version_is_not_read() {
-        let bytes = encode(&Register { lamport: 7, removed: false, value: 3_u8 });
-        assert_eq!(decode(&bytes), Some(Register { lamport: 7, removed: false, value: 3_u8 }));
+        let bytes = encode(&Register {
+            lamport: 7,
+            removed: false,
+            value: 3_u8,
+        });
+        assert_eq!(
+            decode(&bytes),
+            Some(Register {
+                lamport: 7,
+                removed: false,
+                value: 3_u8
+            })
+        );
         let mut newer = bytes.to_vec();
         newer[0] = VERSION + 1;
         assert_eq!(decode::<Register<u8>>(&newer), None);

@@ -16,18 +16,28 @@ use crate::api::ApiError;
 
 impl Control {
     /// What a failed allocation means: another node has to give, or nobody can.
-    pub(super) fn stopped(&self, (space, within, error): (SpaceKey, Option<IpNet>, AllocateError<NodeId>)) -> Stop {
+    pub(super) fn stopped(
+        &self,
+        (space, within, error): (SpaceKey, Option<IpNet>, AllocateError<NodeId>),
+    ) -> Stop {
         if self.spaces.is_stopped() {
             return Stop::Fail(self.cloned());
         }
         match error {
-            AllocateError::NoFreeOwned { ask, .. } => {
-                Stop::Ask { space, want: Want::Any { within: within.map(|net| block_of(net).range()) }, ask }
+            AllocateError::NoFreeOwned { ask, .. } => Stop::Ask {
+                space,
+                want: Want::Any {
+                    within: within.map(|net| block_of(net).range()),
+                },
+                ask,
+            },
+            AllocateError::Exhausted { quarantined } => {
+                Stop::Fail(self.exhausted(space, within, quarantined))
             }
-            AllocateError::Exhausted { quarantined } => Stop::Fail(self.exhausted(space, within, quarantined)),
-            AllocateError::OutOfRange => {
-                Stop::Fail(ApiError::invalid(format!("{} has no such range", self.space_name(space))))
-            }
+            AllocateError::OutOfRange => Stop::Fail(ApiError::invalid(format!(
+                "{} has no such range",
+                self.space_name(space)
+            ))),
         }
     }
 
@@ -38,10 +48,18 @@ impl Control {
         subnet: IpNet,
     ) -> Stop {
         match error {
-            ClaimError::OwnedBy { owners } => Stop::Ask { space, want, ask: owners },
+            ClaimError::OwnedBy { owners } => Stop::Ask {
+                space,
+                want,
+                ask: owners,
+            },
             _ => Stop::Fail(
-                ApiError::conflict(format!("subnet {subnet} is not free: a network has it, or a part of it"))
-                    .with_help("choose another subnet, or none for a free one; `weft network ls` shows those in use"),
+                ApiError::conflict(format!(
+                    "subnet {subnet} is not free: a network has it, or a part of it"
+                ))
+                .with_help(
+                    "choose another subnet, or none for a free one; `weft network ls` shows those in use",
+                ),
             ),
         }
     }
@@ -56,7 +74,13 @@ impl Control {
     ) -> Stop {
         let name = self.catalogue.display_name(network).unwrap_or_default();
         let error = match error {
-            ClaimError::OwnedBy { owners } => return Stop::Ask { space, want, ask: owners },
+            ClaimError::OwnedBy { owners } => {
+                return Stop::Ask {
+                    space,
+                    want,
+                    ask: owners,
+                };
+            }
             ClaimError::InUse { .. } => return Stop::Fail(self.address_in_use(network, asked)),
             ClaimError::Reserved { .. } => {
                 let aux = subnet.aux.iter().find(|(_, address)| *address == asked);
@@ -70,7 +94,9 @@ impl Control {
             ClaimError::Quarantined { .. } => ApiError::unavailable(format!(
                 "{asked} of network `{name}` is quarantined: two nodes claim to have granted it"
             )),
-            ClaimError::OutOfRange { .. } => ApiError::invalid(format!("{asked} is not an address of network `{name}`")),
+            ClaimError::OutOfRange { .. } => {
+                ApiError::invalid(format!("{asked} is not an address of network `{name}`"))
+            }
         };
         Stop::Fail(error.with_help("choose another address, or none for a free one"))
     }
@@ -78,12 +104,23 @@ impl Control {
     fn address_in_use(&self, network: NetworkId, asked: IpAddr) -> ApiError {
         let name = self.catalogue.display_name(network).unwrap_or_default();
         let endpoint = self.catalogue.endpoints(network).find(|(_, endpoint)| {
-            endpoint.spec.addresses.iter().any(|address| address.addr() == asked)
+            endpoint
+                .spec
+                .addresses
+                .iter()
+                .any(|address| address.addr() == asked)
         });
-        let service = self.catalogue.services(network).find(|(_, service)| service.vips.contains(&asked));
+        let service = self
+            .catalogue
+            .services(network)
+            .find(|(_, service)| service.vips.contains(&asked));
         let by = match (endpoint, service) {
             (Some((_, endpoint)), _) => {
-                format!("by endpoint `{}` on node `{}`", endpoint.spec.name, self.catalogue.node_name(endpoint.node))
+                format!(
+                    "by endpoint `{}` on node `{}`",
+                    endpoint.spec.name,
+                    self.catalogue.node_name(endpoint.node)
+                )
             }
             (None, Some((_, service))) => format!("as the virtual address of service `{}`", service.name),
             (None, None) => "by an endpoint that is being made".to_owned(),
@@ -101,8 +138,12 @@ impl Control {
         let name = self.space_name(space);
         let error = ApiError::exhausted(format!("{name} has no free number left{range}{note}"));
         error.with_help(match space {
-            SpaceKey::Addresses(..) => "disconnect endpoints that are not needed, or make a network with a larger --subnet",
-            SpaceKey::Subnets4 | SpaceKey::Subnets6 => "remove networks that are not needed, or give --subnet",
+            SpaceKey::Addresses(..) => {
+                "disconnect endpoints that are not needed, or make a network with a larger --subnet"
+            }
+            SpaceKey::Subnets4 | SpaceKey::Subnets6 => {
+                "remove networks that are not needed, or give --subnet"
+            }
             SpaceKey::Vnis => "remove networks that are not needed",
         })
     }
@@ -117,18 +158,28 @@ impl Control {
         let name = self.space_name(space);
         let refused = |test: fn(&Refusal) -> bool| {
             !error.owners.is_empty()
-                && error.owners.iter().all(|(_, why)| matches!(why, Why::Elsewhere) || matches!(why, Why::Refused(refusal) if test(refusal)))
+                && error.owners.iter().all(|(_, why)| {
+                    matches!(why, Why::Elsewhere) || matches!(why, Why::Refused(refusal) if test(refusal))
+                })
         };
         if let (Want::Number(number), SpaceKey::Addresses(network, index)) = (want, space) {
-            let taken = error.owners.iter().any(|(_, why)| matches!(why, Why::Refused(Refusal::InUse(_))));
-            let subnet = self.catalogue.network(network).and_then(|spec| spec.subnets.get(usize::from(index)));
+            let taken = error
+                .owners
+                .iter()
+                .any(|(_, why)| matches!(why, Why::Refused(Refusal::InUse(_))));
+            let subnet = self
+                .catalogue
+                .network(network)
+                .and_then(|spec| spec.subnets.get(usize::from(index)));
             if let (true, Some(subnet)) = (taken, subnet) {
                 return self.address_in_use(network, address(*number, subnet.net));
             }
         }
         if let (Want::Block(_), true) = (want, refused(|_| true)) {
             return ApiError::conflict("the subnet is not free: a network has it, or a part of it")
-                .with_help("choose another subnet, or none for a free one; `weft network ls` shows those in use");
+                .with_help(
+                    "choose another subnet, or none for a free one; `weft network ls` shows those in use",
+                );
         }
         if refused(|refusal| matches!(refusal, Refusal::NoSpace)) {
             return self.exhausted(space, None, 0);
@@ -154,8 +205,14 @@ impl Control {
             SpaceKey::Subnets6 => format!("the pool of subnets {}", self.facts.pools.v6),
             SpaceKey::Vnis => "the VNIs".to_owned(),
             SpaceKey::Addresses(network, index) => {
-                let name = self.catalogue.display_name(network).unwrap_or_else(|| network.short());
-                let subnet = self.catalogue.network(network).and_then(|spec| spec.subnets.get(usize::from(index)));
+                let name = self
+                    .catalogue
+                    .display_name(network)
+                    .unwrap_or_else(|| network.short());
+                let subnet = self
+                    .catalogue
+                    .network(network)
+                    .and_then(|spec| spec.subnets.get(usize::from(index)));
                 let net = subnet.map(|subnet| subnet.net.to_string()).unwrap_or_default();
                 format!("subnet {net} of network `{name}`")
             }

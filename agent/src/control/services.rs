@@ -61,7 +61,12 @@ impl Control {
             mode: request.endpoint_mode,
             ports: request.ports,
         };
-        Ok(SetService { id: ServiceId(self.rng.random()), spec, is_new: true, taken: Vec::new() })
+        Ok(SetService {
+            id: ServiceId(self.rng.random()),
+            spec,
+            is_new: true,
+            taken: Vec::new(),
+        })
     }
 
     pub(super) fn start_update_service(
@@ -95,7 +100,12 @@ impl Control {
         if let Some(mode) = request.endpoint_mode {
             spec.mode = mode;
         }
-        Ok(SetService { id, spec, is_new: false, taken: Vec::new() })
+        Ok(SetService {
+            id,
+            spec,
+            is_new: false,
+            taken: Vec::new(),
+        })
     }
 
     pub(super) fn set_service(&mut self, set: &mut SetService, now: Now) -> Result<ServiceSummary, Stop> {
@@ -103,12 +113,17 @@ impl Control {
         let Some(network) = self.catalogue.network(id).cloned() else {
             return Err(ApiError::not_found("the network was removed meanwhile").into());
         };
-        let namesake = |(other, spec): (ServiceId, &ServiceSpec)| other != set.id && spec.name == set.spec.name;
+        let namesake =
+            |(other, spec): (ServiceId, &ServiceSpec)| other != set.id && spec.name == set.spec.name;
         if self.catalogue.services(id).any(namesake) {
             return Err(ApiError::conflict(format!(
-                "network `{}` has a service `{}` already", network.name, set.spec.name
+                "network `{}` has a service `{}` already",
+                network.name, set.spec.name
             ))
-            .with_help(format!("change it with `weft service update {}`, or choose another name", set.spec.name))
+            .with_help(format!(
+                "change it with `weft service update {}`, or choose another name",
+                set.spec.name
+            ))
             .into());
         }
         if set.spec.mode == EndpointMode::Vip && set.spec.vips.is_empty() {
@@ -126,7 +141,11 @@ impl Control {
             spec.vips = set.taken.iter().map(|(_, vip)| *vip).collect();
             spec.vips_from = self.me;
         }
-        let register = Register { lamport, removed: false, value: spec };
+        let register = Register {
+            lamport,
+            removed: false,
+            value: spec,
+        };
         self.publish(service_key(id, set.id), encode(&register), now)?;
         Ok(self.service_summary(set.id, &register.value))
     }
@@ -160,7 +179,11 @@ impl Control {
 
     pub(super) fn abandon_service(&mut self, set: SetService, now: Now) {
         for (index, vip) in set.taken {
-            self.spaces.release(SpaceKey::Addresses(set.spec.network, index), number(vip), now.instant);
+            self.spaces.release(
+                SpaceKey::Addresses(set.spec.network, index),
+                number(vip),
+                now.instant,
+            );
         }
     }
 
@@ -179,14 +202,21 @@ impl Control {
             vips: spec.vips.clone(),
         };
         let network = spec.network;
-        let register = Register { lamport: self.catalogue.tick(), removed: true, value: spec };
+        let register = Register {
+            lamport: self.catalogue.tick(),
+            removed: true,
+            value: spec,
+        };
         self.publish(service_key(network, id), encode(&register), now)?;
         Ok(response)
     }
 
     pub(super) fn service_summary(&self, id: ServiceId, spec: &ServiceSpec) -> ServiceSummary {
         let backends = self.backends(spec.network, &spec.name);
-        let ready = backends.iter().filter(|backend| backend.state == BackendState::Ready).count();
+        let ready = backends
+            .iter()
+            .filter(|backend| backend.state == BackendState::Ready)
+            .count();
         ServiceSummary {
             id,
             name: spec.name.clone(),
@@ -201,7 +231,11 @@ impl Control {
         }
     }
 
-    pub(super) fn service_detail(&self, reference: &str, query: &ServiceQuery) -> Result<ServiceDetail, ApiError> {
+    pub(super) fn service_detail(
+        &self,
+        reference: &str,
+        query: &ServiceQuery,
+    ) -> Result<ServiceDetail, ApiError> {
         let (id, spec) = names::service(&self.catalogue, reference, query.network.as_deref())?;
         Ok(ServiceDetail {
             summary: self.service_summary(id, &spec),
@@ -224,7 +258,11 @@ impl Control {
                 node_name: self.catalogue.node_name(endpoint.node),
                 addresses: endpoint.spec.addresses.iter().map(IpNet::addr).collect(),
                 weight: endpoint.spec.weight,
-                state: if self.serves(endpoint.node) { BackendState::Ready } else { BackendState::Down },
+                state: if self.serves(endpoint.node) {
+                    BackendState::Ready
+                } else {
+                    BackendState::Down
+                },
                 open_connections: None,
             })
             .collect()
@@ -238,24 +276,30 @@ impl Control {
 
 fn check_ports(service: &str, ports: &[ServicePort]) -> Result<(), ApiError> {
     if ports.len() > MAX_PORTS {
-        return Err(ApiError::invalid(format!("service `{service}` asks for more than {MAX_PORTS} ports")));
+        return Err(ApiError::invalid(format!(
+            "service `{service}` asks for more than {MAX_PORTS} ports"
+        )));
     }
     for (index, port) in ports.iter().enumerate() {
         if port.port == 0 || port.target == 0 {
-            return Err(ApiError::invalid(format!("service `{service}` cannot have port 0")));
+            return Err(ApiError::invalid(format!(
+                "service `{service}` cannot have port 0"
+            )));
         }
         let twice = ports[..index]
             .iter()
             .any(|other| (other.port, other.protocol) == (port.port, port.protocol));
         if twice {
             return Err(ApiError::conflict(format!(
-                "service `{service}` gives port {}/{} twice", port.port, port.protocol
+                "service `{service}` gives port {}/{} twice",
+                port.port, port.protocol
             )));
         }
         let named = port.name.is_some() && ports[..index].iter().any(|other| other.name == port.name);
         if named {
             return Err(ApiError::conflict(format!(
-                "service `{service}` has two ports of the name `{}`", port.name.as_deref().unwrap_or_default()
+                "service `{service}` has two ports of the name `{}`",
+                port.name.as_deref().unwrap_or_default()
             )));
         }
     }

@@ -9,7 +9,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weft_gossip::Record;
 use weft_ipam::{
-    AllocateError, Block, ClaimError, Conflict, Grant, Merged, Negotiation, Patience, Reply, Request, Space, Step, Want,
+    AllocateError, Block, ClaimError, Conflict, Grant, Merged, Negotiation, Patience, Reply, Request, Space,
+    Step, Want,
 };
 use weft_types::{NetworkId, NodeId, ServiceId};
 
@@ -17,9 +18,7 @@ use super::{
     ClusterFacts, Control, Now,
     catalogue::Catalogue,
     pools::{self, block_of, number, unusable},
-    records::{
-        EndpointSpec, GrantFact, Kind, NetworkSpec, SpaceKey, decode, encode, grant_block, grant_key,
-    },
+    records::{EndpointSpec, GrantFact, Kind, NetworkSpec, SpaceKey, decode, encode, grant_block, grant_key},
 };
 
 /// After a negotiation in vain, how long this node looks no further by itself, and makes do with
@@ -111,8 +110,11 @@ impl Spaces {
             }
         }
         for (key, (grants, conflicts)) in durable {
-            let Some(space) = self.spaces.get_mut(&key) else { continue };
-            self.complaints.extend(conflicts.iter().map(|conflict| complain(key, conflict)));
+            let Some(space) = self.spaces.get_mut(&key) else {
+                continue;
+            };
+            self.complaints
+                .extend(conflicts.iter().map(|conflict| complain(key, conflict)));
             for reason in space.load(grants, conflicts) {
                 tracing::warn!(?key, %reason, "a stored grant that no node can have written");
             }
@@ -131,12 +133,19 @@ impl Spaces {
         let mut used = Vec::new();
         if spec.creator == self.me {
             used.push((SpaceKey::Vnis, Block::single(spec.vni.get().into())));
-            let pooled = spec.subnets.iter().filter_map(|subnet| Some((subnet.net, subnet.pooled?)));
+            let pooled = spec
+                .subnets
+                .iter()
+                .filter_map(|subnet| Some((subnet.net, subnet.pooled?)));
             used.extend(pooled.map(|(net, units)| (super::networks::subnets_space(net), units)));
         }
-        let endpoints = catalogue.endpoints(id).filter(|(_, endpoint)| endpoint.node == self.me);
+        let endpoints = catalogue
+            .endpoints(id)
+            .filter(|(_, endpoint)| endpoint.node == self.me);
         let addresses = endpoints.flat_map(|(_, endpoint)| endpoint.spec.addresses.iter().map(IpNet::addr));
-        let services = catalogue.services(id).filter(|(_, service)| service.vips_from == self.me);
+        let services = catalogue
+            .services(id)
+            .filter(|(_, service)| service.vips_from == self.me);
         let vips = services.flat_map(|(_, service)| service.vips.iter().copied());
         for address in addresses.chain(vips) {
             if let Some(key) = address_space(id, spec, address) {
@@ -144,9 +153,16 @@ impl Spaces {
             }
         }
         for (key, block) in used {
-            let Some(space) = self.spaces.get_mut(&key) else { continue };
-            if let Err(error) = space.restore(block) {
-                self.complaints.push(format!("{} is in use on this node, but {error}", show(key, block.first(), spec)));
+            let Some(space) = self.spaces.get_mut(&key) else {
+                continue;
+            };
+            match space.restore(block) {
+                // What this node has just taken for a network of its own making.
+                Ok(()) | Err(ClaimError::InUse { .. }) => {}
+                Err(error) => self.complaints.push(format!(
+                    "{} is in use on this node, but {error}",
+                    show(key, block.first(), spec)
+                )),
             }
         }
     }
@@ -155,7 +171,11 @@ impl Spaces {
         for (index, subnet) in spec.subnets.iter().enumerate() {
             let key = SpaceKey::Addresses(id, index as u8);
             let mut space = Space::new(self.me, block_of(subnet.net), spec.creator, self.seed);
-            let kept = subnet.aux.iter().map(|(_, address)| *address).chain([subnet.gateway]);
+            let kept = subnet
+                .aux
+                .iter()
+                .map(|(_, address)| *address)
+                .chain([subnet.gateway]);
             for number in unusable(subnet.net).into_iter().chain(kept.map(number)) {
                 space.reserve(number..=number);
             }
@@ -172,7 +192,10 @@ impl Spaces {
         records: impl Iterator<Item = &'a Record>,
     ) {
         self.make_spaces(id, spec);
-        for (key, grant) in records.filter(|record| record.key.scope == id).filter_map(grant_of) {
+        for (key, grant) in records
+            .filter(|record| record.key.scope == id)
+            .filter_map(grant_of)
+        {
             self.merge(key, grant);
         }
         self.restore_network(id, spec, catalogue);
@@ -197,7 +220,9 @@ impl Spaces {
     }
 
     fn merge(&mut self, key: SpaceKey, grant: Grant<NodeId>) -> bool {
-        let Some(space) = self.spaces.get_mut(&key) else { return false };
+        let Some(space) = self.spaces.get_mut(&key) else {
+            return false;
+        };
         let merged = space.merge(grant);
         match merged {
             Merged::Applied => return grant.to == self.me,
@@ -213,7 +238,13 @@ impl Spaces {
 
     /// Keeps the addresses of a service that are this node's to give in use, and gives back those
     /// that are no longer needed.
-    pub(super) fn sync_service(&mut self, network: NetworkId, id: ServiceId, catalogue: &Catalogue, now: Instant) {
+    pub(super) fn sync_service(
+        &mut self,
+        network: NetworkId,
+        id: ServiceId,
+        catalogue: &Catalogue,
+        now: Instant,
+    ) {
         let held = match catalogue.service(network, id) {
             Some(service) if service.vips_from == self.me => service.vips.clone(),
             _ => Vec::new(),
@@ -238,7 +269,9 @@ impl Spaces {
         catalogue: &Catalogue,
         now: Instant,
     ) {
-        let Some(spec) = catalogue.network(network) else { return };
+        let Some(spec) = catalogue.network(network) else {
+            return;
+        };
         for address in endpoint.addresses.iter().map(IpNet::addr) {
             if let Some(key) = address_space(network, spec, address) {
                 self.release(key, number(address), now);
@@ -272,9 +305,15 @@ impl Spaces {
         })
     }
 
-    pub(super) fn claim(&mut self, key: SpaceKey, number: u128) -> Result<(), (SpaceKey, Want, ClaimError<NodeId>)> {
+    pub(super) fn claim(
+        &mut self,
+        key: SpaceKey,
+        number: u128,
+    ) -> Result<(), (SpaceKey, Want, ClaimError<NodeId>)> {
         let space = self.spaces.get_mut(&key).expect("a space of a known network");
-        space.claim(number).map_err(|error| (key, Want::Number(number), error))
+        space
+            .claim(number)
+            .map_err(|error| (key, Want::Number(number), error))
     }
 
     pub(super) fn claim_block(
@@ -283,7 +322,9 @@ impl Spaces {
         block: Block,
     ) -> Result<(), (SpaceKey, Want, ClaimError<NodeId>)> {
         let space = self.spaces.get_mut(&key).expect("a space of a known network");
-        space.claim_block(block).map_err(|error| (key, Want::Block(block), error))
+        space
+            .claim_block(block)
+            .map_err(|error| (key, Want::Block(block), error))
     }
 
     pub(super) fn release(&mut self, key: SpaceKey, number: u128, now: Instant) {
@@ -332,13 +373,21 @@ fn grant_of(record: &Record) -> Option<(SpaceKey, Grant<NodeId>)> {
     let fact: GrantFact = decode(record.value.as_deref()?)?;
     let block = grant_block(&record.key)?;
     let agrees = grant_key(fact.space, block) == record.key;
-    let grant = Grant { block, from: record.author, to: fact.to, version: fact.version };
+    let grant = Grant {
+        block,
+        from: record.author,
+        to: fact.to,
+        version: fact.version,
+    };
     agrees.then_some((fact.space, grant))
 }
 
 /// The space that an address of a network belongs to.
 fn address_space(id: NetworkId, spec: &NetworkSpec, address: std::net::IpAddr) -> Option<SpaceKey> {
-    let index = spec.subnets.iter().position(|subnet| subnet.net.contains(&address))?;
+    let index = spec
+        .subnets
+        .iter()
+        .position(|subnet| subnet.net.contains(&address))?;
     Some(SpaceKey::Addresses(id, index as u8))
 }
 
@@ -346,7 +395,11 @@ fn show(key: SpaceKey, number: u128, spec: &NetworkSpec) -> String {
     match key {
         SpaceKey::Addresses(_, index) => {
             let net = spec.subnets[usize::from(index)].net;
-            format!("address {} of network `{}`", pools::address(number, net), spec.name)
+            format!(
+                "address {} of network `{}`",
+                pools::address(number, net),
+                spec.name
+            )
         }
         SpaceKey::Vnis => format!("VNI {number} of network `{}`", spec.name),
         SpaceKey::Subnets4 | SpaceKey::Subnets6 => format!("the subnet of network `{}`", spec.name),
@@ -361,12 +414,25 @@ impl Control {
         }
         self.spaces.next_request = self.spaces.next_request.wrapping_add(1);
         let id = self.spaces.next_request;
-        let mut negotiation =
-            Negotiation::new(self.me, id, want.clone(), ask.clone(), Patience::default(), now.instant);
+        let mut negotiation = Negotiation::new(
+            self.me,
+            id,
+            want.clone(),
+            ask.clone(),
+            Patience::default(),
+            now.instant,
+        );
         for node in ask.into_iter().filter(|node| !self.serves(*node)) {
             negotiation.handle_unreachable(node);
         }
-        self.spaces.quests.insert(key, Quest { want, negotiation, wake: now.instant });
+        self.spaces.quests.insert(
+            key,
+            Quest {
+                want,
+                negotiation,
+                wake: now.instant,
+            },
+        );
         self.seek_on(now);
     }
 
@@ -386,7 +452,9 @@ impl Control {
 
     fn seek_step(&mut self, key: SpaceKey, now: Now) {
         loop {
-            let Some(quest) = self.spaces.quests.get_mut(&key) else { return };
+            let Some(quest) = self.spaces.quests.get_mut(&key) else {
+                return;
+            };
             match quest.negotiation.poll(now.instant) {
                 Step::Ask { node, request } => {
                     let message = Wire::Request { space: key, request };
@@ -409,7 +477,9 @@ impl Control {
                     let quest = self.spaces.quests.remove(&key).expect("looked up above");
                     let was_lean = self.spaces.lean_until.insert(key, now.instant + LEAN_TIME);
                     // Numbers released a moment ago are better than none; they are tried once.
-                    if was_lean.is_none_or(|until| until <= now.instant) && matches!(quest.want, Want::Any { .. }) {
+                    if was_lean.is_none_or(|until| until <= now.instant)
+                        && matches!(quest.want, Want::Any { .. })
+                    {
                         self.resume(now);
                     }
                     let error = self.negotiation_failed(key, &quest.want, &error);
@@ -435,7 +505,9 @@ impl Control {
         if self.spaces.stopped || self.reading_back.is_some() {
             return;
         }
-        let Some(space) = self.spaces.spaces.get_mut(&key) else { return };
+        let Some(space) = self.spaces.spaces.get_mut(&key) else {
+            return;
+        };
         let answer = space.answer(from, &request, now.instant);
         for grant in answer.to_store().to_vec() {
             if let Err(error) = self.publish_grant(key, grant, now) {
@@ -457,7 +529,11 @@ impl Control {
         grant: Grant<NodeId>,
         now: Now,
     ) -> Result<(), crate::api::ApiError> {
-        let fact = GrantFact { space: key, to: grant.to, version: grant.version };
+        let fact = GrantFact {
+            space: key,
+            to: grant.to,
+            version: grant.version,
+        };
         self.publish(grant_key(key, grant.block), encode(&fact), now)
     }
 
@@ -470,7 +546,10 @@ impl Control {
                 _ => Vec::new(),
             },
         };
-        for grant in grants.into_iter().filter(|grant| grant.from == from && grant.to == self.me) {
+        for grant in grants
+            .into_iter()
+            .filter(|grant| grant.from == from && grant.to == self.me)
+        {
             // In this turn's commit, which comes before anything that uses the numbers.
             self.turn.kept.push((key, Kept::Grant(grant)));
             self.spaces.merge(key, grant);
@@ -482,7 +561,11 @@ impl Control {
     /// Makes conflicts durable and shows them.
     pub(super) fn note_conflicts(&mut self) {
         let conflicts = std::mem::take(&mut self.spaces.conflicts);
-        self.turn.kept.extend(conflicts.into_iter().map(|(key, conflict)| (key, Kept::Conflict(conflict))));
+        self.turn.kept.extend(
+            conflicts
+                .into_iter()
+                .map(|(key, conflict)| (key, Kept::Conflict(conflict))),
+        );
         for complaint in std::mem::take(&mut self.spaces.complaints) {
             self.problem(complaint);
         }
@@ -502,10 +585,18 @@ impl Control {
             .iter()
             .filter(|(key, _)| !matches!(key, SpaceKey::Addresses(network, _) if !networks.contains(network)))
             .filter(|(key, _)| !self.spaces.quests.contains_key(key))
-            .filter(|(key, _)| self.spaces.lean_until.get(key).is_none_or(|until| *until <= now.instant))
+            .filter(|(key, _)| {
+                self.spaces
+                    .lean_until
+                    .get(key)
+                    .is_none_or(|until| *until <= now.instant)
+            })
             .filter(|(_, space)| space.free_owned() == 0)
             .map(|(key, space)| {
-                let owners = space.shares().into_keys().filter(|node| *node != self.me && self.serves(*node));
+                let owners = space
+                    .shares()
+                    .into_keys()
+                    .filter(|node| *node != self.me && self.serves(*node));
                 (*key, owners.collect())
             })
             .collect();

@@ -68,7 +68,9 @@ impl FromStr for Token {
 
     fn from_str(text: &str) -> Result<Self, ParseTokenError> {
         let encoded = text.trim().strip_prefix(PREFIX).ok_or(ParseTokenError::Prefix)?;
-        let bytes = BASE64URL_NOPAD.decode(encoded.as_bytes()).map_err(|_| ParseTokenError::Damaged)?;
+        let bytes = BASE64URL_NOPAD
+            .decode(encoded.as_bytes())
+            .map_err(|_| ParseTokenError::Damaged)?;
         if bytes.len() != BODY + 4 || checksum(&bytes[..BODY]) != bytes[BODY..] {
             return Err(ParseTokenError::Damaged);
         }
@@ -89,7 +91,12 @@ mod tests {
     use super::*;
 
     fn token() -> Token {
-        Token { cluster: ClusterId([1; 16]), gossip_key: [2; 32], id: [3; 8], secret: [4; 16] }
+        Token {
+            cluster: ClusterId([1; 16]),
+            gossip_key: [2; 32],
+            id: [3; 8],
+            secret: [4; 16],
+        }
     }
 
     #[test]
@@ -100,10 +107,16 @@ mod tests {
     #[test]
     fn a_damaged_token_is_told_from_other_text() {
         let text = token().to_string();
-        assert_eq!(text[..text.len() - 1].parse::<Token>(), Err(ParseTokenError::Damaged));
+        assert_eq!(
+            text[..text.len() - 1].parse::<Token>(),
+            Err(ParseTokenError::Damaged)
+        );
         let mut swapped = text.into_bytes();
         swapped[12] = if swapped[12] == b'A' { b'B' } else { b'A' };
-        assert_eq!(String::from_utf8(swapped).unwrap().parse::<Token>(), Err(ParseTokenError::Damaged));
+        assert_eq!(
+            String::from_utf8(swapped).unwrap().parse::<Token>(),
+            Err(ParseTokenError::Damaged)
+        );
         assert_eq!("SWMTKN-1-x".parse::<Token>(), Err(ParseTokenError::Prefix));
     }
 

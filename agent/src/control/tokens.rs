@@ -27,15 +27,29 @@ pub enum Refused {
 }
 
 impl Control {
-    pub fn create_token(&mut self, request: &TokenCreateRequest, now: Now) -> Result<TokenCreateResponse, ApiError> {
+    pub fn create_token(
+        &mut self,
+        request: &TokenCreateRequest,
+        now: Now,
+    ) -> Result<TokenCreateResponse, ApiError> {
         if request.ttl_secs == 0 || request.ttl_secs > MAX_TTL_SECS {
-            return Err(ApiError::invalid("a token is valid for at least a second and at most 30 days")
-                .with_help("for example `--ttl 15m`; a token for many hosts is made with --reusable"));
+            return Err(
+                ApiError::invalid("a token is valid for at least a second and at most 30 days")
+                    .with_help("for example `--ttl 15m`; a token for many hosts is made with --reusable"),
+            );
         }
         self.forget_expired_tokens(now);
-        if self.catalogue.tokens().filter(|(_, author, _)| *author == self.me).count() >= MAX_TOKENS {
-            return Err(ApiError::exhausted(format!("this node has made {MAX_TOKENS} tokens that are still valid"))
-                .with_help("wait until some expire, or make a --reusable one"));
+        if self
+            .catalogue
+            .tokens()
+            .filter(|(_, author, _)| *author == self.me)
+            .count()
+            >= MAX_TOKENS
+        {
+            return Err(ApiError::exhausted(format!(
+                "this node has made {MAX_TOKENS} tokens that are still valid"
+            ))
+            .with_help("wait until some expire, or make a --reusable one"));
         }
         let token = Token {
             cluster: self.facts.id,
@@ -44,7 +58,11 @@ impl Control {
             secret: self.rng.random(),
         };
         let expires_secs = now.unix_millis / 1000 + request.ttl_secs;
-        let fact = TokenFact { digest: token.digest(), expires_secs, reusable: request.reusable };
+        let fact = TokenFact {
+            digest: token.digest(),
+            expires_secs,
+            reusable: request.reusable,
+        };
         self.publish(Kind::Token.key(CLUSTER, token.id), encode(&fact), now)?;
         Ok(TokenCreateResponse {
             id: HEXLOWER.encode(&token.id),
@@ -91,7 +109,11 @@ impl Control {
         proves: impl Fn(&[u8; 32]) -> bool,
         now: Now,
     ) -> Result<(), Refused> {
-        let fact = self.catalogue.token(&id).filter(|fact| proves(&fact.digest)).ok_or(Refused::UnknownToken)?;
+        let fact = self
+            .catalogue
+            .token(&id)
+            .filter(|fact| proves(&fact.digest))
+            .ok_or(Refused::UnknownToken)?;
         if fact.expires_secs * 1000 <= now.unix_millis {
             return Err(Refused::Expired);
         }
@@ -101,14 +123,18 @@ impl Control {
         // The answer to an earlier try may have been lost: the same node may use its token again.
         let user = self.catalogue.token_users(&id).find(|user| *user != node);
         if let (false, Some(user)) = (fact.reusable, user) {
-            return Err(Refused::Used { by: self.catalogue.node_name(user) });
+            return Err(Refused::Used {
+                by: self.catalogue.node_name(user),
+            });
         }
         let namesake = self
             .catalogue
             .nodes()
             .find(|(id, known)| *id != node && known.fact.as_ref().is_some_and(|fact| fact.name == name));
         if namesake.is_some_and(|(id, _)| self.serves(id)) {
-            return Err(Refused::NameTaken { name: name.to_owned() });
+            return Err(Refused::NameTaken {
+                name: name.to_owned(),
+            });
         }
         let mut use_name = id.to_vec();
         use_name.extend(&node.0[..8]);

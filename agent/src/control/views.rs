@@ -56,15 +56,19 @@ impl Control {
     fn sandboxes(&self) -> BTreeMap<&SandboxSpec, Vec<(NetworkId, &Endpoint)>> {
         let mut sandboxes: BTreeMap<&SandboxSpec, Vec<_>> = BTreeMap::new();
         for (network, _, endpoint) in self.local_endpoints() {
-            sandboxes.entry(&endpoint.spec.sandbox).or_default().push((network, endpoint));
+            sandboxes
+                .entry(&endpoint.spec.sandbox)
+                .or_default()
+                .push((network, endpoint));
         }
         sandboxes
     }
 
     fn overlay(&self) -> plan::Desired {
         let facts = self.catalogue.nodes().filter(|(id, _)| *id != self.me);
-        let members: BTreeSet<IpAddr> =
-            facts.filter_map(|(_, node)| Some(node.fact.as_ref()?.vtep)).collect();
+        let members: BTreeSet<IpAddr> = facts
+            .filter_map(|(_, node)| Some(node.fact.as_ref()?.vtep))
+            .collect();
         let local: BTreeSet<NetworkId> = self.local_endpoints().map(|(network, _, _)| network).collect();
         let networks = local
             .into_iter()
@@ -79,9 +83,17 @@ impl Control {
         for (endpoint_id, endpoint) in self.catalogue.endpoints(id) {
             if endpoint.node == self.me {
                 endpoints.insert(endpoint_id, local_endpoint(&endpoint.spec, spec));
-            } else if let Some(fact) = self.catalogue.node(endpoint.node).and_then(|node| node.fact.as_ref()) {
+            } else if let Some(fact) = self
+                .catalogue
+                .node(endpoint.node)
+                .and_then(|node| node.fact.as_ref())
+            {
                 let addresses = endpoint.spec.addresses.iter().map(IpNet::addr).collect();
-                let remote = plan::RemoteEndpoint { mac: endpoint.spec.mac, addresses, vtep: fact.vtep };
+                let remote = plan::RemoteEndpoint {
+                    mac: endpoint.spec.mac,
+                    addresses,
+                    vtep: fact.vtep,
+                };
                 remotes.insert(endpoint_id, remote);
             }
         }
@@ -94,7 +106,10 @@ impl Control {
             subnets: spec
                 .subnets
                 .iter()
-                .map(|subnet| plan::Subnet { net: subnet.net, gateway: subnet.gateway })
+                .map(|subnet| plan::Subnet {
+                    net: subnet.net,
+                    gateway: subnet.gateway,
+                })
                 .collect(),
             internal: spec.internal,
             service_addresses: self.dns_servers(spec),
@@ -105,7 +120,11 @@ impl Control {
 
     /// The addresses at which names are answered, in the families that endpoints have.
     pub(super) fn dns_servers(&self, spec: &NetworkSpec) -> Vec<IpAddr> {
-        let has = |v4| spec.subnets.iter().any(|subnet| matches!(subnet.net, IpNet::V4(_)) == v4);
+        let has = |v4| {
+            spec.subnets
+                .iter()
+                .any(|subnet| matches!(subnet.net, IpNet::V4(_)) == v4)
+        };
         let v4 = has(true).then_some(DNS_V4.into());
         let v6 = has(false).then_some(DNS_V6.into());
         v4.into_iter().chain(v6).collect()
@@ -113,21 +132,30 @@ impl Control {
 
     fn sandbox_tables(&self) -> Vec<SandboxTables> {
         let mut services: BTreeMap<NetworkId, Vec<weft_lb::Service>> = BTreeMap::new();
-        let tables = self.sandboxes().into_iter().map(|(sandbox, networks)| SandboxTables {
-            sandbox: sandbox.clone(),
-            tables: networks
-                .into_iter()
-                .map(|(network, _)| weft_lb::ClientTable {
-                    network,
-                    services: services.entry(network).or_insert_with(|| self.balanced_services(network)).clone(),
-                })
-                .collect(),
-        });
+        let tables = self
+            .sandboxes()
+            .into_iter()
+            .map(|(sandbox, networks)| SandboxTables {
+                sandbox: sandbox.clone(),
+                tables: networks
+                    .into_iter()
+                    .map(|(network, _)| weft_lb::ClientTable {
+                        network,
+                        services: services
+                            .entry(network)
+                            .or_insert_with(|| self.balanced_services(network))
+                            .clone(),
+                    })
+                    .collect(),
+            });
         tables.collect()
     }
 
     fn balanced_services(&self, network: NetworkId) -> Vec<weft_lb::Service> {
-        let services = self.catalogue.services(network).filter(|(_, spec)| !spec.vips.is_empty());
+        let services = self
+            .catalogue
+            .services(network)
+            .filter(|(_, spec)| !spec.vips.is_empty());
         services
             .map(|(id, spec)| weft_lb::Service {
                 id,
@@ -167,26 +195,48 @@ impl Control {
     fn zone(&self) -> Zone {
         let mut zone = Zone::new(&self.settings.domain).expect("the domain was checked at the start");
         for (id, spec) in self.catalogue.networks() {
-            let name = self.catalogue.display_name(id).unwrap_or_else(|| spec.name.clone());
+            let name = self
+                .catalogue
+                .display_name(id)
+                .unwrap_or_else(|| spec.name.clone());
             let subnets = spec.subnets.iter().map(|subnet| subnet.net).collect();
             let mut names = NetworkZone::new(&name, spec.internal, subnets);
             for (endpoint_id, endpoint) in self.catalogue.endpoints(id) {
                 if !self.serves(endpoint.node) {
                     continue;
                 }
-                let called = [&endpoint.spec.name].into_iter().chain(&endpoint.spec.aliases).cloned().collect();
+                let called = [&endpoint.spec.name]
+                    .into_iter()
+                    .chain(&endpoint.spec.aliases)
+                    .cloned()
+                    .collect();
                 let addresses = endpoint.spec.addresses.iter().map(IpNet::addr).collect();
-                names.set_endpoint(endpoint_id, weft_dns::Endpoint { names: called, addresses });
+                names.set_endpoint(
+                    endpoint_id,
+                    weft_dns::Endpoint {
+                        names: called,
+                        addresses,
+                    },
+                );
             }
             for (_, service) in self.catalogue.services(id) {
                 let healthy = self.balanced_backends(id, &service.name);
-                let healthy = healthy.into_iter().filter(|backend| backend.state == weft_lb::BackendState::Active);
+                let healthy = healthy
+                    .into_iter()
+                    .filter(|backend| backend.state == weft_lb::BackendState::Active);
                 let mode = match service.mode {
                     EndpointMode::Vip => weft_dns::EndpointMode::Vip,
                     EndpointMode::Dnsrr => weft_dns::EndpointMode::DnsRr,
                 };
                 let backends = healthy.flat_map(|backend| backend.addrs).collect();
-                names.set_service(&service.name, weft_dns::Service { mode, vips: service.vips.clone(), backends });
+                names.set_service(
+                    &service.name,
+                    weft_dns::Service {
+                        mode,
+                        vips: service.vips.clone(),
+                        backends,
+                    },
+                );
             }
             zone.set_network(id, names);
         }
@@ -197,10 +247,16 @@ impl Control {
         let mut askers: BTreeMap<NetworkId, BTreeMap<IpAddr, Vec<NetworkId>>> = BTreeMap::new();
         for networks in self.sandboxes().into_values() {
             for (through, endpoint) in &networks {
-                let others = networks.iter().map(|(network, _)| *network).filter(|network| network != through);
+                let others = networks
+                    .iter()
+                    .map(|(network, _)| *network)
+                    .filter(|network| network != through);
                 let all: Vec<_> = [*through].into_iter().chain(others).collect();
                 for address in &endpoint.spec.addresses {
-                    askers.entry(*through).or_default().insert(address.addr(), all.clone());
+                    askers
+                        .entry(*through)
+                        .or_default()
+                        .insert(address.addr(), all.clone());
                 }
             }
         }
@@ -215,7 +271,10 @@ fn local_endpoint(spec: &super::records::EndpointSpec, network: &NetworkSpec) ->
         addresses: spec.addresses.clone(),
         sandbox: plan::Sandbox {
             path: spec.sandbox.path.clone().into(),
-            id: weft_netlink::netns::NetnsId { dev: spec.sandbox.device, ino: spec.sandbox.inode },
+            id: weft_netlink::netns::NetnsId {
+                dev: spec.sandbox.device,
+                ino: spec.sandbox.inode,
+            },
         },
         gateway: gateways.filter(|_| spec.gives_default_route).collect(),
         ifname: None,

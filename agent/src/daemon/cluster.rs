@@ -27,7 +27,9 @@ impl Membership {
     ///
     /// Cancel-safe: an input is taken and handled without an await in between.
     pub(super) async fn progress(membership: &mut Option<Self>) {
-        let Some(Self { control, transport }) = membership else { return std::future::pending().await };
+        let Some(Self { control, transport }) = membership else {
+            return std::future::pending().await;
+        };
         let timeout = control.poll_timeout();
         let expiry = async {
             match timeout {
@@ -67,7 +69,11 @@ impl Membership {
 
 impl Daemon {
     /// Opens the sockets and takes up the state of the disk.
-    pub(super) async fn open_membership(&self, facts: ClusterFacts, fresh: bool) -> anyhow::Result<Membership> {
+    pub(super) async fn open_membership(
+        &self,
+        facts: ClusterFacts,
+        fresh: bool,
+    ) -> anyhow::Result<Membership> {
         let address = advertise(&self.options)?;
         let transport = Transport::bind(address).await.with_context(|| {
             "other nodes could not reach this one; give an address of this host with --advertise IP[:PORT]"
@@ -96,7 +102,10 @@ impl Daemon {
             vxlan_port: self.options.vxlan_port,
             domain: DOMAIN.to_owned(),
         };
-        let stored = Stored { records: self.store.records()?, kept: self.store.kept()? };
+        let stored = Stored {
+            records: self.store.records()?,
+            kept: self.store.kept()?,
+        };
         let me = self.identity.node();
         let control = Control::new(facts, settings, gossip, me, stored, fresh, random(), now());
         Ok(Membership { control, transport })
@@ -127,7 +136,9 @@ impl Daemon {
         self.store.set_cluster(&facts)?;
         self.enter(membership).await?;
         let membership = self.membership.as_mut().expect("entered above");
-        let token = membership.control.create_token(&TokenCreateRequest::default(), now());
+        let token = membership
+            .control
+            .create_token(&TokenCreateRequest::default(), now());
         self.carry_out().await?;
         responder.send(token.map(|join| ClusterInitResponse {
             cluster_id: id,
@@ -146,7 +157,11 @@ impl Daemon {
 /// An error with its causes as one sentence: there is no console to print a chain on.
 pub(super) fn could_not_open(error: &anyhow::Error) -> ApiError {
     let mut causes: Vec<String> = error.chain().map(ToString::to_string).collect();
-    let help = if causes.len() > 1 { Some(causes.remove(0)) } else { None };
+    let help = if causes.len() > 1 {
+        Some(causes.remove(0))
+    } else {
+        None
+    };
     let message = causes.join(": ");
     match help {
         Some(help) => ApiError::unavailable(message).with_help(help),

@@ -23,7 +23,10 @@ struct Shared {
 
 impl Default for EventLog {
     fn default() -> Self {
-        Self(Arc::new(Shared { past: Mutex::default(), live: broadcast::channel(MEMORY).0 }))
+        Self(Arc::new(Shared {
+            past: Mutex::default(),
+            live: broadcast::channel(MEMORY).0,
+        }))
     }
 }
 

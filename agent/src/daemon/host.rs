@@ -72,8 +72,12 @@ impl Counts {
 
 impl HostThread {
     pub(super) fn start(options: &AgentOptions) -> anyhow::Result<Self> {
-        let kernel = Kernel::new(Options { run_dir: options.run_dir.clone() })
-            .context("the kernel cannot be used for overlay networks; the agent needs CAP_NET_ADMIN and CAP_SYS_ADMIN")?;
+        let kernel = Kernel::new(Options {
+            run_dir: options.run_dir.clone(),
+        })
+        .context(
+            "the kernel cannot be used for overlay networks; the agent needs CAP_NET_ADMIN and CAP_SYS_ADMIN",
+        )?;
         let datapath: Arc<dyn Datapath> =
             Arc::new(NftDatapath::new().context("the kernel cannot be used for load balancing")?);
         let (orders, receiver) = channel();
@@ -87,8 +91,14 @@ impl HostThread {
             ifnames: BTreeMap::new(),
             reports: sender,
         };
-        std::thread::Builder::new().name("host".to_owned()).spawn(move || host.run(&receiver))?;
-        Ok(Self { orders, reports, counts: Counts(datapath) })
+        std::thread::Builder::new()
+            .name("host".to_owned())
+            .spawn(move || host.run(&receiver))?;
+        Ok(Self {
+            orders,
+            reports,
+            counts: Counts(datapath),
+        })
     }
 
     pub(super) fn apply(&self, state: HostState) {
@@ -124,8 +134,14 @@ pub(super) fn underlay_mtu(address: IpAddr) -> u32 {
     let look = || -> anyhow::Result<Option<u32>> {
         let mut route = RouteSocket::open(&Netns::current()?)?;
         let addresses = route.addresses()?;
-        let Some(found) = addresses.iter().find(|found| found.net.addr() == address) else { return Ok(None) };
-        Ok(route.links()?.into_iter().find(|link| link.index == found.link).map(|link| link.mtu))
+        let Some(found) = addresses.iter().find(|found| found.net.addr() == address) else {
+            return Ok(None);
+        };
+        Ok(route
+            .links()?
+            .into_iter()
+            .find(|link| link.index == found.link)
+            .map(|link| link.mtu))
     };
     look().ok().flatten().unwrap_or_else(|| {
         tracing::warn!(%address, "no device of this host has the underlay address; an MTU of 1500 is assumed");
@@ -189,14 +205,19 @@ impl Host {
         self.balance(sandboxes, &mut report);
         let sockets = self.open_sockets(&desired, &mut report);
         // The owner is gone only when the process ends.
-        let _ = self.reports.send(Report { host: report, sockets });
+        let _ = self.reports.send(Report {
+            host: report,
+            sockets,
+        });
     }
 
     fn reconcile(&mut self, desired: &Desired, report: &mut HostReport) {
         let errors = match self.kernel.reconcile(desired) {
             Ok(outcome) => outcome.errors,
             Err(error) => {
-                report.problems.push(format!("the kernel's state cannot be read: {}", sentence(&error)));
+                report
+                    .problems
+                    .push(format!("the kernel's state cannot be read: {}", sentence(&error)));
                 return;
             }
         };
@@ -209,7 +230,11 @@ impl Host {
                 _ => report.problems.push(sentence),
             }
         }
-        let locals: BTreeMap<_, _> = desired.networks.values().flat_map(|network| &network.endpoints).collect();
+        let locals: BTreeMap<_, _> = desired
+            .networks
+            .values()
+            .flat_map(|network| &network.endpoints)
+            .collect();
         self.ifnames.retain(|id, _| locals.contains_key(id));
         for (id, endpoint) in locals {
             if report.failed.contains_key(id) || self.ifnames.contains_key(id) {
@@ -233,14 +258,20 @@ impl Host {
             }
             let synced = Netns::open(&sandbox.path)
                 .map_err(|error| sentence(&error))
-                .and_then(|netns| self.datapath.sync(&name, &netns, &tables).map_err(|error| sentence(&error)));
+                .and_then(|netns| {
+                    self.datapath
+                        .sync(&name, &netns, &tables)
+                        .map_err(|error| sentence(&error))
+                });
             if let Err(error) = synced {
                 report.problems.push(error);
             }
             self.balanced.insert(name, sandbox);
         }
         for (name, sandbox) in before {
-            let netns = target::still_there(&sandbox).then(|| Netns::open(&sandbox.path).ok()).flatten();
+            let netns = target::still_there(&sandbox)
+                .then(|| Netns::open(&sandbox.path).ok())
+                .flatten();
             if let Err(error) = self.datapath.remove(&name, netns.as_ref()) {
                 report.problems.push(sentence(&error));
             }
@@ -249,23 +280,37 @@ impl Host {
 
     /// Opens the DNS sockets of networks that have none yet, inside their namespaces.
     fn open_sockets(&mut self, desired: &Desired, report: &mut HostReport) -> Vec<DnsSockets> {
-        self.served.retain(|network| desired.networks.contains_key(network));
+        self.served
+            .retain(|network| desired.networks.contains_key(network));
         let mut opened = Vec::new();
         for (id, network) in &desired.networks {
             if self.served.contains(id) || network.endpoints.is_empty() {
                 continue;
             }
-            let Ok(Some(netns)) = self.kernel.namespace(*id) else { continue };
-            let bound = netns.run(|| network.service_addresses.iter().map(|address| bind(*address)).collect::<Vec<_>>());
+            let Ok(Some(netns)) = self.kernel.namespace(*id) else {
+                continue;
+            };
+            let bound = netns.run(|| {
+                network
+                    .service_addresses
+                    .iter()
+                    .map(|address| bind(*address))
+                    .collect::<Vec<_>>()
+            });
             let sockets = bound.unwrap_or_else(|error| {
                 report.problems.push(sentence(&error));
                 Vec::new()
             });
             for socket in sockets {
                 match socket {
-                    Ok((udp, tcp)) => opened.push(DnsSockets { network: *id, udp, tcp }),
+                    Ok((udp, tcp)) => opened.push(DnsSockets {
+                        network: *id,
+                        udp,
+                        tcp,
+                    }),
                     Err((address, error)) => report.problems.push(format!(
-                        "names on network `{}` are not answered at {address}: {error}", network.name
+                        "names on network `{}` are not answered at {address}: {error}",
+                        network.name
                     )),
                 }
             }
@@ -281,7 +326,9 @@ fn ifname(sandbox: &Path, mac: Mac) -> Result<String, String> {
     let mut route = RouteSocket::open(&netns).map_err(|error| sentence(&error))?;
     let links = route.links().map_err(|error| sentence(&error))?;
     let found = links.into_iter().find(|link| link.mac == Some(mac));
-    found.map(|link| link.name).ok_or_else(|| format!("no interface with address {mac} is in {}", sandbox.display()))
+    found
+        .map(|link| link.name)
+        .ok_or_else(|| format!("no interface with address {mac} is in {}", sandbox.display()))
 }
 
 fn bind(address: IpAddr) -> Result<(UdpSocket, TcpListener), (IpAddr, std::io::Error)> {
@@ -291,12 +338,21 @@ fn bind(address: IpAddr) -> Result<(UdpSocket, TcpListener), (IpAddr, std::io::E
 }
 
 fn vanished(state: &HostState) -> Vec<EndpointId> {
-    let locals = state.overlay.networks.values().flat_map(|network| &network.endpoints);
+    let locals = state
+        .overlay
+        .networks
+        .values()
+        .flat_map(|network| &network.endpoints);
     locals
         .filter(|(_, endpoint)| {
             let id = endpoint.sandbox.id;
             let path = endpoint.sandbox.path.to_string_lossy().into_owned();
-            let spec = SandboxSpec { target: String::new(), path, device: id.dev, inode: id.ino };
+            let spec = SandboxSpec {
+                target: String::new(),
+                path,
+                device: id.dev,
+                inode: id.ino,
+            };
             !target::still_there(&spec)
         })
         .map(|(id, _)| *id)

@@ -6,7 +6,11 @@ use rand::random;
 use tokio::time::timeout;
 use weft_gossip::transport::{Transport, exchange};
 
-use super::{Daemon, cluster::{Membership, could_not_open}, now};
+use super::{
+    Daemon,
+    cluster::{Membership, could_not_open},
+    now,
+};
 use crate::{
     api::{ApiError, types::*},
     control::{
@@ -41,15 +45,19 @@ impl Daemon {
         tokio::spawn(async move {
             let result = async {
                 let token: Token = request.token.parse().map_err(|error| {
-                    ApiError::invalid(format!("{error}"))
-                        .with_help("`weft token create` on a node of the cluster prints a whole command to paste")
+                    ApiError::invalid(format!("{error}")).with_help(
+                        "`weft token create` on a node of the cluster prints a whole command to paste",
+                    )
                 })?;
                 let address = advertise?;
                 // Before anything is asked: a joiner that cannot be reached would be half a member.
-                let transport = Transport::bind(address).await.map_err(|error| could_not_open(&error.into()))?;
+                let transport = Transport::bind(address)
+                    .await
+                    .map_err(|error| could_not_open(&error.into()))?;
                 let frame = admission::request(&token, node, &name, random());
                 let answer = ask(&request.address, frame).await?;
-                let welcome = admission::read_answer(&token, &answer).map_err(|error| refused(&request.address, &error))?;
+                let welcome = admission::read_answer(&token, &answer)
+                    .map_err(|error| refused(&request.address, &error))?;
                 Ok((welcome, transport))
             }
             .await;
@@ -111,11 +119,15 @@ async fn ask(address: &str, frame: Vec<u8>) -> Result<bytes::Bytes, ApiError> {
             .with_help("check the address, that the agent runs there, and that TCP and UDP port 7946 are open between the hosts")
     };
     let whole = async {
-        let resolved = tokio::net::lookup_host(address).await.map_err(|error| match error.kind() {
-            std::io::ErrorKind::InvalidInput => ApiError::invalid(format!("`{address}` is not HOST:PORT"))
-                .with_help("for example 192.0.2.1:7946"),
-            _ => unreachable(error.to_string()),
-        })?;
+        let resolved = tokio::net::lookup_host(address)
+            .await
+            .map_err(|error| match error.kind() {
+                std::io::ErrorKind::InvalidInput => {
+                    ApiError::invalid(format!("`{address}` is not HOST:PORT"))
+                        .with_help("for example 192.0.2.1:7946")
+                }
+                _ => unreachable(error.to_string()),
+            })?;
         let mut last = String::from("the name has no address");
         for candidate in resolved {
             match exchange(candidate, &frame).await {
@@ -125,20 +137,22 @@ async fn ask(address: &str, frame: Vec<u8>) -> Result<bytes::Bytes, ApiError> {
         }
         Err(unreachable(last))
     };
-    timeout(PATIENCE, whole)
-        .await
-        .unwrap_or_else(|_| Err(unreachable(format!("no answer within {} seconds", PATIENCE.as_secs()))))
+    timeout(PATIENCE, whole).await.unwrap_or_else(|_| {
+        Err(unreachable(format!(
+            "no answer within {} seconds",
+            PATIENCE.as_secs()
+        )))
+    })
 }
 
 fn refused(address: &str, error: &JoinError) -> ApiError {
     let message = format!("{address} did not let this node in: {error}; nothing was changed");
     match error {
-        JoinError::OtherCluster => {
-            ApiError::forbidden(message).with_help("use a token and an address of the same cluster: `weft token create` there prints both")
-        }
-        JoinError::OtherKey | JoinError::Refused(_) => {
-            ApiError::forbidden(message).with_help("`weft token create` on a node of the cluster makes a new token")
-        }
+        JoinError::OtherCluster => ApiError::forbidden(message).with_help(
+            "use a token and an address of the same cluster: `weft token create` there prints both",
+        ),
+        JoinError::OtherKey | JoinError::Refused(_) => ApiError::forbidden(message)
+            .with_help("`weft token create` on a node of the cluster makes a new token"),
         JoinError::Malformed => ApiError::unavailable(message).with_help("check the address and the port"),
     }
 }

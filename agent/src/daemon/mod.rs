@@ -46,7 +46,10 @@ const MAX_REQUESTS: usize = 64;
 pub fn run(options: AgentOptions) -> anyhow::Result<()> {
     start_log(options.log_format);
     // Two threads: one for the owner of the state, one for names and the API beside it.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     let result = runtime.block_on(async { Daemon::start(options).await?.serve().await });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     result
@@ -54,7 +57,9 @@ pub fn run(options: AgentOptions) -> anyhow::Result<()> {
 
 fn start_log(format: LogFormat) {
     let filter = EnvFilter::try_from_env("WEFT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     // A second agent in one process, as in tests, writes to the log of the first.
     let _ = match format {
         LogFormat::Text => log.try_init(),
@@ -63,8 +68,13 @@ fn start_log(format: LogFormat) {
 }
 
 fn now() -> Now {
-    let unix_millis = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |past| past.as_millis() as u64);
-    Now { instant: Instant::now(), unix_millis }
+    let unix_millis = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |past| past.as_millis() as u64);
+    Now {
+        instant: Instant::now(),
+        unix_millis,
+    }
 }
 
 struct Daemon {
@@ -153,7 +163,9 @@ impl Daemon {
             (Request::Init(responder), Some(membership)) => responder.send(Err(join::already(membership))),
             (Request::Join(request, responder), None) => self.start_join(request, responder),
             (Request::Join(_, responder), Some(membership)) => responder.send(Err(join::already(membership))),
-            (Request::Command(command), Some(membership)) => membership.control.handle_command(command, now()),
+            (Request::Command(command), Some(membership)) => {
+                membership.control.handle_command(command, now())
+            }
             (Request::Command(command), None) => self.command_alone(command),
         }
         Ok(())
@@ -169,7 +181,9 @@ impl Daemon {
     /// Carries out what the control decided, in the order that keeps promises: disk, network, kernel,
     /// answers.
     async fn carry_out(&mut self) -> anyhow::Result<()> {
-        let Some(membership) = &mut self.membership else { return Ok(()) };
+        let Some(membership) = &mut self.membership else {
+            return Ok(());
+        };
         let turn = membership.control.take_turn();
         if !(turn.commit.is_empty() && turn.kept.is_empty() && turn.forget.is_empty()) {
             // The disk may be slow; the other tasks of this thread go on meanwhile.
@@ -216,11 +230,20 @@ fn node_name(options: &AgentOptions) -> anyhow::Result<String> {
         Some(name) => name.clone(),
         None => {
             let host = nix::unistd::gethostname().context("this host has no name")?;
-            host.to_string_lossy().split('.').next().unwrap_or_default().to_owned()
+            host.to_string_lossy()
+                .split('.')
+                .next()
+                .unwrap_or_default()
+                .to_owned()
         }
     };
-    crate::api::types::check_name("a node", &name)
-        .map_err(|error| anyhow::anyhow!("{}: {}; give one with --node-name", error.message, error.help.unwrap_or_default()))?;
+    crate::api::types::check_name("a node", &name).map_err(|error| {
+        anyhow::anyhow!(
+            "{}: {}; give one with --node-name",
+            error.message,
+            error.help.unwrap_or_default()
+        )
+    })?;
     Ok(name)
 }
 
@@ -237,7 +260,10 @@ fn advertise(options: &AgentOptions) -> anyhow::Result<SocketAddr> {
         socket.local_addr()
     };
     let found = probe("0.0.0.0:0", "192.0.2.1:9").or_else(|_| probe("[::]:0", "[2001:db8::1]:9"));
-    let found = found.ok().map(|address| address.ip()).filter(|ip| !ip.is_loopback() && !ip.is_unspecified());
+    let found = found
+        .ok()
+        .map(|address| address.ip())
+        .filter(|ip| !ip.is_loopback() && !ip.is_unspecified());
     let ip = found.context(
         "this host has no default route that would tell which address other nodes reach it at; \
          start the agent with --advertise IP",

@@ -49,7 +49,8 @@ impl Names {
     pub(super) fn publish(&mut self, state: &HostState) {
         self.zone.store(Arc::new(state.zone.clone()));
         self.askers.store(Arc::new(state.askers.clone()));
-        self.servers.retain(|network, _| state.overlay.networks.contains_key(network));
+        self.servers
+            .retain(|network, _| state.overlay.networks.contains_key(network));
     }
 
     pub(super) fn serve(&mut self, opened: Vec<DnsSockets>) {
@@ -58,9 +59,17 @@ impl Names {
             let find = move |address: IpAddr| {
                 let all = askers.load();
                 let networks = all.get(&network).and_then(|known| known.get(&address));
-                Asker { networks: networks.cloned().unwrap_or_default() }
+                Asker {
+                    networks: networks.cloned().unwrap_or_default(),
+                }
             };
-            match Server::spawn(udp, tcp, Arc::clone(&self.zone), Arc::new(find), self.forwarder.clone()) {
+            match Server::spawn(
+                udp,
+                tcp,
+                Arc::clone(&self.zone),
+                Arc::new(find),
+                self.forwarder.clone(),
+            ) {
                 Ok(server) => self.servers.entry(network).or_default().push(server),
                 Err(error) => tracing::error!(network = %network.short(), %error, "names are not served"),
             }

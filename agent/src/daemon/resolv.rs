@@ -39,7 +39,9 @@ fn is_ours(file: &Path) -> bool {
 /// Writes the file for a namespace that has a name. `None` if there is none to write or somebody
 /// else's is there; an error if it cannot be written (an ordinary user's lab, a read-only `/etc`).
 pub fn write(root: &Path, target: &str, text: &str) -> io::Result<Option<PathBuf>> {
-    let Some(file) = file_of(root, target) else { return Ok(None) };
+    let Some(file) = file_of(root, target) else {
+        return Ok(None);
+    };
     if file.exists() && !is_ours(&file) {
         return Ok(None);
     }

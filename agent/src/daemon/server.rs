@@ -73,14 +73,21 @@ impl Api {
         counts: Counts,
     ) -> anyhow::Result<Self> {
         let listener = listen(socket)?;
-        let router = router().with_state(Context { requests, events, counts });
+        let router = router().with_state(Context {
+            requests,
+            events,
+            counts,
+        });
         let task = tokio::spawn(async move {
             // Accepting on a Unix socket does not end, except with the task.
             if let Err(error) = axum::serve(listener, router).await {
                 tracing::error!(%error, "the API is not served any more");
             }
         });
-        Ok(Self { task, socket: socket.to_owned() })
+        Ok(Self {
+            task,
+            socket: socket.to_owned(),
+        })
     }
 }
 
@@ -112,13 +119,20 @@ fn router() -> Router<Context> {
         .route(routes::NETWORK_CONNECT, post(connect))
         .route(routes::NETWORK_DISCONNECT, post(disconnect))
         .route(routes::SERVICES, post(service_create).get(service_list))
-        .route(routes::SERVICE, get(service_inspect).patch(service_update).delete(service_remove))
+        .route(
+            routes::SERVICE,
+            get(service_inspect).patch(service_update).delete(service_remove),
+        )
         .route(routes::STATUS, get(status))
         .route(routes::EVENTS, get(events))
         .route(routes::VERSION, get(async || Json(VersionResponse::this())))
-        .route(routes::OPENAPI, get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI)))
+        .route(
+            routes::OPENAPI,
+            get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI)),
+        )
         .fallback(async || {
-            ApiError::not_found("the API has no such path").with_help("GET /v1/openapi.json describes all of it")
+            ApiError::not_found("the API has no such path")
+                .with_help("GET /v1/openapi.json describes all of it")
         })
         .method_not_allowed_fallback(async || {
             ApiError::invalid("this path of the API is not used with that method")
@@ -131,7 +145,10 @@ impl Context {
     async fn ask<T>(&self, request: impl FnOnce(Responder<T>) -> Request) -> Result<T, ApiError> {
         let (responder, answer) = Responder::new();
         let stopping = || ApiError::unavailable("the agent is stopping; the request was not carried out");
-        self.requests.send(request(responder)).await.map_err(|_| stopping())?;
+        self.requests
+            .send(request(responder))
+            .await
+            .map_err(|_| stopping())?;
         answer.await.unwrap_or_else(|_| {
             Err(ApiError::unavailable("this node is in no cluster")
                 .with_help("make one with `weft init`, or join one with `weft join --token TOKEN HOST:PORT`"))
@@ -139,7 +156,9 @@ impl Context {
     }
 
     async fn command<T: Serialize>(&self, command: impl FnOnce(Responder<T>) -> Command) -> Answer<T> {
-        self.ask(|responder| Request::Command(command(responder))).await.map(Json)
+        self.ask(|responder| Request::Command(command(responder)))
+            .await
+            .map(Json)
     }
 }
 
@@ -153,11 +172,18 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
         let bytes = axum::body::Bytes::from_request(request, state)
             .await
             .map_err(|error| ApiError::invalid(format!("the body of the request cannot be read: {error}")))?;
-        Ok(Self(Json::<T>::from_bytes(&bytes).map_err(|error: JsonRejection| ApiError::from(error))?.0))
+        Ok(Self(
+            Json::<T>::from_bytes(&bytes)
+                .map_err(|error: JsonRejection| ApiError::from(error))?
+                .0,
+        ))
     }
 }
 
-async fn init(State(context): State<Context>, Body(_): Body<ClusterInitRequest>) -> Answer<ClusterInitResponse> {
+async fn init(
+    State(context): State<Context>,
+    Body(_): Body<ClusterInitRequest>,
+) -> Answer<ClusterInitResponse> {
     context.ask(Request::Init).await.map(Json)
 }
 
@@ -165,10 +191,16 @@ async fn join(
     State(context): State<Context>,
     Body(request): Body<ClusterJoinRequest>,
 ) -> Answer<ClusterJoinResponse> {
-    context.ask(|responder| Request::Join(request, responder)).await.map(Json)
+    context
+        .ask(|responder| Request::Join(request, responder))
+        .await
+        .map(Json)
 }
 
-async fn leave(State(context): State<Context>, Body(_): Body<ClusterLeaveRequest>) -> Answer<ClusterLeaveResponse> {
+async fn leave(
+    State(context): State<Context>,
+    Body(_): Body<ClusterLeaveRequest>,
+) -> Answer<ClusterLeaveResponse> {
     context.command(Command::Leave).await
 }
 
@@ -230,7 +262,9 @@ async fn connect(
     let Path(network) = network?;
     let name = request.target.clone();
     let sandbox = target::resolve(&name)?;
-    let Json(mut response) = context.command(|to| Command::Connect(network, request, sandbox, to)).await?;
+    let Json(mut response) = context
+        .command(|to| Command::Connect(network, request, sandbox, to))
+        .await?;
     let text = resolv::text(&response.dns.servers, &response.dns.search);
     match resolv::write(resolv::ROOT.as_ref(), &name, &text) {
         Ok(written) => response.dns.resolv_conf = written,
@@ -246,7 +280,9 @@ async fn disconnect(
     Body(request): Body<DisconnectRequest>,
 ) -> Answer<DisconnectResponse> {
     let Path(network) = network?;
-    context.command(|to| Command::Disconnect(network, request, to)).await
+    context
+        .command(|to| Command::Disconnect(network, request, to))
+        .await
 }
 
 async fn service_create(
@@ -256,7 +292,10 @@ async fn service_create(
     context.command(|to| Command::ServiceCreate(request, to)).await
 }
 
-async fn service_list(State(context): State<Context>, query: Params<ServiceQuery>) -> Answer<Vec<ServiceSummary>> {
+async fn service_list(
+    State(context): State<Context>,
+    query: Params<ServiceQuery>,
+) -> Answer<Vec<ServiceSummary>> {
     let Query(query) = query?;
     context.command(|to| Command::ServiceList(query, to)).await
 }
@@ -267,10 +306,14 @@ async fn service_inspect(
     query: Params<ServiceQuery>,
 ) -> Answer<ServiceDetail> {
     let (Path(service), Query(query)) = (service?, query?);
-    let Json(mut detail) = context.command(|to| Command::ServiceInspect(service, query, to)).await?;
+    let Json(mut detail) = context
+        .command(|to| Command::ServiceInspect(service, query, to))
+        .await?;
     let counts = context.counts.of(detail.summary.id);
     for backend in &mut detail.backends {
-        backend.open_connections = counts.as_ref().map(|open| open.get(&backend.endpoint_id).copied().unwrap_or(0));
+        backend.open_connections = counts
+            .as_ref()
+            .map(|open| open.get(&backend.endpoint_id).copied().unwrap_or(0));
     }
     Ok(Json(detail))
 }
@@ -282,7 +325,9 @@ async fn service_update(
     Body(request): Body<ServiceUpdateRequest>,
 ) -> Answer<ServiceSummary> {
     let (Path(service), Query(query)) = (service?, query?);
-    context.command(|to| Command::ServiceUpdate(service, request, query, to)).await
+    context
+        .command(|to| Command::ServiceUpdate(service, request, query, to))
+        .await
 }
 
 async fn service_remove(
@@ -291,7 +336,9 @@ async fn service_remove(
     query: Params<ServiceQuery>,
 ) -> Answer<ServiceRemoveResponse> {
     let (Path(service), Query(query)) = (service?, query?);
-    context.command(|to| Command::ServiceRemove(service, query, to)).await
+    context
+        .command(|to| Command::ServiceRemove(service, query, to))
+        .await
 }
 
 async fn status(State(context): State<Context>) -> Answer<StatusResponse> {
@@ -303,7 +350,9 @@ async fn status(State(context): State<Context>) -> Answer<StatusResponse> {
 async fn events(State(context): State<Context>, query: Params<EventsQuery>) -> Result<Response, ApiError> {
     let Query(EventsQuery { since, follow }) = query?;
     let (past, live) = context.events.follow();
-    let past = past.into_iter().filter(move |event| since.is_some_and(|since| event.time >= since));
+    let past = past
+        .into_iter()
+        .filter(move |event| since.is_some_and(|since| event.time >= since));
     let past = futures_util::stream::iter(past.collect::<Vec<_>>());
     let live = futures_util::stream::unfold((live, follow), async |(mut live, follow)| {
         if !follow {
@@ -322,5 +371,9 @@ async fn events(State(context): State<Context>, query: Params<EventsQuery>) -> R
         line.push(b'\n');
         Ok::<_, serde_json::Error>(line)
     });
-    Ok(([(CONTENT_TYPE, "application/x-ndjson")], HttpBody::from_stream(lines)).into_response())
+    Ok((
+        [(CONTENT_TYPE, "application/x-ndjson")],
+        HttpBody::from_stream(lines),
+    )
+        .into_response())
 }

@@ -33,7 +33,11 @@ pub enum StoreError {
     #[error("cannot open the state file {}", .file.display())]
     Open { file: PathBuf, source: DatabaseError },
     #[error("cannot {what} in the state file {}", .file.display())]
-    Access { what: &'static str, file: PathBuf, source: redb::Error },
+    Access {
+        what: &'static str,
+        file: PathBuf,
+        source: redb::Error,
+    },
     #[error("the {what} in {} is not readable; it was written by another version or damaged", .file.display())]
     Malformed { what: &'static str, file: PathBuf },
 }
@@ -51,11 +55,17 @@ impl Store {
             .recursive(true)
             .mode(0o700)
             .create(dir)
-            .map_err(|source| StoreError::Directory { dir: dir.to_owned(), source })?;
+            .map_err(|source| StoreError::Directory {
+                dir: dir.to_owned(),
+                source,
+            })?;
         let file = dir.join("state.redb");
         let db = Database::create(&file).map_err(|source| match source {
             DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { file: file.clone() },
-            source => StoreError::Open { file: file.clone(), source },
+            source => StoreError::Open {
+                file: file.clone(),
+                source,
+            },
         })?;
         let store = Self { db, file };
         store.access("make its tables", |db| {
@@ -114,7 +124,10 @@ impl Store {
             }
             Ok(all)
         })?;
-        encoded.iter().map(|bytes| self.decode("grant or conflict", bytes)).collect()
+        encoded
+            .iter()
+            .map(|bytes| self.decode("grant or conflict", bytes))
+            .collect()
     }
 
     /// Writes all of it or nothing; when it returns, it is on the disk.
@@ -126,12 +139,17 @@ impl Store {
     ) -> Result<(), StoreError> {
         self.access("write records", |db| {
             let mut write = db.begin_write()?;
-            write.set_durability(Durability::Immediate).expect("a fresh transaction takes any durability");
+            write
+                .set_durability(Durability::Immediate)
+                .expect("a fresh transaction takes any durability");
             {
                 let mut table = write.open_table(RECORDS)?;
                 for record in records {
                     let value = postcard::to_allocvec(record).expect("a record always encodes");
-                    table.insert(record_key(&record.author, &record.key).as_slice(), value.as_slice())?;
+                    table.insert(
+                        record_key(&record.author, &record.key).as_slice(),
+                        value.as_slice(),
+                    )?;
                 }
                 for (author, key) in forget {
                     table.remove(record_key(author, key).as_slice())?;
@@ -164,7 +182,11 @@ impl Store {
 
     fn get_meta<T: DeserializeOwned>(&self, name: &'static str) -> Result<Option<T>, StoreError> {
         let bytes = self.access("read", |db| {
-            Ok(db.begin_read()?.open_table(META)?.get(name)?.map(|value| value.value().to_vec()))
+            Ok(db
+                .begin_read()?
+                .open_table(META)?
+                .get(name)?
+                .map(|value| value.value().to_vec()))
         })?;
         bytes.map(|bytes| self.decode(name, &bytes)).transpose()
     }
@@ -180,7 +202,10 @@ impl Store {
     }
 
     fn decode<T: DeserializeOwned>(&self, what: &'static str, bytes: &[u8]) -> Result<T, StoreError> {
-        postcard::from_bytes(bytes).map_err(|_| StoreError::Malformed { what, file: self.file.clone() })
+        postcard::from_bytes(bytes).map_err(|_| StoreError::Malformed {
+            what,
+            file: self.file.clone(),
+        })
     }
 
     fn access<T>(
@@ -188,7 +213,11 @@ impl Store {
         what: &'static str,
         run: impl FnOnce(&Database) -> Result<T, redb::Error>,
     ) -> Result<T, StoreError> {
-        run(&self.db).map_err(|source| StoreError::Access { what, file: self.file.clone(), source })
+        run(&self.db).map_err(|source| StoreError::Access {
+            what,
+            file: self.file.clone(),
+            source,
+        })
     }
 }
 
@@ -216,9 +245,15 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         let seed = store.identity([1; 32]).unwrap();
         assert_eq!(store.next_boot().unwrap(), 1);
-        let config = Config::new(ClusterId([9; 16]), KeyRing::new(GossipKey([2; 32])), "127.0.0.1:1".parse().unwrap());
+        let config = Config::new(
+            ClusterId([9; 16]),
+            KeyRing::new(GossipKey([2; 32])),
+            "127.0.0.1:1".parse().unwrap(),
+        );
         let mut gossip = Gossip::new(config, Identity::from_seed(seed), 1, [3; 32], Instant::now());
-        let record = gossip.put(Kind::Node.key(SCOPE, *b"a"), vec![1, 2].into(), Instant::now()).unwrap();
+        let record = gossip
+            .put(Kind::Node.key(SCOPE, *b"a"), vec![1, 2].into(), Instant::now())
+            .unwrap();
         store.commit(std::slice::from_ref(&record), &[], &[]).unwrap();
         assert!(matches!(Store::open(dir.path()), Err(StoreError::InUse { .. })));
         drop(store);

@@ -16,8 +16,10 @@ const NSFS_MAGIC: i64 = 0x6e73_6673;
 pub fn path_of(target: &str) -> Result<PathBuf, ApiError> {
     if let Some(pid) = target.strip_prefix("pid:") {
         let pid: u32 = pid.parse().map_err(|_| {
-            ApiError::invalid(format!("`{target}` names no process: `{pid}` is not a process id"))
-                .with_help("write pid:1234, a namespace name, or an absolute path")
+            ApiError::invalid(format!(
+                "`{target}` names no process: `{pid}` is not a process id"
+            ))
+            .with_help("write pid:1234, a namespace name, or an absolute path")
         })?;
         return Ok(PathBuf::from(format!("/proc/{pid}/ns/net")));
     }
@@ -25,8 +27,10 @@ pub fn path_of(target: &str) -> Result<PathBuf, ApiError> {
         return Ok(PathBuf::from(target));
     }
     if target.is_empty() || target.contains('/') || target == "." || target == ".." {
-        return Err(ApiError::invalid(format!("`{target}` is not the name of a network namespace"))
-            .with_help("give a name as `ip netns list` shows it, an absolute path, or pid:N"));
+        return Err(
+            ApiError::invalid(format!("`{target}` is not the name of a network namespace"))
+                .with_help("give a name as `ip netns list` shows it, an absolute path, or pid:N"),
+        );
     }
     Ok(Path::new(NAMED).join(target))
 }
@@ -37,10 +41,14 @@ pub fn resolve(target: &str) -> Result<SandboxSpec, ApiError> {
     let shown = path.display();
     let metadata = std::fs::metadata(&path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound if target.starts_with("pid:") => {
-            ApiError::not_found(format!("there is no process {}", &target[4..])).with_help("`ps` lists the running ones")
+            ApiError::not_found(format!("there is no process {}", &target[4..]))
+                .with_help("`ps` lists the running ones")
         }
-        io::ErrorKind::NotFound => ApiError::not_found(format!("there is no network namespace `{target}` ({shown})"))
-            .with_help(format!("make one with `ip netns add {target}`, or see `ip netns list`")),
+        io::ErrorKind::NotFound => {
+            ApiError::not_found(format!("there is no network namespace `{target}` ({shown})")).with_help(
+                format!("make one with `ip netns add {target}`, or see `ip netns list`"),
+            )
+        }
         io::ErrorKind::PermissionDenied => ApiError::forbidden(format!("the agent may not open {shown}"))
             .with_help("run the agent as root, or name a namespace of the agent's own user"),
         _ => ApiError::internal(format!("cannot look at {shown}: {error}")),
@@ -49,8 +57,11 @@ pub fn resolve(target: &str) -> Result<SandboxSpec, ApiError> {
         .map_err(|error| ApiError::internal(format!("cannot look at {shown}: {error}")))?
         .filesystem_type();
     if kind.0 as i64 != NSFS_MAGIC {
-        return Err(ApiError::invalid(format!("{shown} is not a network namespace"))
-            .with_help("after a reboot the files in /run/netns are empty: delete and make the namespace again"));
+        return Err(
+            ApiError::invalid(format!("{shown} is not a network namespace")).with_help(
+                "after a reboot the files in /run/netns are empty: delete and make the namespace again",
+            ),
+        );
     }
     Ok(SandboxSpec {
         target: target.to_owned(),
@@ -83,7 +94,11 @@ mod tests {
     fn an_ordinary_file_is_not_a_namespace() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let error = resolve(file.path().to_str().unwrap()).unwrap_err();
-        assert!(error.message.contains("is not a network namespace"), "{}", error.message);
+        assert!(
+            error.message.contains("is not a network namespace"),
+            "{}",
+            error.message
+        );
         assert!(resolve(&format!("pid:{}", std::process::id())).is_ok());
     }
 }
