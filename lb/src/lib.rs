@@ -16,6 +16,9 @@ pub mod kernel;
 mod service;
 mod slots;
 
+#[cfg(test)]
+mod tests;
+
 pub use datapath::{Datapath, DatapathError, Written};
 pub use fake::FakeDatapath;
 pub use service::{Backend, BackendState, ClientTable, ParseError, PortMap, Protocol, Scheduler, Service};

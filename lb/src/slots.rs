@@ -7,6 +7,9 @@ use std::{cmp::Ordering, collections::HashMap, num::NonZeroU16};
 
 use weft_types::EndpointId;
 
+#[cfg(test)]
+mod proptests;
+
 /// No weighted vector is longer, unless there are more backends.
 const LONGEST_WEIGHTED: usize = 1024;
 /// Least connection looks about this far ahead: far enough for a burst between two updates.

@@ -366,13 +366,22 @@ impl Lab {
         lab.fabric.connect(&pairs)?;
         drop(pairs);
         let mut interfaces = Vec::with_capacity(work.len());
-        for (_, host, (port, namespaces)) in work {
-            host.bring_up(&namespaces, std::slice::from_ref(&port))?;
+        // One socket and one batch for each host.
+        let mut ports: BTreeMap<&str, (&Host, Arc<Namespaces>, Vec<Port>)> = BTreeMap::new();
+        for (name, host, (port, namespaces)) in work {
             interfaces.push(Interface {
                 host: host.clone(),
                 name: port.name.clone(),
             });
-            host.add_port(port);
+            ports
+                .entry(name)
+                .or_insert_with(|| (host, namespaces, Vec::new()))
+                .2
+                .push(port);
+        }
+        for (host, namespaces, ports) in ports.into_values() {
+            host.bring_up(&namespaces, &ports)?;
+            ports.into_iter().for_each(|port| host.add_port(port));
         }
         lab.apply_cuts()?;
         Ok(interfaces)

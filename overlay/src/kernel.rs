@@ -1,1 +1,172 @@
-//! Carries plans out.
+//! Reads back what the kernel holds and carries plans out. Blocking: for a thread of its own.
+//!
+//! Decisions are [`plan`](crate::plan)'s. What is here knows names, interface indexes and sockets. All
+//! objects carry a mark: links an alias `weft:…`, nft tables the name `weft-overlay`, routes in sandboxes a protocol
+//! number of their own. Nothing without the mark is changed, but for two things that endpoints need and that are never
+//! taken back: the loopback of a sandbox is brought up, and a host with a network that has a way out forwards packets.
+//!
+//! No handle on a sandbox is kept: its namespace goes when its last process does.
+
+mod error;
+mod execute;
+mod names;
+mod observe;
+mod rules;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+};
+
+use weft_netlink::{
+    netns::{Netns, NetnsError},
+    nft::Nft,
+    route::RouteSocket,
+};
+use weft_types::{EndpointId, NetworkId};
+
+pub use self::error::{Cause, KernelError, OpError};
+use crate::plan::{Desired, Observed, Sandbox, plan};
+
+/// Where the kernel part keeps things.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Folder for what lives as long as the host is up; namespaces are named in `netns` below it.
+    pub run_dir: PathBuf,
+}
+
+/// The overlay networks of this host, as kernel objects. The host is the namespace it was made in.
+#[derive(Debug)]
+pub struct Kernel {
+    netns_dir: PathBuf,
+    host: Netns,
+    route: RouteSocket,
+    nft: Nft,
+    spaces: BTreeMap<NetworkId, Space>,
+    /// What the kernel holds, if nothing else than we changed it.
+    observed: Option<Observed>,
+}
+
+/// An open overlay namespace.
+#[derive(Debug)]
+struct Space {
+    netns: Netns,
+    route: RouteSocket,
+    nft: Option<Nft>,
+    links: Links,
+    endpoints: BTreeMap<EndpointId, Handle>,
+    next_port: u32,
+}
+
+/// Interface indexes; `None` for what is not there.
+#[derive(Debug, Default, Clone, Copy)]
+struct Links {
+    bridge: u32,
+    vxlan: Option<u32>,
+    uplink: Option<u32>,
+    /// In the host's namespace.
+    uplink_host: Option<u32>,
+}
+
+/// How to reach an endpoint's two ends.
+#[derive(Debug, Clone)]
+struct Handle {
+    port: u32,
+    /// The sandbox, and the interface's index there.
+    far_end: Option<(Sandbox, u32)>,
+}
+
+/// What a [`Kernel::reconcile`] did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// How many operations were carried out.
+    pub ops_done: usize,
+    /// Those that were not. They are tried again the next time.
+    pub errors: Vec<OpError>,
+}
+
+/// The device that has an underlay address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Underlay {
+    /// Its name.
+    pub device: String,
+    /// Its largest packet.
+    pub mtu: u32,
+}
+
+impl Kernel {
+    /// Opens sockets in the calling thread's namespace, which is the host from now on. Changes nothing.
+    pub fn new(options: Options) -> Result<Self, KernelError> {
+        let host = Netns::current()?;
+        let route = RouteSocket::open(&host)?;
+        let nft = host.run(Nft::open)??;
+        let netns_dir = options.run_dir.join("netns");
+        Ok(Self {
+            netns_dir,
+            host,
+            route,
+            nft,
+            spaces: BTreeMap::new(),
+            observed: None,
+        })
+    }
+
+    /// Makes the kernel hold what is desired: the difference from what it held when last looked at.
+    pub fn reconcile(&mut self, desired: &Desired) -> Result<Report, KernelError> {
+        let observed = match self.observed.take() {
+            Some(observed) => observed,
+            None => self.observe(desired)?,
+        };
+        let plan = plan(desired, &observed);
+        if plan.ops.is_empty() {
+            self.observed = Some(observed);
+            return Ok(Report::default());
+        }
+        let errors = self.apply(&plan);
+        let failed: BTreeSet<usize> = errors.iter().map(|(op, _)| *op).collect();
+        let report = Report {
+            ops_done: plan.ops.len() - failed.len(),
+            errors: errors.into_iter().map(|(_, error)| error).collect(),
+        };
+        if report.errors.is_empty() {
+            let mut observed = observed;
+            let possible = plan.ops.iter().all(|op| observed.record(op));
+            self.observed = possible.then_some(observed);
+        }
+        // After an error nobody knows how much of an operation was done: look again the next time.
+        Ok(report)
+    }
+
+    /// Forgets what is known about the kernel: the next [`reconcile`](Self::reconcile) looks at it.
+    pub fn resync(&mut self) {
+        self.observed = None;
+    }
+
+    /// The namespace of a network that has a local endpoint, for sockets in it.
+    pub fn namespace(&self, network: NetworkId) -> Result<Option<Netns>, NetnsError> {
+        self.spaces
+            .get(&network)
+            .map(|space| space.netns.try_clone())
+            .transpose()
+    }
+
+    /// The device that has this address; `None` if no device of the host has it.
+    pub fn underlay(&mut self, address: IpAddr) -> Result<Option<Underlay>, KernelError> {
+        let addresses = self.route.addresses()?;
+        let Some(found) = addresses.iter().find(|found| found.net.addr() == address) else {
+            return Ok(None);
+        };
+        let link = self
+            .route
+            .links()?
+            .into_iter()
+            .find(|link| link.index == found.link);
+        Ok(link.map(|link| Underlay {
+            device: link.name,
+            mtu: link.mtu,
+        }))
+    }
+}

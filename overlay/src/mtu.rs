@@ -22,7 +22,11 @@ pub fn overlay_mtu(underlay: u32, vtep: IpAddr) -> Result<u16, MtuTooSmall> {
     let left = underlay.saturating_sub(overhead);
     // A loopback underlay has 65,536, more than an IPv4 packet can be.
     let mtu = u16::try_from(left).unwrap_or(u16::MAX);
-    if mtu < SMALLEST { Err(MtuTooSmall { underlay, left }) } else { Ok(mtu) }
+    if mtu < SMALLEST {
+        Err(MtuTooSmall { underlay, left })
+    } else {
+        Ok(mtu)
+    }
 }
 
 #[cfg(test)]
@@ -38,7 +42,13 @@ mod tests {
         assert_eq!(overlay_mtu(65_536, v6), Ok(65_466));
         assert_eq!(overlay_mtu(1_000_000, v4), Ok(65_535));
         let error = overlay_mtu(1300, v4).unwrap_err();
-        assert_eq!(error, MtuTooSmall { underlay: 1300, left: 1250 });
+        assert_eq!(
+            error,
+            MtuTooSmall {
+                underlay: 1300,
+                left: 1250
+            }
+        );
         assert!(overlay_mtu(20, v6).is_err());
     }
 }

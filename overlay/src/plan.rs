@@ -12,6 +12,7 @@ mod desired;
 mod diff;
 mod observed;
 mod op;
+mod record;
 
 pub use desired::{Desired, LocalEndpoint, Network, RemoteEndpoint, Sandbox, Subnet};
 pub use diff::plan;

@@ -16,7 +16,11 @@ fn total(world: &World, count: impl Fn(&Stats) -> u64) -> u64 {
 
 /// What a node holds and believes, as far as it may not change.
 fn beliefs(gossip: &Gossip) -> (u64, usize, usize) {
-    (gossip.fingerprint(), gossip.records().count(), gossip.members().count())
+    (
+        gossip.fingerprint(),
+        gossip.records().count(),
+        gossip.members().count(),
+    )
 }
 
 #[test]
@@ -80,7 +84,10 @@ fn recorded_packets_played_again_change_nothing() {
     world.wire = Some(Vec::new());
     world.put(1, "a", "1");
     let to = world.id(3);
-    world.with(1, |gossip, now| gossip.send(to, b"once".to_vec().into(), now)).unwrap().unwrap();
+    world
+        .with(1, |gossip, now| gossip.send(to, b"once".to_vec().into(), now))
+        .unwrap()
+        .unwrap();
     world.run_for(Duration::from_secs(2));
     world.put(1, "a", "2");
     world.run_for(Duration::from_secs(5));
@@ -105,7 +112,10 @@ fn recorded_packets_played_again_change_nothing() {
     }
     world.run_for(Duration::from_secs(5));
     world.run_until("all is well", Duration::from_secs(10), World::is_settled);
-    let messages = world.nodes[3].events.iter().filter(|(_, event)| matches!(event, Event::Message { .. }));
+    let messages = world.nodes[3]
+        .events
+        .iter()
+        .filter(|(_, event)| matches!(event, Event::Message { .. }));
     assert_eq!(messages.count(), 1);
 }
 

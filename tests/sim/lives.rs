@@ -38,9 +38,13 @@ fn the_same_seed_gives_the_same_life() {
 fn the_records_of_a_dead_node_stay_and_it_comes_back_by_itself() {
     let mut world = World::cluster(seed(11), 8);
     world.put(5, "mine", "kept");
-    world.run_until("all have it", secs(2), |world| (0..8).all(|at| world.value(at, 5, "mine").is_some()));
+    world.run_until("all have it", secs(2), |world| {
+        (0..8).all(|at| world.value(at, 5, "mine").is_some())
+    });
     world.kill(5);
-    world.run_until("it is believed down", secs(5), |world| world.state_at(0, 5) == Some(MemberState::Down));
+    world.run_until("it is believed down", secs(5), |world| {
+        world.state_at(0, 5) == Some(MemberState::Down)
+    });
     assert_eq!(world.value(0, 5, "mine").as_deref(), Some("kept"));
     world.put(2, "news", "meanwhile");
     // Nobody tells it where the others are: it remembers their cards.
@@ -95,8 +99,15 @@ fn a_node_with_yesterdays_disk_learns_what_it_said_since() {
                     && world.value(at, 1, "fresh").is_some()
             })
     });
-    assert!(had(&world, 1, |event| matches!(event, Event::OwnRecordNewer(record) if record.key == key("new"))));
-    assert!(!had(&world, 1, |event| *event == Event::Cloned), "a former life is not a clone");
+    assert!(had(
+        &world,
+        1,
+        |event| matches!(event, Event::OwnRecordNewer(record) if record.key == key("new"))
+    ));
+    assert!(
+        !had(&world, 1, |event| *event == Event::Cloned),
+        "a former life is not a clone"
+    );
 }
 
 #[test]
@@ -111,7 +122,9 @@ fn a_node_that_lost_its_disk_gets_its_own_records_back() {
     world.start(1);
     let member = world.nodes[2].address;
     world.with(1, |gossip, now| gossip.join([member], now));
-    world.run_until("all agree", secs(8), |world| world.is_settled() && world.value(1, 1, "b").is_some());
+    world.run_until("all agree", secs(8), |world| {
+        world.is_settled() && world.value(1, 1, "b").is_some()
+    });
     world.put(1, "a", "2");
     world.run_until("what it says now counts", secs(3), |world| {
         (0..4).all(|at| world.value(at, 1, "a").as_deref() == Some("2"))
@@ -129,7 +142,9 @@ fn two_lives_with_one_disk_find_out() {
     world.nodes[clone].boot = world.nodes[1].boot;
     world.start(clone);
     let took = world.run_until("both know", secs(15), |world| {
-        [1, clone].iter().all(|at| had(world, *at, |event| *event == Event::Cloned))
+        [1, clone]
+            .iter()
+            .all(|at| had(world, *at, |event| *event == Event::Cloned))
     });
     println!("a clone was found after {took:.2?}");
     assert!(!had(&world, 2, |event| *event == Event::Cloned));
@@ -147,7 +162,11 @@ fn a_node_that_stood_still_does_not_accuse_the_others() {
     std::mem::swap(&mut world.nodes[4].gossip, &mut stopped);
     world.with(4, |gossip, now| gossip.handle_timeout(now));
     world.run_for(secs(6));
-    assert!(!had(&world, 4, |event| matches!(event, Event::Member(member) if member.state == MemberState::Down)));
+    assert!(!had(
+        &world,
+        4,
+        |event| matches!(event, Event::Member(member) if member.state == MemberState::Down)
+    ));
     world.run_until("all is well", secs(5), World::is_settled);
 }
 
@@ -175,7 +194,10 @@ fn messages_arrive_once_and_only_where_they_were_sent() {
     (world.net.duplicate, world.net.late) = (0.5, 0.5);
     let to = world.id(3);
     for n in 0..100_u8 {
-        world.with(1, |gossip, now| gossip.send(to, vec![n].into(), now)).unwrap().unwrap();
+        world
+            .with(1, |gossip, now| gossip.send(to, vec![n].into(), now))
+            .unwrap()
+            .unwrap();
     }
     world.run_for(secs(1));
     let sender = world.id(1);
@@ -250,12 +272,26 @@ fn a_removed_record_does_not_come_back_after_its_tombstone_is_gone() {
     world.put(1, "other", "2");
     // Two hours: long enough for everybody to drop the tombstone.
     world.run_for(secs(7_200));
-    let tombstones = |world: &World, at: usize| world.gossip(at).records().filter(|record| record.value.is_none()).count();
+    let tombstones = |world: &World, at: usize| {
+        world
+            .gossip(at)
+            .records()
+            .filter(|record| record.value.is_none())
+            .count()
+    };
     assert!((0..5).all(|at| tombstones(&world, at) == 0));
     // The one that slept still has the record, and shows it to everybody.
-    assert!(world.nodes[5].disk.contains_key(&(world.id(1), key("short-lived"))));
+    assert!(
+        world.nodes[5]
+            .disk
+            .contains_key(&(world.id(1), key("short-lived")))
+    );
     world.start(5);
     world.run_until("all agree", secs(8), World::is_settled);
     assert!((0..6).all(|at| world.value(at, 1, "short-lived").is_none()));
-    assert!(!world.nodes[5].disk.contains_key(&(world.id(1), key("short-lived"))));
+    assert!(
+        !world.nodes[5]
+            .disk
+            .contains_key(&(world.id(1), key("short-lived")))
+    );
 }

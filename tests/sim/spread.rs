@@ -33,13 +33,25 @@ fn two_hundred_nodes_spread_changes_notice_a_crash_and_take_a_newcomer() {
 
     let quiet = world.packets;
     world.run_for(secs(10));
-    println!("at rest: {:.1} packets a second and node", (world.packets - quiet) as f64 / 2_000.0);
+    println!(
+        "at rest: {:.1} packets a second and node",
+        (world.packets - quiet) as f64 / 2_000.0
+    );
 
     let begin = world.elapsed();
     world.put(17, "first", "value");
-    world.run_until("everybody has the change", secs(5), |world| spread(world, 17, "first", begin, 1.0).is_some());
-    let (most, all) = (spread(&world, 17, "first", begin, 0.99), spread(&world, 17, "first", begin, 1.0));
-    println!("one change, no loss: 99 % after {:.3?}, all after {:.3?}", most.unwrap(), all.unwrap());
+    world.run_until("everybody has the change", secs(5), |world| {
+        spread(world, 17, "first", begin, 1.0).is_some()
+    });
+    let (most, all) = (
+        spread(&world, 17, "first", begin, 0.99),
+        spread(&world, 17, "first", begin, 1.0),
+    );
+    println!(
+        "one change, no loss: 99 % after {:.3?}, all after {:.3?}",
+        most.unwrap(),
+        all.unwrap()
+    );
     assert!(most.unwrap() < Duration::from_millis(500) && all.unwrap() < secs(3));
 
     for loss in [0.05, 0.10] {
@@ -51,11 +63,18 @@ fn two_hundred_nodes_spread_changes_notice_a_crash_and_take_a_newcomer() {
             world.put(*author, &format!("{loss}/{n}"), "value");
         }
         let took = world.run_until("20 changes are everywhere", secs(15), |world| {
-            authors.iter().enumerate().all(|(n, author)| spread(world, *author, &format!("{loss}/{n}"), begin, 1.0).is_some())
+            authors
+                .iter()
+                .enumerate()
+                .all(|(n, author)| spread(world, *author, &format!("{loss}/{n}"), begin, 1.0).is_some())
         });
-        println!("20 changes at {:.0} % loss: everywhere after {took:.2?}", loss * 100.0);
+        println!(
+            "20 changes at {:.0} % loss: everywhere after {took:.2?}",
+            loss * 100.0
+        );
         let downs = world.nodes.iter().flat_map(|node| &node.events);
-        let downs = downs.filter(|(_, event)| matches!(event, Event::Member(member) if member.state == MemberState::Down));
+        let downs = downs
+            .filter(|(_, event)| matches!(event, Event::Member(member) if member.state == MemberState::Down));
         assert_eq!(downs.count(), 0, "nobody died, yet somebody was believed down");
     }
     world.net.loss = 0.0;
@@ -63,10 +82,20 @@ fn two_hundred_nodes_spread_changes_notice_a_crash_and_take_a_newcomer() {
     let begin = world.elapsed();
     let dead = 42;
     world.kill(dead);
-    let noticed = |world: &World| world.running().filter(|at| world.state_at(*at, dead) == Some(MemberState::Down)).count();
+    let noticed = |world: &World| {
+        world
+            .running()
+            .filter(|at| world.state_at(*at, dead) == Some(MemberState::Down))
+            .count()
+    };
     let first = world.run_until("somebody notices the crash", secs(8), |world| noticed(world) > 0);
-    world.run_until("everybody notices the crash", secs(8), |world| noticed(world) == 199);
-    println!("a crash among 200: first noticed after {first:.2?}, by all after {:.2?}", world.elapsed() - begin);
+    world.run_until("everybody notices the crash", secs(8), |world| {
+        noticed(world) == 199
+    });
+    println!(
+        "a crash among 200: first noticed after {first:.2?}, by all after {:.2?}",
+        world.elapsed() - begin
+    );
     assert!(world.elapsed() - begin < secs(8));
 
     // A host that was never seen before gets everything, over a stream, from whom it asked first.
@@ -76,7 +105,10 @@ fn two_hundred_nodes_spread_changes_notice_a_crash_and_take_a_newcomer() {
     let member = world.nodes[3].address;
     world.with(new, |gossip, now| gossip.join([member], now));
     let took = world.run_until("the newcomer has everything", secs(3), |world| {
-        world.nodes[new].events.iter().any(|(_, event)| *event == Event::CaughtUp)
+        world.nodes[new]
+            .events
+            .iter()
+            .any(|(_, event)| *event == Event::CaughtUp)
             && world.gossip(new).records().count() > expected
     });
     let all = world.run_until("everybody knows the newcomer", secs(5), World::is_settled);
@@ -91,7 +123,11 @@ fn a_partition_of_two_hundred_heals_to_equal_state() {
     }
     world.run_until("each half believes the other down", secs(30), |world| {
         world.running().all(|at| {
-            let down = world.gossip(at).members().filter(|member| member.state == MemberState::Down).count();
+            let down = world
+                .gossip(at)
+                .members()
+                .filter(|member| member.state == MemberState::Down)
+                .count();
             down == 100
         })
     });
@@ -106,15 +142,27 @@ fn a_partition_of_two_hundred_heals_to_equal_state() {
 
     world.net.groups.clear();
     let data = world.run_until("all records are everywhere", secs(15), |world| {
-        world.running().all(|at| (0..200).step_by(10).all(|author| world.value(at, author, "split").is_some()))
+        world.running().all(|at| {
+            (0..200)
+                .step_by(10)
+                .all(|author| world.value(at, author, "split").is_some())
+        })
     });
-    let all = world.run_until("all believe all alive and hold the same", secs(20), World::is_settled);
+    let all = world.run_until(
+        "all believe all alive and hold the same",
+        secs(20),
+        World::is_settled,
+    );
     println!("healed: data everywhere after {data:.2?}, all agree {all:.2?} later");
     assert!(data + all < secs(15));
     // Coming back must not look like going away to those who never lost each other.
     let wrong = world.nodes.iter().flat_map(|node| &node.events);
-    let wrong = wrong.filter(|(_, event)| matches!(event, Event::Member(member) if member.state == MemberState::Down));
-    println!("{} times a live member was believed down during the heal", wrong.count());
+    let wrong = wrong
+        .filter(|(_, event)| matches!(event, Event::Member(member) if member.state == MemberState::Down));
+    println!(
+        "{} times a live member was believed down during the heal",
+        wrong.count()
+    );
 }
 
 #[test]
@@ -169,7 +217,9 @@ fn any_one_packet_may_be_lost_for_ever() {
         let what = format!("all agree although packet {lost:?} was lost");
         world.run_until(&what, secs(12), |world| {
             world.is_settled()
-                && (0..5).all(|at| world.value(at, 1, "a").as_deref() == Some("2") && world.value(at, 3, "b").is_none())
+                && (0..5).all(|at| {
+                    world.value(at, 1, "a").as_deref() == Some("2") && world.value(at, 3, "b").is_none()
+                })
         });
         packets
     };

@@ -47,10 +47,23 @@ pub struct Node {
 
 #[derive(Debug)]
 enum Happening {
-    Packet { to: usize, from: SocketAddr, bytes: Bytes },
-    Request { to: usize, from: usize, frame: Bytes },
-    Response { to: usize, frame: Vec<u8> },
-    Timer { node: usize },
+    Packet {
+        to: usize,
+        from: SocketAddr,
+        bytes: Bytes,
+    },
+    Request {
+        to: usize,
+        from: usize,
+        frame: Bytes,
+    },
+    Response {
+        to: usize,
+        frame: Vec<u8>,
+    },
+    Timer {
+        node: usize,
+    },
 }
 
 pub struct World {
@@ -73,13 +86,20 @@ pub struct World {
 
 /// The seed of this run: `SIM_SEED`, or the test's own.
 pub fn seed(default: u64) -> u64 {
-    let seed = std::env::var("SIM_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+    let seed = std::env::var("SIM_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default);
     println!("SIM_SEED={seed}");
     seed
 }
 
 pub fn key(name: &str) -> Key {
-    Key { kind: 1, scope: NetworkId([0; 16]), name: name.as_bytes().to_vec() }
+    Key {
+        kind: 1,
+        scope: NetworkId([0; 16]),
+        name: name.as_bytes().to_vec(),
+    }
 }
 
 impl World {
@@ -122,7 +142,11 @@ impl World {
             }
             world.run_for(Duration::from_millis(10));
         }
-        let took = world.run_until("all nodes know each other", Duration::from_secs(30), World::is_settled);
+        let took = world.run_until(
+            "all nodes know each other",
+            Duration::from_secs(30),
+            World::is_settled,
+        );
         println!("{count} nodes have found each other {took:.2?} after the last one started");
         world
     }
@@ -199,7 +223,9 @@ impl World {
         let now = self.now;
         let node = &mut self.nodes[index];
         let gossip = node.gossip.as_mut().expect("the node runs");
-        let record = gossip.put(key(name), Bytes::copy_from_slice(value.as_bytes()), now).expect("within bounds");
+        let record = gossip
+            .put(key(name), Bytes::copy_from_slice(value.as_bytes()), now)
+            .expect("within bounds");
         // On disk first, then on the wire.
         node.disk.insert((record.author, record.key.clone()), record);
         self.drain(index);
@@ -208,7 +234,12 @@ impl World {
     pub fn remove(&mut self, index: usize, name: &str) {
         let now = self.now;
         let node = &mut self.nodes[index];
-        if let Some(record) = node.gossip.as_mut().expect("the node runs").remove(&key(name), now) {
+        if let Some(record) = node
+            .gossip
+            .as_mut()
+            .expect("the node runs")
+            .remove(&key(name), now)
+        {
             node.disk.insert((record.author, record.key.clone()), record);
         }
         self.drain(index);
@@ -222,7 +253,10 @@ impl World {
     /// Whether every running node believes every other alive and all hold the same.
     pub fn is_settled(&self) -> bool {
         let running: Vec<usize> = self.running().collect();
-        self.agree() && running.iter().all(|index| self.alive_at(*index) + 1 == running.len())
+        self.agree()
+            && running
+                .iter()
+                .all(|index| self.alive_at(*index) + 1 == running.len())
     }
 
     /// Whether all running nodes hold the same records and believe the same.
@@ -232,12 +266,18 @@ impl World {
     }
 
     fn alive_at(&self, index: usize) -> usize {
-        self.gossip(index).members().filter(|member| member.state == MemberState::Alive).count()
+        self.gossip(index)
+            .members()
+            .filter(|member| member.state == MemberState::Alive)
+            .count()
     }
 
     pub fn state_at(&self, at: usize, of: usize) -> Option<MemberState> {
         let id = self.id(of);
-        self.gossip(at).members().find(|member| member.node == id).map(|member| member.state)
+        self.gossip(at)
+            .members()
+            .find(|member| member.node == id)
+            .map(|member| member.state)
     }
 
     pub fn run_for(&mut self, time: Duration) {
@@ -253,7 +293,11 @@ impl World {
             if condition(self) {
                 return self.now - begin;
             }
-            assert!(self.now - begin < limit, "not within {limit:?}: {what}\n{}", self.describe());
+            assert!(
+                self.now - begin < limit,
+                "not within {limit:?}: {what}\n{}",
+                self.describe()
+            );
             self.run_for(Duration::from_millis(20));
         }
     }
@@ -262,7 +306,9 @@ impl World {
     fn describe(&self) -> String {
         let mut sums: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
         for index in self.running() {
-            sums.entry(self.gossip(index).fingerprint()).or_default().push(index);
+            sums.entry(self.gossip(index).fingerprint())
+                .or_default()
+                .push(index);
         }
         let mut text = format!("at {:?}, {} packets\n", self.elapsed(), self.packets);
         for (sum, nodes) in sums.iter().take(5) {
@@ -274,6 +320,10 @@ impl World {
                 self.alive_at(first),
                 self.gossip(first).stats()
             );
+            if records <= 20 {
+                text += &format!("    {:?}\n", self.gossip(first).records().collect::<Vec<_>>());
+                text += &format!("    {:?}\n", self.gossip(first).members().collect::<Vec<_>>());
+            }
         }
         text
     }
@@ -291,7 +341,9 @@ impl World {
     }
 
     fn step(&mut self, end: Instant) -> bool {
-        let Some(&Reverse((due, sequence))) = self.queue.peek() else { return false };
+        let Some(&Reverse((due, sequence))) = self.queue.peek() else {
+            return false;
+        };
         if due > end {
             return false;
         }
@@ -334,16 +386,29 @@ impl World {
             match output {
                 Output::Packet { to, bytes } => self.transmit(index, to, bytes),
                 Output::Stream { to, request } => {
-                    if let Some(to) = self.addresses.get(&to).copied().filter(|to| self.reaches(index, *to)) {
+                    if let Some(to) = self
+                        .addresses
+                        .get(&to)
+                        .copied()
+                        .filter(|to| self.reaches(index, *to))
+                    {
                         let due = self.now + self.delay() * 2;
-                        self.schedule(due, Happening::Request { to, from: index, frame: request });
+                        self.schedule(
+                            due,
+                            Happening::Request {
+                                to,
+                                from: index,
+                                frame: request,
+                            },
+                        );
                     }
                 }
                 Output::Event(event) => {
                     let node = &mut self.nodes[index];
                     match &event {
                         Event::Record { record, .. } | Event::OwnRecordNewer(record) => {
-                            node.disk.insert((record.author, record.key.clone()), record.clone());
+                            node.disk
+                                .insert((record.author, record.key.clone()), record.clone());
                         }
                         Event::Dropped { author, key } => {
                             node.disk.remove(&(*author, key.clone()));
@@ -371,21 +436,42 @@ impl World {
         if let Some(wire) = &mut self.wire {
             wire.push((source, to, bytes.clone()));
         }
-        let Some(&to) = self.addresses.get(&to) else { return };
-        let muted = self.net.mute.get(&from).is_some_and(|until| self.elapsed() < *until);
+        let Some(&to) = self.addresses.get(&to) else {
+            return;
+        };
+        let muted = self
+            .net
+            .mute
+            .get(&from)
+            .is_some_and(|until| self.elapsed() < *until);
         let lost = self.rng.random_bool(self.net.loss) || self.net.lost.contains(&self.packets);
-        let copies = if self.rng.random_bool(self.net.duplicate) { 2 } else { 1 };
+        let copies = if self.rng.random_bool(self.net.duplicate) {
+            2
+        } else {
+            1
+        };
         if muted || lost || !self.reaches(from, to) {
             return;
         }
         for _ in 0..copies {
             let due = self.now + self.delay();
-            self.schedule(due, Happening::Packet { to, from: source, bytes: bytes.clone() });
+            self.schedule(
+                due,
+                Happening::Packet {
+                    to,
+                    from: source,
+                    bytes: bytes.clone(),
+                },
+            );
         }
     }
 
     fn delay(&mut self) -> Duration {
-        let most = if self.rng.random_bool(self.net.late) { 20_000 } else { 1_000 };
+        let most = if self.rng.random_bool(self.net.late) {
+            20_000
+        } else {
+            1_000
+        };
         Duration::from_micros(self.rng.random_range(200..most))
     }
 

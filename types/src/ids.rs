@@ -117,6 +117,9 @@ mod tests {
     #[test]
     fn text_of_the_wrong_length_names_what_was_expected() {
         let error = "abc".parse::<NodeId>().unwrap_err();
-        assert_eq!(error.to_string(), "`abc` is not a node id: expected 64 hexadecimal digits");
+        assert_eq!(
+            error.to_string(),
+            "`abc` is not a node id: expected 64 hexadecimal digits"
+        );
     }
 }

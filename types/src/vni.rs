@@ -23,7 +23,11 @@ impl TryFrom<u32> for Vni {
     type Error = VniOutOfRange;
 
     fn try_from(number: u32) -> Result<Self, VniOutOfRange> {
-        if number < 1 << 24 { Ok(Self(number)) } else { Err(VniOutOfRange(number)) }
+        if number < 1 << 24 {
+            Ok(Self(number))
+        } else {
+            Err(VniOutOfRange(number))
+        }
     }
 }
 

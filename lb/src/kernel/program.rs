@@ -17,10 +17,13 @@
 use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
 
 use weft_netlink::nft::{
-    Chain, ChainType, Datum, Element, Expr, Family, Hook, Kind, Load, NatKind, Numgen, Reg, Reject, Rule,
-    Set, SetData, Table, Transaction, Verdict, priority,
+    CT_NEW, Chain, ChainType, Datum, Element, Expr, Family, Hook, Kind, Load, NatKind, Numgen, Reg, Reject,
+    Rule, Set, SetData, Table, Transaction, Verdict, priority,
 };
 use weft_types::{NetworkId, ServiceId};
+
+#[cfg(test)]
+mod tests;
 
 use crate::{Loads, PortMap, Protocol, Scheduler, Service, choices};
 
@@ -263,7 +266,12 @@ pub(super) fn write_table(change: &mut Transaction, table: &Table) {
     for map in Map::ALL {
         change.add_set(table, Set::new(map.name(), map.key(), SetData::Verdict));
     }
-    let mut comment = Some(LAYOUT);
+    // Always so in a translating chain; but only with such a rule somewhere does the kernel track connections, and
+    // ask translating chains, even while no service has a backend.
+    let tracked = Rule::new()
+        .equal(Load::CtState, Datum::Number(CT_NEW))
+        .comment(LAYOUT);
+    change.add_rule(table, BASE_CHAIN, tracked);
     for ipv6 in [false, true] {
         let (daddr, len) = if ipv6 {
             (Load::Ip6Daddr, 4)
@@ -275,16 +283,13 @@ pub(super) fn write_table(change: &mut Transaction, table: &Table) {
                 .then(Expr::Version { ipv6 })
                 .then(Expr::Load(daddr, Reg(0)))
         };
-        let mut ports = address()
+        let ports = address()
             .then(Expr::Load(Load::L4Proto, Reg(len)))
             .then(Expr::Load(Load::Dport, Reg(len + 1)))
             .then(Expr::Vmap {
                 set: Map::Ports { ipv6 }.name().into(),
                 key: Reg(0),
             });
-        if let Some(comment) = comment.take() {
-            ports = ports.comment(comment);
-        }
         let vips = address().then(Expr::Vmap {
             set: Map::Vips { ipv6 }.name().into(),
             key: Reg(0),

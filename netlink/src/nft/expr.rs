@@ -44,10 +44,17 @@ pub enum Load {
     Sport,
     /// TCP or UDP destination port.
     Dport,
+    /// State of the tracked connection, such as [`CT_NEW`]. A rule that asks for it, whether it is reached
+    /// or not, has the kernel track connections in this namespace.
+    CtState,
 }
+
+/// The connection state of a first packet, as [`Load::CtState`] reads it.
+pub const CT_NEW: u32 = 1 << 3;
 
 enum Source {
     Meta(i32),
+    Ct(i32),
     Payload { base: i32, offset: u32, len: u32 },
 }
 
@@ -73,6 +80,7 @@ impl Load {
             Self::Ip6Daddr => network(24, 16),
             Self::Sport => transport(0, 2),
             Self::Dport => transport(2, 2),
+            Self::CtState => Source::Ct(libc::NFT_CT_STATE),
         }
     }
 
@@ -87,6 +95,7 @@ impl Load {
             Self::Ip6Daddr => "ip6 daddr",
             Self::Sport => "sport",
             Self::Dport => "dport",
+            Self::CtState => "ct state",
         }
     }
 }
@@ -229,6 +238,7 @@ impl Expr {
         match self {
             Self::Load(load, _) => match load.source() {
                 Source::Meta(_) => "meta",
+                Source::Ct(_) => "ct",
                 Source::Payload { .. } => "payload",
             },
             Self::Version { .. } | Self::Compare { .. } => "cmp",
@@ -247,7 +257,8 @@ impl Expr {
     fn encode_data(&self, data: &mut Attrs) {
         match self {
             Self::Load(load, to) => match load.source() {
-                Source::Meta(key) => encode_meta(data, *to, key),
+                // NFTA_CT_DREG, _KEY have the same numbers.
+                Source::Meta(key) | Source::Ct(key) => encode_meta(data, *to, key),
                 // NFTA_PAYLOAD_DREG, _BASE, _OFFSET, _LEN
                 Source::Payload { base, offset, len } => {
                     data.u32(1, to.number());

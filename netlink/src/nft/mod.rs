@@ -39,7 +39,7 @@ mod tests;
 
 use std::io;
 
-pub use expr::{Expr, Load, NatKind, Numgen, Reg, Reject};
+pub use expr::{CT_NEW, Expr, Load, NatKind, Numgen, Reg, Reject};
 pub use model::{
     Chain, ChainType, Datum, Element, Family, Hook, Kind, Rule, Set, SetData, SetRef, Table, Verdict,
 };

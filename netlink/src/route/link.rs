@@ -60,7 +60,8 @@ impl<'a> VethPeer<'a> {
         }
     }
 
-    /// Chooses the interface index. Without, the kernel does.
+    /// Chooses the interface index. Without, the kernel does; and it does unless the index of the other half
+    /// is chosen too.
     pub fn index(self, index: u32) -> Self {
         Self { index, ..self }
     }

@@ -8,9 +8,7 @@ use ipnet::IpNet;
 use weft_netlink::netns::NetnsId;
 use weft_types::{EndpointId, Mac, NetworkId, Vni};
 
-use super::observed::{
-    Bridge, EndpointRoute, HostRules, ObservedEndpoint, ObservedNetwork, Uplink, Vxlan,
-};
+use super::observed::{Bridge, EndpointRoute, HostRules, ObservedEndpoint, ObservedNetwork, Uplink, Vxlan};
 
 /// All that the overlays of this host should be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -95,7 +93,10 @@ pub struct RemoteEndpoint {
 impl Desired {
     /// The networks that the kernel should hold.
     pub(super) fn programmed(&self) -> impl Iterator<Item = (NetworkId, &Network)> {
-        self.networks.iter().filter(|(_, network)| !network.endpoints.is_empty()).map(|(id, n)| (*id, n))
+        self.networks
+            .iter()
+            .filter(|(_, network)| !network.endpoints.is_empty())
+            .map(|(id, n)| (*id, n))
     }
 
     pub(super) fn host_rules(&self) -> Option<HostRules> {
@@ -106,7 +107,9 @@ impl Desired {
         };
         for (_, network) in self.programmed() {
             rules.ports.insert(network.vxlan_port);
-            rules.members.extend(network.remotes.values().map(|remote| remote.vtep));
+            rules
+                .members
+                .extend(network.remotes.values().map(|remote| remote.vtep));
         }
         (!rules.ports.is_empty()).then_some(rules)
     }
@@ -127,8 +130,10 @@ impl Network {
     /// What the kernel shows when it holds just this, with the uplink in the given slot.
     pub(super) fn as_observed(&self, slot: Option<u16>) -> ObservedNetwork {
         let mtu = u32::from(self.mtu);
-        let gateways =
-            self.subnets.iter().filter_map(|s| IpNet::new(s.gateway, s.net.prefix_len()).ok());
+        let gateways = self
+            .subnets
+            .iter()
+            .filter_map(|s| IpNet::new(s.gateway, s.net.prefix_len()).ok());
         let services = self.service_addresses.iter().map(|address| IpNet::from(*address));
         let remotes = self.remotes.values().filter(|remote| remote.vtep != self.vtep);
         // Where two records claim an address, this host believes its own.
@@ -146,13 +151,29 @@ impl Network {
             fdb.remove(&local.mac);
         });
         ObservedNetwork {
-            bridge: Some(Bridge { mac: self.bridge_mac(), mtu, name: self.name.clone() }),
+            bridge: Some(Bridge {
+                mac: self.bridge_mac(),
+                mtu,
+                name: self.name.clone(),
+            }),
             addresses: gateways.chain(services).collect(),
-            vxlan: Some(Vxlan { vni: self.vni, local: self.vtep, port: self.vxlan_port, mtu }),
-            uplink: slot
-                .filter(|_| !self.internal)
-                .map(|slot| Uplink { slot, ipv6: self.has_ipv6(), mtu, intact: true }),
-            endpoints: self.endpoints.iter().map(|(id, local)| (*id, self.endpoint(local))).collect(),
+            vxlan: Some(Vxlan {
+                vni: self.vni,
+                local: self.vtep,
+                port: self.vxlan_port,
+                mtu,
+            }),
+            uplink: slot.filter(|_| !self.internal).map(|slot| Uplink {
+                slot,
+                ipv6: self.has_ipv6(),
+                mtu,
+                intact: true,
+            }),
+            endpoints: self
+                .endpoints
+                .iter()
+                .map(|(id, local)| (*id, self.endpoint(local)))
+                .collect(),
             fdb,
             neighbours,
         }
@@ -163,13 +184,24 @@ impl Network {
         // VNI keeps them apart, and what is left works when a network goes. Routes of somebody else, with the
         // usual metric of 0, are neither hidden nor replaced.
         let metric = self.vni.get().max(1);
-        let services = self.service_addresses.iter().map(|address| (IpNet::from(*address), None));
+        let services = self
+            .service_addresses
+            .iter()
+            .map(|address| (IpNet::from(*address), None));
         let defaults = local.gateway.iter().map(|gateway| {
-            let everywhere =
-                if gateway.is_ipv4() { IpNet::V4(Default::default()) } else { IpNet::V6(Default::default()) };
+            let everywhere = if gateway.is_ipv4() {
+                IpNet::V4(Default::default())
+            } else {
+                IpNet::V6(Default::default())
+            };
             (everywhere, Some(*gateway))
         });
-        let has = |to: &IpNet| local.addresses.iter().any(|net| net.addr().is_ipv4() == to.addr().is_ipv4());
+        let has = |to: &IpNet| {
+            local
+                .addresses
+                .iter()
+                .any(|net| net.addr().is_ipv4() == to.addr().is_ipv4())
+        };
         ObservedEndpoint {
             mac: local.mac,
             mtu: u32::from(self.mtu),

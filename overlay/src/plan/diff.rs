@@ -13,11 +13,16 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let mut ops = Vec::new();
     let rules = desired.host_rules();
     // Members are let in before anything is sent to them.
-    if let Some(rules) = rules.as_ref().filter(|rules| observed.host.rules.as_ref() != Some(rules)) {
+    if let Some(rules) = rules
+        .as_ref()
+        .filter(|rules| observed.host.rules.as_ref() != Some(rules))
+    {
         ops.push(Op::Host(HostOp::SetRules(rules.clone())));
     }
     for ipv6 in [false, true] {
-        let wanted = desired.programmed().any(|(_, network)| !network.internal && (!ipv6 || network.has_ipv6()));
+        let wanted = desired
+            .programmed()
+            .any(|(_, network)| !network.internal && (!ipv6 || network.has_ipv6()));
         let forwarding = &observed.host.forwarding;
         if wanted && !(if ipv6 { forwarding.ipv6 } else { forwarding.ipv4 }) {
             ops.push(Op::Host(HostOp::EnableForwarding { ipv6 }));
@@ -27,7 +32,12 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     for (id, network) in desired.programmed() {
         let observed = observed.networks.get(&id);
         let slot = (!network.internal).then(|| slots.take(id)).flatten();
-        NetworkDiff { id, network, ops: &mut ops }.run(&network.as_observed(slot), observed);
+        NetworkDiff {
+            id,
+            network,
+            ops: &mut ops,
+        }
+        .run(&network.as_observed(slot), observed);
     }
     let programmed: BTreeSet<_> = desired.programmed().map(|(id, _)| id).collect();
     for id in observed.networks.keys().filter(|id| !programmed.contains(id)) {
@@ -49,15 +59,31 @@ impl Slots {
     fn of(desired: &Desired, observed: &Observed) -> Self {
         let mut taken: BTreeSet<u16> = (0..Uplink::SLOTS)
             .filter(|slot| {
-                let (host, network) = Uplink { slot: *slot, ipv6: false, mtu: 0, intact: true }.ipv4();
-                observed.host.link_local.iter().any(|net| net.contains(&host) || net.contains(&network))
+                let (host, network) = Uplink {
+                    slot: *slot,
+                    ipv6: false,
+                    mtu: 0,
+                    intact: true,
+                }
+                .ipv4();
+                observed
+                    .host
+                    .link_local
+                    .iter()
+                    .any(|net| net.contains(&host) || net.contains(&network))
             })
             .collect();
         let mut kept = BTreeMap::new();
         let mut owned = BTreeSet::new();
-        for (id, uplink) in observed.networks.iter().filter_map(|(id, n)| Some((id, n.uplink?))) {
-            let stays = desired.programmed().any(|(other, network)| other == *id && !network.internal);
-            if stays && owned.insert(uplink.slot) {
+        for (id, uplink) in observed
+            .networks
+            .iter()
+            .filter_map(|(id, n)| Some((id, n.uplink?)))
+        {
+            let stays = desired
+                .programmed()
+                .any(|(other, network)| other == *id && !network.internal);
+            if stays && uplink.intact && owned.insert(uplink.slot) {
                 kept.insert(*id, uplink.slot);
             }
             // An uplink that goes is still there when the new ones come.
@@ -129,7 +155,12 @@ impl NetworkDiff<'_> {
     fn tunnel(&mut self, wanted: &ObservedNetwork, now: &mut ObservedNetwork) {
         let Some(vxlan) = wanted.vxlan else { return };
         match now.vxlan {
-            Some(current) if (super::Vxlan { mtu: vxlan.mtu, ..current }) == vxlan => {
+            Some(current)
+                if (super::Vxlan {
+                    mtu: vxlan.mtu,
+                    ..current
+                }) == vxlan =>
+            {
                 if current.mtu != vxlan.mtu {
                     self.push(NetworkOp::SetMtu(Link::Vxlan, vxlan.mtu));
                 }
@@ -144,7 +175,12 @@ impl NetworkDiff<'_> {
 
     fn uplink(&mut self, wanted: &ObservedNetwork, now: &ObservedNetwork) {
         match (wanted.uplink, now.uplink) {
-            (Some(uplink), Some(current)) if (Uplink { mtu: uplink.mtu, ..current }) == uplink => {
+            (Some(uplink), Some(current))
+                if (Uplink {
+                    mtu: uplink.mtu,
+                    ..current
+                }) == uplink =>
+            {
                 if current.mtu != uplink.mtu {
                     self.push(NetworkOp::SetMtu(Link::Uplink, uplink.mtu));
                 }
@@ -193,7 +229,15 @@ impl NetworkDiff<'_> {
             if !now.endpoints.contains_key(id) {
                 let mtu = u32::from(self.network.mtu);
                 let (sandbox, ifname) = (local.sandbox.clone(), local.ifname.clone());
-                self.push_endpoint(*id, EndpointOp::Add { mac: local.mac, mtu, sandbox, ifname });
+                self.push_endpoint(
+                    *id,
+                    EndpointOp::Add {
+                        mac: local.mac,
+                        mtu,
+                        sandbox,
+                        ifname,
+                    },
+                );
             }
         }
         for (id, endpoint) in &wanted.endpoints {
@@ -229,7 +273,11 @@ impl NetworkDiff<'_> {
             .filter(|(address, mac)| wanted.neighbours.get(address) != Some(mac))
             .map(|(address, _)| *address)
             .collect();
-        for id in wanted.endpoints.keys().filter(|id| now.endpoints.contains_key(id)) {
+        for id in wanted
+            .endpoints
+            .keys()
+            .filter(|id| now.endpoints.contains_key(id))
+        {
             for address in &moved {
                 self.push_endpoint(*id, EndpointOp::Forget(*address));
             }
@@ -237,10 +285,18 @@ impl NetworkDiff<'_> {
     }
 
     fn leftovers(&mut self, wanted: &ObservedNetwork, now: &ObservedNetwork) {
-        for id in now.endpoints.keys().filter(|id| !wanted.endpoints.contains_key(id)) {
+        for id in now
+            .endpoints
+            .keys()
+            .filter(|id| !wanted.endpoints.contains_key(id))
+        {
             self.push_endpoint(*id, EndpointOp::Delete);
         }
-        for address in now.neighbours.keys().filter(|address| !wanted.neighbours.contains_key(address)) {
+        for address in now
+            .neighbours
+            .keys()
+            .filter(|address| !wanted.neighbours.contains_key(address))
+        {
             self.push(NetworkOp::DeleteNeighbour(*address));
         }
         for mac in now.fdb.keys().filter(|mac| !wanted.fdb.contains_key(mac)) {

@@ -122,6 +122,17 @@ impl Uplink {
         (Ipv4Addr::from_bits(host), Ipv4Addr::from_bits(host + 1))
     }
 
+    /// The addresses of the host's end and of the network's end with their prefix lengths, per IP version.
+    pub(crate) fn ends(&self) -> Vec<(IpNet, IpNet)> {
+        let pair = |(host, network): (IpAddr, IpAddr), len| {
+            Some((IpNet::new(host, len).ok()?, IpNet::new(network, len).ok()?))
+        };
+        let (v4, v6) = (self.ipv4(), self.ipv6());
+        let v4 = pair((v4.0.into(), v4.1.into()), 31);
+        let v6 = pair((v6.0.into(), v6.1.into()), 127).filter(|_| self.ipv6);
+        v4.into_iter().chain(v6).collect()
+    }
+
     /// The IPv6 addresses of the host's end and of the network's end, of a /127 (RFC 6164).
     pub fn ipv6(&self) -> (Ipv6Addr, Ipv6Addr) {
         let host = Self::IPV6.network().to_bits() + 2 + 2 * u128::from(self.slot);
@@ -159,10 +170,20 @@ pub struct EndpointRoute {
 
 impl fmt::Display for HostRules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let list = |items: Vec<String>| if items.is_empty() { "nobody".to_owned() } else { items.join(",") };
+        let list = |items: Vec<String>| {
+            if items.is_empty() {
+                "nobody".to_owned()
+            } else {
+                items.join(",")
+            }
+        };
         let ports = list(self.ports.iter().map(ToString::to_string).collect());
         let members = list(self.members.iter().map(ToString::to_string).collect());
-        write!(f, "VXLAN on {ports} from {members}{}", if self.masquerade { ", masquerade" } else { "" })
+        write!(
+            f,
+            "VXLAN on {ports} from {members}{}",
+            if self.masquerade { ", masquerade" } else { "" }
+        )
     }
 }
 
@@ -174,14 +195,23 @@ impl fmt::Display for Bridge {
 
 impl fmt::Display for Vxlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "vxlan vni {} local {} port {} mtu {}", self.vni, self.local, self.port, self.mtu)
+        write!(
+            f,
+            "vxlan vni {} local {} port {} mtu {}",
+            self.vni, self.local, self.port, self.mtu
+        )
     }
 }
 
 impl fmt::Display for Uplink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (host, network) = self.ipv4();
-        write!(f, "uplink {network} to {host}{} mtu {}", if self.ipv6 { " and ipv6" } else { "" }, self.mtu)
+        write!(
+            f,
+            "uplink {network} to {host}{} mtu {}",
+            if self.ipv6 { " and ipv6" } else { "" },
+            self.mtu
+        )
     }
 }
 

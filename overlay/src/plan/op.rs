@@ -126,7 +126,12 @@ impl fmt::Display for Op {
             Self::Host(op) => write!(f, "host: {op}"),
             Self::Network(network, op) => write!(f, "network {}: {op}", network.short()),
             Self::Endpoint(network, endpoint, op) => {
-                write!(f, "network {} endpoint {}: {op}", network.short(), endpoint.short())
+                write!(
+                    f,
+                    "network {} endpoint {}: {op}",
+                    network.short(),
+                    endpoint.short()
+                )
             }
         }
     }
@@ -169,7 +174,12 @@ impl fmt::Display for NetworkOp {
 impl fmt::Display for EndpointOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Add { mac, mtu, sandbox, ifname } => {
+            Self::Add {
+                mac,
+                mtu,
+                sandbox,
+                ifname,
+            } => {
                 write!(f, "add veth {mac} mtu {mtu} into {}", sandbox.path.display())?;
                 ifname.iter().try_for_each(|name| write!(f, " as {name}"))
             }

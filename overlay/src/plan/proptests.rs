@@ -10,106 +10,20 @@ use weft_types::{EndpointId, Mac, NetworkId, Vni};
 
 use super::*;
 
-/// A kernel made of maps: refuses what the real one would refuse, by panicking.
+/// A kernel made of maps: panics at what the real one would refuse.
 pub(super) fn carry_out(plan: &Plan, observed: &mut Observed) {
     for op in &plan.ops {
-        match op {
-            Op::Host(op) => host(op, &mut observed.host),
-            Op::Network(id, NetworkOp::Add(bridge)) => {
-                let network = ObservedNetwork { bridge: Some(bridge.clone()), ..Default::default() };
-                assert!(observed.networks.insert(*id, network).is_none(), "{op}: exists");
-            }
-            Op::Network(id, NetworkOp::Delete) => {
-                observed.networks.remove(id).unwrap_or_else(|| panic!("{op}: none"));
-            }
-            Op::Network(id, change) => {
-                let network = observed.networks.get_mut(id).unwrap_or_else(|| panic!("{op}: no namespace"));
-                assert!(network.bridge.is_some(), "{op}: no bridge");
-                self::network(change, network);
-            }
-            Op::Endpoint(id, endpoint, change) => {
-                let network = observed.networks.get_mut(id).unwrap_or_else(|| panic!("{op}: no namespace"));
-                assert!(network.bridge.is_some(), "{op}: no bridge");
-                self::endpoint(*endpoint, change, network);
-            }
-        }
-    }
-}
-
-fn host(op: &HostOp, host: &mut Host) {
-    match op {
-        HostOp::EnableForwarding { ipv6: false } => host.forwarding.ipv4 = true,
-        HostOp::EnableForwarding { ipv6: true } => host.forwarding.ipv6 = true,
-        HostOp::SetRules(rules) => host.rules = Some(rules.clone()),
-        HostOp::DeleteRules => assert!(host.rules.take().is_some()),
-    }
-}
-
-fn network(op: &NetworkOp, network: &mut ObservedNetwork) {
-    match op {
-        NetworkOp::Add(_) | NetworkOp::Delete => unreachable!("handled above"),
-        NetworkOp::SetBridge(bridge) => {
-            let mtu = network.bridge.as_ref().unwrap().mtu;
-            network.bridge = Some(Bridge { mtu, ..bridge.clone() });
-        }
-        NetworkOp::AddAddress(net) => assert!(network.addresses.insert(*net), "{op}"),
-        NetworkOp::DeleteAddress(net) => assert!(network.addresses.remove(net), "{op}"),
-        NetworkOp::AddVxlan(vxlan) => {
-            assert!(network.vxlan.replace(*vxlan).is_none(), "{op}");
-            network.fdb.clear();
-        }
-        NetworkOp::DeleteVxlan => {
-            assert!(network.vxlan.take().is_some(), "{op}");
-            network.fdb.clear();
-        }
-        NetworkOp::AddUplink(uplink) => assert!(network.uplink.replace(*uplink).is_none(), "{op}"),
-        NetworkOp::DeleteUplink => assert!(network.uplink.take().is_some(), "{op}"),
-        NetworkOp::SetMtu(Link::Bridge, mtu) => network.bridge.as_mut().unwrap().mtu = *mtu,
-        NetworkOp::SetMtu(Link::Vxlan, mtu) => network.vxlan.as_mut().unwrap().mtu = *mtu,
-        NetworkOp::SetMtu(Link::Uplink, mtu) => network.uplink.as_mut().unwrap().mtu = *mtu,
-        NetworkOp::SetNeighbour(address, mac) => {
-            network.neighbours.insert(*address, *mac);
-        }
-        NetworkOp::DeleteNeighbour(address) => assert!(network.neighbours.remove(address).is_some(), "{op}"),
-        NetworkOp::SetFdb(mac, vtep) => {
-            assert!(network.vxlan.is_some(), "{op}: no tunnel");
-            network.fdb.insert(*mac, Some(*vtep));
-        }
-        NetworkOp::DeleteFdb(mac) => assert!(network.fdb.remove(mac).is_some(), "{op}"),
-    }
-}
-
-fn endpoint(id: EndpointId, op: &EndpointOp, network: &mut ObservedNetwork) {
-    if let EndpointOp::Add { mac, mtu, sandbox, .. } = op {
-        let endpoint = ObservedEndpoint {
-            mac: *mac,
-            mtu: *mtu,
-            sandbox: Some(sandbox.id),
-            intact: true,
-            addresses: BTreeSet::new(),
-            routes: BTreeSet::new(),
-        };
-        assert!(network.endpoints.insert(id, endpoint).is_none(), "{op}: exists");
-        return;
-    }
-    let endpoint = network.endpoints.get_mut(&id).unwrap_or_else(|| panic!("{op}: no endpoint"));
-    match op {
-        EndpointOp::Add { .. } => unreachable!("handled above"),
-        EndpointOp::Delete => {
-            network.endpoints.remove(&id);
-        }
-        EndpointOp::SetMtu(mtu) => endpoint.mtu = *mtu,
-        EndpointOp::AddAddress(net) => assert!(endpoint.addresses.insert(*net), "{op}"),
-        EndpointOp::DeleteAddress(net) => assert!(endpoint.addresses.remove(net), "{op}"),
-        EndpointOp::AddRoute(route) => assert!(endpoint.routes.insert(*route), "{op}"),
-        EndpointOp::DeleteRoute(route) => assert!(endpoint.routes.remove(route), "{op}"),
-        EndpointOp::Forget(_) => {}
+        assert!(observed.record(op), "impossible: {op}");
     }
 }
 
 fn address() -> impl Strategy<Value = IpAddr> {
     (2..10_u8, any::<bool>()).prop_map(|(n, ipv6)| {
-        if ipv6 { format!("fd00::{n:x}").parse().unwrap() } else { IpAddr::from([10, 0, 0, n]) }
+        if ipv6 {
+            format!("fd00::{n:x}").parse().unwrap()
+        } else {
+            IpAddr::from([10, 0, 0, n])
+        }
     })
 }
 
@@ -129,21 +43,34 @@ fn sandbox() -> impl Strategy<Value = Sandbox> {
 }
 
 fn net() -> impl Strategy<Value = ipnet::IpNet> {
-    address().prop_map(|address| {
-        ipnet::IpNet::new(address, if address.is_ipv4() { 24 } else { 64 }).unwrap()
-    })
+    address().prop_map(|address| ipnet::IpNet::new(address, if address.is_ipv4() { 24 } else { 64 }).unwrap())
 }
 
 fn local() -> impl Strategy<Value = LocalEndpoint> {
-    let gateway = any::<bool>().prop_map(|has| if has { vec![IpAddr::from([10, 0, 0, 1])] } else { vec![] });
-    (mac(), collection::vec(net(), 0..3), sandbox(), gateway).prop_map(|(mac, addresses, sandbox, gateway)| {
-        LocalEndpoint { mac, addresses, sandbox, gateway, ifname: None }
-    })
+    let gateway = any::<bool>().prop_map(|has| {
+        if has {
+            vec![IpAddr::from([10, 0, 0, 1])]
+        } else {
+            vec![]
+        }
+    });
+    (mac(), collection::vec(net(), 0..3), sandbox(), gateway).prop_map(
+        |(mac, addresses, sandbox, gateway)| LocalEndpoint {
+            mac,
+            addresses,
+            sandbox,
+            gateway,
+            ifname: None,
+        },
+    )
 }
 
 fn remote() -> impl Strategy<Value = RemoteEndpoint> {
-    (mac(), collection::vec(address(), 0..3), vtep())
-        .prop_map(|(mac, addresses, vtep)| RemoteEndpoint { mac, addresses, vtep })
+    (mac(), collection::vec(address(), 0..3), vtep()).prop_map(|(mac, addresses, vtep)| RemoteEndpoint {
+        mac,
+        addresses,
+        vtep,
+    })
 }
 
 fn endpoint_id() -> impl Strategy<Value = EndpointId> {
@@ -156,21 +83,30 @@ fn desired_network() -> impl Strategy<Value = Network> {
         collection::btree_map(endpoint_id(), local(), 0..4),
         collection::btree_map(endpoint_id(), remote(), 0..4),
     )
-        .prop_map(|((vni, mtu, subnets, internal, services), endpoints, remotes)| Network {
-            name: format!("n{vni}"),
-            vni: Vni::try_from(vni).unwrap(),
-            mtu,
-            vtep: IpAddr::from([192, 0, 2, 1]),
-            vxlan_port: 4789,
-            subnets: [("10.0.0.0/24", "10.0.0.1"), ("fd00::/64", "fd00::1")][..subnets.into()]
-                .iter()
-                .map(|(net, gateway)| Subnet { net: net.parse().unwrap(), gateway: gateway.parse().unwrap() })
-                .collect(),
-            internal,
-            service_addresses: if services { vec![IpAddr::from([169, 254, 53, 53])] } else { vec![] },
-            endpoints,
-            remotes,
-        })
+        .prop_map(
+            |((vni, mtu, subnets, internal, services), endpoints, remotes)| Network {
+                name: format!("n{vni}"),
+                vni: Vni::try_from(vni).unwrap(),
+                mtu,
+                vtep: IpAddr::from([192, 0, 2, 1]),
+                vxlan_port: 4789,
+                subnets: [("10.0.0.0/24", "10.0.0.1"), ("fd00::/64", "fd00::1")][..subnets.into()]
+                    .iter()
+                    .map(|(net, gateway)| Subnet {
+                        net: net.parse().unwrap(),
+                        gateway: gateway.parse().unwrap(),
+                    })
+                    .collect(),
+                internal,
+                service_addresses: if services {
+                    vec![IpAddr::from([169, 254, 53, 53])]
+                } else {
+                    vec![]
+                },
+                endpoints,
+                remotes,
+            },
+        )
 }
 
 fn network_id() -> impl Strategy<Value = NetworkId> {
@@ -178,13 +114,19 @@ fn network_id() -> impl Strategy<Value = NetworkId> {
 }
 
 fn desired() -> impl Strategy<Value = Desired> {
-    (collection::btree_set(vtep(), 0..3), collection::btree_map(network_id(), desired_network(), 0..4))
+    (
+        collection::btree_set(vtep(), 0..3),
+        collection::btree_map(network_id(), desired_network(), 0..4),
+    )
         .prop_map(|(members, networks)| Desired { members, networks })
 }
 
 fn observed_endpoint() -> impl Strategy<Value = ObservedEndpoint> {
-    let route = (net(), option::of(address()), 0..3_u32)
-        .prop_map(|(to, via, metric)| EndpointRoute { to, via, metric });
+    let route = (net(), option::of(address()), 0..3_u32).prop_map(|(to, via, metric)| EndpointRoute {
+        to,
+        via,
+        metric,
+    });
     (
         mac(),
         1400..1402_u32,
@@ -193,26 +135,39 @@ fn observed_endpoint() -> impl Strategy<Value = ObservedEndpoint> {
         collection::btree_set(net(), 0..3),
         collection::btree_set(route, 0..3),
     )
-        .prop_map(|(mac, mtu, sandbox, intact, addresses, routes)| ObservedEndpoint {
-            mac,
-            mtu,
-            sandbox: sandbox.map(|sandbox| sandbox.id),
-            intact,
-            addresses,
-            routes,
-        })
+        .prop_map(
+            |(mac, mtu, sandbox, intact, addresses, routes)| ObservedEndpoint {
+                mac,
+                mtu,
+                sandbox: sandbox.map(|sandbox| sandbox.id),
+                intact,
+                addresses,
+                routes,
+            },
+        )
 }
 
 fn observed_network() -> impl Strategy<Value = ObservedNetwork> {
-    let bridge = (mac(), 1400..1402_u32).prop_map(|(mac, mtu)| Bridge { mac, mtu, name: "n1".to_owned() });
+    let bridge = (mac(), 1400..1402_u32).prop_map(|(mac, mtu)| Bridge {
+        mac,
+        mtu,
+        name: "n1".to_owned(),
+    });
     let vxlan = (1..3_u32, vtep(), 1400..1402_u32).prop_map(|(vni, local, mtu)| Vxlan {
         vni: Vni::try_from(vni).unwrap(),
         local,
         port: 4789,
         mtu,
     });
-    let uplink = (0..3_u16, any::<bool>(), 1400..1402_u32, any::<bool>())
-        .prop_map(|(slot, ipv6, mtu, intact)| Uplink { slot, ipv6, mtu, intact });
+    let uplink =
+        (0..3_u16, any::<bool>(), 1400..1402_u32, any::<bool>()).prop_map(|(slot, ipv6, mtu, intact)| {
+            Uplink {
+                slot,
+                ipv6,
+                mtu,
+                intact,
+            }
+        });
     (
         option::weighted(0.9, bridge),
         collection::btree_set(net(), 0..3),
@@ -222,31 +177,43 @@ fn observed_network() -> impl Strategy<Value = ObservedNetwork> {
         collection::btree_map(mac(), option::of(vtep()), 0..4),
         collection::btree_map(address(), mac(), 0..4),
     )
-        .prop_map(|(bridge, addresses, vxlan, uplink, endpoints, fdb, neighbours)| ObservedNetwork {
-            bridge,
-            addresses,
-            // Without a tunnel there are no entries of it.
-            fdb: if vxlan.is_some() { fdb } else { BTreeMap::new() },
-            vxlan,
-            uplink,
-            endpoints,
-            neighbours,
-        })
+        .prop_map(
+            |(bridge, addresses, vxlan, uplink, endpoints, fdb, neighbours)| ObservedNetwork {
+                bridge,
+                addresses,
+                // Without a tunnel there are no entries of it.
+                fdb: if vxlan.is_some() { fdb } else { BTreeMap::new() },
+                vxlan,
+                uplink,
+                endpoints,
+                neighbours,
+            },
+        )
 }
 
 fn observed() -> impl Strategy<Value = Observed> {
-    let rules = (collection::btree_set(vtep(), 0..3), any::<bool>())
-        .prop_map(|(members, masquerade)| HostRules { ports: [4789].into(), members, masquerade });
-    (option::of(rules), any::<bool>(), collection::btree_map(network_id(), observed_network(), 0..4)).prop_map(
-        |(rules, forwards, networks)| Observed {
+    let rules =
+        (collection::btree_set(vtep(), 0..3), any::<bool>()).prop_map(|(members, masquerade)| HostRules {
+            ports: [4789].into(),
+            members,
+            masquerade,
+        });
+    (
+        option::of(rules),
+        any::<bool>(),
+        collection::btree_map(network_id(), observed_network(), 0..4),
+    )
+        .prop_map(|(rules, forwards, networks)| Observed {
             host: Host {
                 rules,
-                forwarding: Forwarding { ipv4: forwards, ipv6: forwards },
+                forwarding: Forwarding {
+                    ipv4: forwards,
+                    ipv6: forwards,
+                },
                 link_local: BTreeSet::new(),
             },
             networks,
-        },
-    )
+        })
 }
 
 proptest! {

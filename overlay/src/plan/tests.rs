@@ -17,13 +17,22 @@ fn endpoint(n: u8) -> EndpointId {
 }
 
 fn sandbox(n: u8) -> Sandbox {
-    Sandbox { path: PathBuf::from(format!("/run/netns/s{n}")), id: NetnsId { dev: 4, ino: n.into() } }
+    Sandbox {
+        path: PathBuf::from(format!("/run/netns/s{n}")),
+        id: NetnsId {
+            dev: 4,
+            ino: n.into(),
+        },
+    }
 }
 
 fn local(n: u8) -> LocalEndpoint {
     LocalEndpoint {
         mac: Mac([2, 0, 0, 0, 0, n]),
-        addresses: vec![format!("10.0.0.{n}/24").parse().unwrap(), format!("fd00::{n:x}/64").parse().unwrap()],
+        addresses: vec![
+            format!("10.0.0.{n}/24").parse().unwrap(),
+            format!("fd00::{n:x}/64").parse().unwrap(),
+        ],
         sandbox: sandbox(n),
         gateway: vec![ip("10.0.0.1"), ip("fd00::1")],
         ifname: None,
@@ -46,8 +55,14 @@ fn network(vni: u32) -> Network {
         vtep: ip("192.0.2.1"),
         vxlan_port: 4789,
         subnets: vec![
-            Subnet { net: "10.0.0.0/24".parse().unwrap(), gateway: ip("10.0.0.1") },
-            Subnet { net: "fd00::/64".parse().unwrap(), gateway: ip("fd00::1") },
+            Subnet {
+                net: "10.0.0.0/24".parse().unwrap(),
+                gateway: ip("10.0.0.1"),
+            },
+            Subnet {
+                net: "fd00::/64".parse().unwrap(),
+                gateway: ip("fd00::1"),
+            },
         ],
         internal: false,
         service_addresses: vec![ip("169.254.53.53"), ip("fd00:53::53")],
@@ -57,7 +72,10 @@ fn network(vni: u32) -> Network {
 }
 
 fn desired() -> Desired {
-    Desired { members: [ip("192.0.2.3")].into(), networks: BTreeMap::from([(APP, network(0x1234))]) }
+    Desired {
+        members: [ip("192.0.2.3")].into(),
+        networks: BTreeMap::from([(APP, network(0x1234))]),
+    }
 }
 
 fn applied(desired: &Desired) -> Observed {
@@ -85,7 +103,12 @@ fn an_unchanged_host_has_an_empty_plan() {
 fn a_second_endpoint_is_all_that_is_added() {
     let mut desired = desired();
     let observed = applied(&desired);
-    desired.networks.get_mut(&APP).unwrap().endpoints.insert(endpoint(7), local(7));
+    desired
+        .networks
+        .get_mut(&APP)
+        .unwrap()
+        .endpoints
+        .insert(endpoint(7), local(7));
     insta::assert_snapshot!(text(&desired, &observed));
 }
 
@@ -95,8 +118,20 @@ fn an_address_that_moved_to_another_host_is_replaced_and_forgotten() {
     let observed = applied(&desired);
     let remotes = &mut desired.networks.get_mut(&APP).unwrap().remotes;
     // The same endpoint on another host; and its old address on a new endpoint.
-    remotes.insert(endpoint(6), RemoteEndpoint { addresses: vec![ip("10.0.0.66")], ..remote(6, 3) });
-    remotes.insert(endpoint(8), RemoteEndpoint { mac: Mac([2, 0, 0, 0, 1, 8]), ..remote(6, 2) });
+    remotes.insert(
+        endpoint(6),
+        RemoteEndpoint {
+            addresses: vec![ip("10.0.0.66")],
+            ..remote(6, 3)
+        },
+    );
+    remotes.insert(
+        endpoint(8),
+        RemoteEndpoint {
+            mac: Mac([2, 0, 0, 0, 1, 8]),
+            ..remote(6, 2)
+        },
+    );
     insta::assert_snapshot!(text(&desired, &observed));
 }
 
@@ -118,7 +153,10 @@ fn a_half_made_network_is_made_anew() {
     let mut observed = applied(&desired);
     observed.networks.get_mut(&APP).unwrap().bridge = None;
     let text = text(&desired, &observed);
-    assert!(text.starts_with("network aaaaaaaaaaaa: delete namespace and all that is in it\n"), "{text}");
+    assert!(
+        text.starts_with("network aaaaaaaaaaaa: delete namespace and all that is in it\n"),
+        "{text}"
+    );
     carry_out(&plan(&desired, &observed), &mut observed);
     assert_eq!(observed, applied(&desired));
 }
@@ -127,7 +165,14 @@ fn a_half_made_network_is_made_anew() {
 fn another_vni_means_another_tunnel_but_no_new_endpoints() {
     let mut desired = desired();
     let observed = applied(&desired);
-    desired.networks.insert(APP, Network { vxlan_port: 8472, mtu: 1400, ..network(0x1234) });
+    desired.networks.insert(
+        APP,
+        Network {
+            vxlan_port: 8472,
+            mtu: 1400,
+            ..network(0x1234)
+        },
+    );
     insta::assert_snapshot!(text(&desired, &observed));
 }
 
@@ -135,21 +180,46 @@ fn another_vni_means_another_tunnel_but_no_new_endpoints() {
 fn a_sandbox_that_was_replaced_gets_a_new_link() {
     let mut desired = desired();
     let observed = applied(&desired);
-    let local = desired.networks.get_mut(&APP).unwrap().endpoints.get_mut(&endpoint(5)).unwrap();
+    let local = desired
+        .networks
+        .get_mut(&APP)
+        .unwrap()
+        .endpoints
+        .get_mut(&endpoint(5))
+        .unwrap();
     local.sandbox.id.ino = 99;
     let text = text(&desired, &observed);
-    assert!(text.starts_with("network aaaaaaaaaaaa endpoint 050505050505: delete veth\n"), "{text}");
-    assert!(text.contains("add veth 02:00:00:00:00:05 mtu 1450 into /run/netns/s5\n"), "{text}");
+    assert!(
+        text.starts_with("network aaaaaaaaaaaa endpoint 050505050505: delete veth\n"),
+        "{text}"
+    );
+    assert!(
+        text.contains("add veth 02:00:00:00:00:05 mtu 1450 into /run/netns/s5\n"),
+        "{text}"
+    );
 }
 
 #[test]
 fn uplinks_avoid_link_local_addresses_of_others() {
     let mut desired = desired();
-    desired.networks.insert(OTHER, Network { name: "other".to_owned(), ..network(0x99) });
+    desired.networks.insert(
+        OTHER,
+        Network {
+            name: "other".to_owned(),
+            ..network(0x99)
+        },
+    );
     let mut observed = Observed::default();
-    observed.host.link_local.insert("169.254.64.0/30".parse().unwrap());
+    observed
+        .host
+        .link_local
+        .insert("169.254.64.0/30".parse().unwrap());
     carry_out(&plan(&desired, &observed), &mut observed);
-    let slots: Vec<_> = observed.networks.values().map(|network| network.uplink.unwrap().slot).collect();
+    let slots: Vec<_> = observed
+        .networks
+        .values()
+        .map(|network| network.uplink.unwrap().slot)
+        .collect();
     assert_eq!(slots, [2, 3], "slots 0 and 1 are in 169.254.64.0/30");
     // Who has a slot keeps it, even if somebody else took the address later.
     observed.host.link_local.insert("169.254.0.0/16".parse().unwrap());
@@ -161,13 +231,21 @@ fn an_internal_network_has_no_way_out() {
     let mut desired = desired();
     desired.networks.get_mut(&APP).unwrap().internal = true;
     let text = text(&desired, &Observed::default());
-    assert!(!text.contains("uplink") && !text.contains("masquerade") && !text.contains("forwarding"), "{text}");
+    assert!(
+        !text.contains("uplink") && !text.contains("masquerade") && !text.contains("forwarding"),
+        "{text}"
+    );
 }
 
 #[test]
 fn a_record_of_this_host_among_the_remotes_is_not_sent_to_itself() {
     let mut desired = desired();
-    desired.networks.get_mut(&APP).unwrap().remotes.insert(endpoint(9), remote(9, 1));
+    desired
+        .networks
+        .get_mut(&APP)
+        .unwrap()
+        .remotes
+        .insert(endpoint(9), remote(9, 1));
     let text = text(&desired, &Observed::default());
     assert!(!text.contains("02:00:00:00:01:09"), "{text}");
 }

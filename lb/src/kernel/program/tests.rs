@@ -1,0 +1,144 @@
+use weft_types::EndpointId;
+
+use super::*;
+use crate::{Backend, BackendState};
+
+fn service() -> Service {
+    let backend = |n: u8| Backend {
+        endpoint: EndpointId([n; 16]),
+        addrs: vec![IpAddr::from([10, 0, 0, n]), format!("fd00::{n}").parse().unwrap()],
+        weight: 1.try_into().unwrap(),
+        state: BackendState::Active,
+    };
+    Service {
+        id: ServiceId([0xab; 16]),
+        name: "web".to_owned(),
+        vips: vec![IpAddr::from([10, 0, 0, 100])],
+        ports: vec!["80:8080".parse().unwrap(), "53/udp".parse().unwrap()],
+        scheduler: Scheduler::RoundRobin,
+        backends: vec![backend(2), backend(1)],
+    }
+}
+
+fn text(service: &Service) -> String {
+    let table = table_of(NetworkId([0xcd; 16]));
+    let mut change = Transaction::new();
+    chains(service).into_iter().for_each(|chain| {
+        change.add_chain(&table, Chain::regular(chain));
+    });
+    write_rules(
+        &mut change,
+        &table,
+        service,
+        &Slots::of(service, &Loads::new(), 0),
+        "mark",
+    );
+    add_elements(&mut change, &table, elements(service).iter());
+    let long = service.id.to_string();
+    change
+        .to_string()
+        .replace(&long, "ID")
+        .replace(&table.to_string(), "TABLE")
+}
+
+#[test]
+fn a_service_reads_as_text() {
+    let wanted = "\
+add chain TABLE svc-ID
+add chain TABLE svc-ID-tcp-80
+add chain TABLE svc-ID-udp-53
+flush chain TABLE svc-ID-udp-53
+add set TABLE @#1 { type mark : ipv4_addr; }
+add elements TABLE @#1
+  0 : 10.0.0.1
+  1 : 10.0.0.2
+add rule TABLE svc-ID-udp-53 ip; r0 = numgen inc mod 2; r4 = @#1[r0]; dnat ip to r4
+add rule TABLE svc-ID-udp-53 goto refuse
+flush chain TABLE svc-ID-tcp-80
+add set TABLE @#2 { type mark : ipv4_addr; }
+add elements TABLE @#2
+  0 : 10.0.0.1
+  1 : 10.0.0.2
+add rule TABLE svc-ID-tcp-80 ip; r0 = numgen inc mod 2; r4 = @#2[r0]; r8 = 8080; dnat ip to r4 port r8
+add rule TABLE svc-ID-tcp-80 goto refuse
+flush chain TABLE svc-ID
+add set TABLE @#3 { type mark : ipv4_addr; }
+add elements TABLE @#3
+  0 : 10.0.0.1
+  1 : 10.0.0.2
+add rule TABLE svc-ID ip; r0 = l4proto; r0 == icmp; r0 = numgen inc mod 2; r4 = @#3[r0]; dnat ip to r4 \
+comment \"mark\"
+add rule TABLE svc-ID goto refuse
+add elements TABLE @ports4
+  10.0.0.100 . tcp . 80 : goto svc-ID-tcp-80
+  10.0.0.100 . udp . 53 : goto svc-ID-udp-53
+add elements TABLE @vips4
+  10.0.0.100 : goto svc-ID
+";
+    assert_eq!(text(&service()), wanted);
+}
+
+#[test]
+fn one_backend_needs_no_map_and_none_refuses() {
+    let mut service = service();
+    service.ports.clear();
+    service.backends.pop();
+    assert!(
+        text(&service).contains("add rule TABLE svc-ID ip; r4 = 10.0.0.2; dnat ip to r4 comment \"mark\"\n")
+    );
+    service.backends.clear();
+    assert!(text(&service).contains("add rule TABLE svc-ID goto refuse comment \"mark\"\n"));
+}
+
+#[test]
+fn the_fingerprint_changes_with_what_is_written_and_with_nothing_else() {
+    let base = service();
+    let print = fingerprint(&base, 0);
+    let mut same = base.clone();
+    same.name = "other".to_owned();
+    same.backends.reverse();
+    same.backends.push(Backend {
+        state: BackendState::Down,
+        ..base.backends[0].clone()
+    });
+    same.ports.reverse();
+    assert_eq!(fingerprint(&same, 0), print);
+    let changes: [fn(&mut Service); 6] = [
+        |s| s.vips.push(IpAddr::from([10, 0, 0, 101])),
+        |s| s.vips = vec!["fd00::100".parse().unwrap()],
+        |s| s.ports[0].target = s.ports[0].port,
+        |s| s.backends[0].state = BackendState::Draining,
+        |s| s.backends[0].addrs[0] = IpAddr::from([10, 0, 0, 9]),
+        |s| s.scheduler = Scheduler::LeastConnections,
+    ];
+    for change in changes {
+        let mut changed = base.clone();
+        change(&mut changed);
+        assert_ne!(fingerprint(&changed, 0), print, "{changed:?}");
+    }
+}
+
+#[test]
+fn keys_are_read_back() {
+    for (vip, port) in [
+        ("10.0.0.1", None),
+        ("10.0.0.1", Some((6, 8080))),
+        ("fd00::1", None),
+        ("fd00::1", Some((17, 53))),
+    ] {
+        let key = Key {
+            vip: vip.parse().unwrap(),
+            port,
+        };
+        let mut bytes = match key.vip {
+            IpAddr::V4(addr) => addr.octets().to_vec(),
+            IpAddr::V6(addr) => addr.octets().to_vec(),
+        };
+        if let Some((protocol, port)) = port {
+            bytes.extend([protocol, 0, 0, 0, (port >> 8) as u8, port as u8, 0, 0]);
+        }
+        assert_eq!(Key::from_bytes(key.map(), &bytes), Some(key));
+    }
+    assert_eq!(Key::from_bytes(Map::Ports { ipv6: false }, &[1, 2, 3, 4]), None);
+    assert!(is_table_name(&table_of(NetworkId([1; 16])).name) && !is_table_name("weft-egress"));
+}

@@ -1,0 +1,59 @@
+//! What our objects are called.
+
+use std::path::PathBuf;
+
+use weft_netlink::nft::{Family, Table};
+use weft_types::{EndpointId, NetworkId};
+
+use super::Kernel;
+
+pub(super) const BRIDGE: &str = "br0";
+pub(super) const VXLAN: &str = "vx0";
+pub(super) const UPLINK: &str = "up0";
+pub(super) const UPLINK_ALIAS: &str = "weft:uplink";
+pub(super) const VXLAN_ALIAS: &str = "weft:vxlan";
+/// What every alias of ours starts with.
+pub(super) const MARK: &str = "weft:";
+
+/// Interface indexes in a namespace of ours, above those that the kernel gives to devices which some modules
+/// put into every namespace (`tunl0`, `sit0`).
+pub(super) const BRIDGE_INDEX: u32 = 100;
+pub(super) const VXLAN_INDEX: u32 = 101;
+pub(super) const UPLINK_INDEX: u32 = 102;
+pub(super) const FIRST_PORT_INDEX: u32 = 1000;
+
+/// The protocol number of our routes (`ip route` shows `proto 119`): not in iproute2's `rt_protos`.
+pub(super) const ROUTE_PROTOCOL: u8 = b'w';
+
+pub(super) fn table() -> Table {
+    Table::new(Family::Inet, "weft-overlay")
+}
+
+/// The host's end of an uplink; an interface name has at most 15 characters.
+pub(super) fn uplink_host(network: NetworkId) -> String {
+    format!("weft-{}", &network.short()[..10])
+}
+
+pub(super) fn uplink_host_alias(network: NetworkId) -> String {
+    format!("{UPLINK_ALIAS} {}", network.short())
+}
+
+pub(super) fn port(endpoint: EndpointId) -> String {
+    format!("p{}", endpoint.short())
+}
+
+/// On both ends of an endpoint's veth pair.
+pub(super) fn endpoint_alias(endpoint: EndpointId) -> String {
+    format!("{MARK}{endpoint}")
+}
+
+pub(super) fn bridge_alias(name: &str) -> String {
+    format!("{MARK}{name}")
+}
+
+impl Kernel {
+    /// The path that keeps a network's namespace.
+    pub(super) fn netns_path(&self, network: NetworkId) -> PathBuf {
+        self.netns_dir.join(network.short())
+    }
+}

@@ -1,0 +1,426 @@
+//! Reads back what of ours the kernel holds.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use ipnet::IpNet;
+use weft_netlink::{
+    netns::{Netns, NetnsError, NetnsId},
+    nft::Nft,
+    route::{Address, Link, Route, RouteSocket},
+};
+use weft_types::{EndpointId, Mac, NetworkId};
+
+use super::{
+    Handle, Kernel, KernelError, Links, Space, names,
+    names::{BRIDGE, MARK, ROUTE_PROTOCOL, UPLINK, UPLINK_ALIAS, VXLAN},
+    rules,
+};
+use crate::plan::{
+    Bridge, Desired, EndpointRoute, Forwarding, Host, Network, Observed, ObservedEndpoint, ObservedNetwork,
+    Sandbox, Uplink, Vxlan,
+};
+
+pub(super) const FORWARDING: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
+
+/// Everything of one namespace that matters to us.
+struct Dump {
+    links: Vec<Link>,
+    addresses: Vec<Address>,
+    routes: Vec<Route>,
+}
+
+impl Dump {
+    fn of(socket: &mut RouteSocket) -> Result<Self, KernelError> {
+        Ok(Self {
+            links: socket.links()?,
+            addresses: socket.addresses()?,
+            routes: socket.routes()?,
+        })
+    }
+
+    fn named(&self, name: &str) -> Option<&Link> {
+        self.links.iter().find(|link| link.name == name)
+    }
+
+    fn addresses_of(&self, link: u32) -> impl Iterator<Item = IpNet> {
+        self.addresses
+            .iter()
+            .filter(move |address| address.link == link)
+            .map(|address| address.net)
+    }
+
+    fn has_default(&self, via: IpAddr, link: u32) -> bool {
+        self.routes
+            .iter()
+            .any(|route| route.to.prefix_len() == 0 && route.via == Some(via) && route.link == link)
+    }
+}
+
+impl Kernel {
+    /// Looks at the kernel. What is desired tells where to look: into which sandboxes.
+    ///
+    /// Finds what an agent that died left, in any state.
+    pub fn observe(&mut self, desired: &Desired) -> Result<Observed, KernelError> {
+        let host = Dump::of(&mut self.route)?;
+        let mut observed = Observed {
+            host: self.observe_host(&host)?,
+            networks: BTreeMap::new(),
+        };
+        self.spaces.clear();
+        let ids: HashMap<String, NetworkId> = desired.networks.keys().map(|id| (id.short(), *id)).collect();
+        let mut sandboxes = Sandboxes::default();
+        for path in self.netns_files()? {
+            let Some(id) = path.file_name().and_then(|name| network_id(name.to_str()?, &ids)) else {
+                continue;
+            };
+            let netns = match Netns::open(&path) {
+                Ok(netns) => netns,
+                // A crash between making the file and the mount, or between unmounting and removing.
+                Err(NetnsError::NotANetns { .. } | NetnsError::NotFound { .. }) => {
+                    observed.networks.insert(id, ObservedNetwork::default());
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let uplink_host = host.named(&names::uplink_host(id));
+            let uplink_host =
+                uplink_host.filter(|link| link.alias.as_deref() == Some(&names::uplink_host_alias(id)));
+            let (space, network) = observe_network(
+                netns,
+                desired.networks.get(&id),
+                uplink_host,
+                &host,
+                &mut sandboxes,
+            )?;
+            self.spaces.insert(id, space);
+            observed.networks.insert(id, network);
+        }
+        // The host's end of an uplink whose namespace lost its name.
+        for alias in host.links.iter().filter_map(|link| link.alias.as_deref()) {
+            let id = alias
+                .strip_prefix(UPLINK_ALIAS)
+                .and_then(|short| network_id(short.trim_start(), &ids));
+            if let Some(id) = id {
+                observed.networks.entry(id).or_default();
+            }
+        }
+        Ok(observed)
+    }
+
+    fn observe_host(&mut self, dump: &Dump) -> Result<Host, KernelError> {
+        let ours: BTreeSet<u32> = dump
+            .links
+            .iter()
+            .filter(|link| link.alias.as_deref().is_some_and(|alias| alias.starts_with(MARK)))
+            .map(|link| link.index)
+            .collect();
+        let link_local = dump
+            .addresses
+            .iter()
+            .filter(|address| !ours.contains(&address.link));
+        let on = |name: &str| match self.host.sysctls(&[name]) {
+            Ok(values) => Ok(values == ["1"]),
+            // A kernel without IPv6 has nothing to be switched on.
+            Err(NetnsError::Os { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
+        };
+        Ok(Host {
+            rules: rules::observe_host(&self.nft)?,
+            forwarding: Forwarding {
+                ipv4: on(FORWARDING[0])?,
+                ipv6: on(FORWARDING[1])?,
+            },
+            link_local: link_local
+                .filter_map(|address| match address.net {
+                    IpNet::V4(net) if net.addr().is_link_local() => Some(net.trunc()),
+                    _ => None,
+                })
+                .collect(),
+        })
+    }
+
+    fn netns_files(&self) -> Result<Vec<PathBuf>, KernelError> {
+        let error = |source| KernelError::List {
+            path: self.netns_dir.clone(),
+            source,
+        };
+        match fs::read_dir(&self.netns_dir) {
+            Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(source) => Err(error(source)),
+            Ok(entries) => entries.map(|entry| Ok(entry.map_err(error)?.path())).collect(),
+        }
+    }
+}
+
+/// The network that a short id belongs to. One that is not desired gets the rest of its id made up: it is there
+/// to be deleted, and for that the short id is enough.
+fn network_id(short: &str, desired: &HashMap<String, NetworkId>) -> Option<NetworkId> {
+    if short.len() != NetworkId([0; 16]).short().len() {
+        return None;
+    }
+    desired
+        .get(short)
+        .copied()
+        .or_else(|| format!("{short:0<32}").parse().ok())
+}
+
+fn observe_network(
+    netns: Netns,
+    desired: Option<&Network>,
+    uplink_host: Option<&Link>,
+    host: &Dump,
+    sandboxes: &mut Sandboxes,
+) -> Result<(Space, ObservedNetwork), KernelError> {
+    let mut route = RouteSocket::open(&netns)?;
+    let nft = netns.run(Nft::open)??;
+    let dump = Dump::of(&mut route)?;
+    let bridge = dump.named(BRIDGE).filter(|link| link.kind == "bridge");
+    let index = bridge.map_or(0, |link| link.index);
+    let vxlan = dump.named(VXLAN);
+    let uplink = dump.named(UPLINK);
+    let links = Links {
+        bridge: index,
+        vxlan: vxlan.map(|link| link.index),
+        uplink: uplink.map(|link| link.index),
+        uplink_host: uplink_host.map(|link| link.index),
+    };
+    let fdb = route.fdb()?;
+    let neighbours = route.neighbours()?;
+    let mut network = ObservedNetwork {
+        bridge: bridge.and_then(|link| {
+            let name = link.alias.as_deref()?.strip_prefix(MARK)?.to_owned();
+            link.up.then_some(Bridge {
+                mac: link.mac?,
+                mtu: link.mtu,
+                name,
+            })
+        }),
+        addresses: dump
+            .addresses_of(index)
+            .filter(|net| !is_ipv6_link_local(net))
+            .collect(),
+        vxlan: vxlan.and_then(|link| {
+            let options = link.detail.vxlan?;
+            let as_made =
+                link.up && link.master == Some(index) && link.detail.port == Some(super::execute::TUNNEL);
+            as_made.then_some(Vxlan {
+                vni: options.vni,
+                local: options.local,
+                port: options.port,
+                mtu: link.mtu,
+            })
+        }),
+        uplink: None,
+        endpoints: BTreeMap::new(),
+        fdb: BTreeMap::new(),
+        neighbours: neighbours
+            .iter()
+            .filter(|entry| entry.link == index && entry.permanent)
+            .filter_map(|entry| Some((entry.address, entry.mac?)))
+            .collect(),
+    };
+    if uplink.is_some() || uplink_host.is_some() {
+        network.uplink = Some(observe_uplink(
+            &dump,
+            uplink,
+            host,
+            uplink_host,
+            rules::observe_network(&nft)?,
+        ));
+    }
+    if let (Some(vxlan), Some(_)) = (links.vxlan, network.vxlan) {
+        let of_tunnel = |of_bridge: bool| {
+            fdb.iter()
+                .filter(move |e| e.link == vxlan && e.is_static && e.vtep.is_none() == of_bridge)
+        };
+        let bridged: BTreeSet<Mac> = of_tunnel(true).map(|entry| entry.mac).collect();
+        for mac in of_tunnel(true).chain(of_tunnel(false)).map(|entry| entry.mac) {
+            let mut vteps = of_tunnel(false)
+                .filter(|entry| entry.mac == mac)
+                .filter_map(|entry| entry.vtep);
+            let vtep = vteps
+                .next()
+                .filter(|_| vteps.next().is_none() && bridged.contains(&mac));
+            network.fdb.insert(mac, vtep);
+        }
+    }
+    let mut endpoints = BTreeMap::new();
+    for port in &dump.links {
+        let id = port
+            .alias
+            .as_deref()
+            .and_then(|alias| alias.strip_prefix(MARK)?.parse::<EndpointId>().ok());
+        let Some(id) = id else { continue };
+        let sandbox = desired
+            .and_then(|network| network.endpoints.get(&id))
+            .map(|local| &local.sandbox);
+        let seen = sandbox.and_then(|sandbox| {
+            Some((sandbox, sandboxes.look(&sandbox.path)?)).filter(|(_, seen)| seen.id == sandbox.id)
+        });
+        let (endpoint, far_end) = observe_endpoint(id, port, index, seen, |mac| {
+            fdb.iter()
+                .any(|entry| entry.link == port.index && entry.mac == mac && entry.is_static)
+        });
+        network.endpoints.insert(id, endpoint);
+        endpoints.insert(
+            id,
+            Handle {
+                port: port.index,
+                far_end,
+            },
+        );
+    }
+    let next_port = dump
+        .links
+        .iter()
+        .map(|link| link.index + 1)
+        .max()
+        .unwrap_or(0)
+        .max(names::FIRST_PORT_INDEX);
+    Ok((
+        Space {
+            netns,
+            route,
+            nft: Some(nft),
+            links,
+            endpoints,
+            next_port,
+        },
+        network,
+    ))
+}
+
+fn observe_uplink(
+    dump: &Dump,
+    inside: Option<&Link>,
+    host: &Dump,
+    outside: Option<&Link>,
+    masquerade: bool,
+) -> Uplink {
+    let mut uplink = Uplink {
+        slot: 0,
+        ipv6: false,
+        mtu: 0,
+        intact: false,
+    };
+    let (Some(inside), Some(outside)) = (inside, outside) else {
+        return uplink;
+    };
+    let outer: BTreeSet<IpNet> = host.addresses_of(outside.index).collect();
+    let inner: BTreeSet<IpNet> = dump.addresses_of(inside.index).collect();
+    let slot = outer.iter().find_map(|net| match net {
+        IpNet::V4(net) if Uplink::IPV4.contains(&net.addr()) => {
+            u16::try_from((net.addr().to_bits() - Uplink::IPV4.network().to_bits()) / 2).ok()
+        }
+        _ => None,
+    });
+    let Some(slot) = slot else { return uplink };
+    uplink = Uplink {
+        slot,
+        mtu: inside.mtu,
+        ..uplink
+    };
+    uplink.ipv6 = inner.iter().any(|net| net.addr() == IpAddr::V6(uplink.ipv6().1));
+    let ends = uplink.ends();
+    uplink.intact = masquerade
+        && inside.up
+        && outside.up
+        && inside.mtu == outside.mtu
+        && ends.iter().all(|(host_end, network_end)| {
+            outer.contains(host_end)
+                && inner.contains(network_end)
+                && dump.has_default(host_end.addr(), inside.index)
+        });
+    uplink
+}
+
+fn observe_endpoint(
+    id: EndpointId,
+    port: &Link,
+    bridge: u32,
+    seen: Option<(&Sandbox, &Seen)>,
+    has_entry: impl Fn(Mac) -> bool,
+) -> (ObservedEndpoint, Option<(Sandbox, u32)>) {
+    let mut endpoint = ObservedEndpoint {
+        mac: Mac([0; 6]),
+        mtu: port.mtu,
+        sandbox: None,
+        intact: false,
+        addresses: BTreeSet::new(),
+        routes: BTreeSet::new(),
+    };
+    let Some((sandbox, seen)) = seen else {
+        return (endpoint, None);
+    };
+    let alias = names::endpoint_alias(id);
+    let far_end = seen
+        .dump
+        .links
+        .iter()
+        .find(|link| link.alias.as_deref() == Some(&alias));
+    let Some(link) = far_end.filter(|link| port.peer == Some(link.index) && link.peer == Some(port.index))
+    else {
+        return (endpoint, None);
+    };
+    endpoint.sandbox = Some(seen.id);
+    endpoint.mac = link.mac.unwrap_or(endpoint.mac);
+    // Whichever end differs from what is desired is put right with both.
+    endpoint.mtu = if link.mtu == port.mtu { port.mtu } else { 0 };
+    endpoint.intact = port.up
+        && link.up
+        && port.master == Some(bridge)
+        && port
+            .detail
+            .port
+            .is_some_and(|flags| (flags.learning, flags.flood) == (Some(false), Some(false)))
+        && has_entry(endpoint.mac);
+    endpoint.addresses = seen
+        .dump
+        .addresses_of(link.index)
+        .filter(|net| !is_ipv6_link_local(net))
+        .collect();
+    let ours = seen
+        .dump
+        .routes
+        .iter()
+        .filter(|r| r.link == link.index && r.protocol == ROUTE_PROTOCOL);
+    endpoint.routes = ours
+        .map(|r| EndpointRoute {
+            to: r.to,
+            via: r.via,
+            metric: r.metric,
+        })
+        .collect();
+    (endpoint, Some((sandbox.clone(), link.index)))
+}
+
+/// The kernel gives these by itself.
+fn is_ipv6_link_local(net: &IpNet) -> bool {
+    matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local())
+}
+
+/// Sandboxes looked into, each once.
+#[derive(Default)]
+struct Sandboxes(HashMap<PathBuf, Option<Seen>>);
+
+struct Seen {
+    id: NetnsId,
+    dump: Dump,
+}
+
+impl Sandboxes {
+    /// What is in a sandbox; `None` if it cannot be opened, which the operation on it will tell.
+    fn look(&mut self, path: &Path) -> Option<&Seen> {
+        let look = || {
+            let netns = Netns::open(path).ok()?;
+            let dump = Dump::of(&mut RouteSocket::open(&netns).ok()?).ok()?;
+            Some(Seen { id: netns.id(), dump })
+        };
+        self.0.entry(path.to_owned()).or_insert_with(look).as_ref()
+    }
+}

@@ -1,0 +1,141 @@
+//! Our nft tables: who is heard on the VXLAN port, and masquerade.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use weft_netlink::nft::{
+    Chain, ChainType, Datum, Element, Expr, Hook, Kind, Load, Nft, NftError, Reg, Rule, Set, SetData,
+    Transaction, Verdict, priority,
+};
+
+use super::names::{UPLINK, table};
+use crate::plan::{HostRules, Uplink};
+
+const MEMBERS: [&str; 2] = ["members4", "members6"];
+const MASQUERADE: &str = "masquerade";
+const IPPROTO_UDP: u8 = 17;
+
+/// The host's table, in place of the one that may be there: packets see one or the other.
+pub(super) fn host(rules: &HostRules) -> Transaction {
+    let table = table();
+    let mut change = Transaction::new();
+    change.delete_table(&table).add_table(&table);
+    for (name, ipv6) in MEMBERS.into_iter().zip([false, true]) {
+        let kind = if ipv6 { Kind::Addr6 } else { Kind::Addr4 };
+        let members = rules.members.iter().filter(|member| member.is_ipv6() == ipv6);
+        let elements = members
+            .map(|member| Element::key([Datum::from(*member)]))
+            .collect();
+        change
+            .add_set(&table, Set::new(name, [kind], SetData::None))
+            .add_elements(&table, name, elements);
+    }
+    change.add_chain(
+        &table,
+        Chain::base("input", ChainType::Filter, Hook::Input, priority::FILTER),
+    );
+    for port in &rules.ports {
+        for (name, ipv6) in MEMBERS.into_iter().zip([false, true]) {
+            let source = if ipv6 { Load::Ip6Saddr } else { Load::Ip4Saddr };
+            let rule = Rule::new()
+                .equal(Load::L4Proto, Datum::Proto(IPPROTO_UDP))
+                .equal(Load::Dport, Datum::Port(*port))
+                .then(Expr::Version { ipv6 })
+                .then(Expr::Load(source, Reg(0)))
+                .then(Expr::Lookup {
+                    set: name.into(),
+                    key: Reg(0),
+                    to: None,
+                    invert: true,
+                })
+                .then(Expr::Counter)
+                .then(Expr::Verdict(Verdict::Drop))
+                .comment(format!("vxlan {port}"));
+            change.add_rule(&table, "input", rule);
+        }
+    }
+    if rules.masquerade {
+        change.add_chain(
+            &table,
+            Chain::base("postrouting", ChainType::Nat, Hook::Postrouting, priority::SNAT),
+        );
+        let (v4, v6) = (Uplink::IPV4, Uplink::IPV6);
+        for (net, len) in [
+            (IpAddr::V4(v4.network()), v4.prefix_len()),
+            (IpAddr::V6(v6.network()), v6.prefix_len()),
+        ] {
+            let rule = Rule::new()
+                .from_subnet(net, len)
+                .then(Expr::Masquerade)
+                .comment(MASQUERADE);
+            change.add_rule(&table, "postrouting", rule);
+        }
+    }
+    change
+}
+
+pub(super) fn delete() -> Transaction {
+    let mut change = Transaction::new();
+    change.delete_table(&table());
+    change
+}
+
+/// The table of a network's namespace. Two networks may have the same addresses, so each hides its own
+/// behind the address of its uplink, and the host hides those.
+pub(super) fn network() -> Transaction {
+    let table = table();
+    let mut change = Transaction::new();
+    change
+        .delete_table(&table)
+        .add_table(&table)
+        .add_chain(
+            &table,
+            Chain::base("postrouting", ChainType::Nat, Hook::Postrouting, priority::SNAT),
+        )
+        .add_rule(
+            &table,
+            "postrouting",
+            Rule::new()
+                .equal(Load::Oifname, Datum::Ifname(UPLINK.to_owned()))
+                .then(Expr::Masquerade)
+                .comment(MASQUERADE),
+        );
+    change
+}
+
+/// What the host's table says, if there is one.
+pub(super) fn observe_host(nft: &Nft) -> Result<Option<HostRules>, NftError> {
+    let table = table();
+    if !is_there(nft)? {
+        return Ok(None);
+    }
+    let comments = nft.rule_comments(&table)?;
+    let port = |comment: &str| comment.strip_prefix("vxlan ")?.parse().ok();
+    let mut members = BTreeSet::new();
+    for name in MEMBERS {
+        members.extend(nft.elements(&table, name)?.iter().filter_map(|element| {
+            let key = element.key.as_slice();
+            <[u8; 4]>::try_from(key)
+                .map(IpAddr::from)
+                .or_else(|_| <[u8; 16]>::try_from(key).map(IpAddr::from))
+                .ok()
+        }));
+    }
+    Ok(Some(HostRules {
+        ports: comments.iter().filter_map(|(_, comment)| port(comment)).collect(),
+        members,
+        masquerade: comments.iter().any(|(_, comment)| comment == MASQUERADE),
+    }))
+}
+
+/// Whether a network's namespace has its table.
+pub(super) fn observe_network(nft: &Nft) -> Result<bool, NftError> {
+    Ok(nft
+        .rule_comments(&table())?
+        .iter()
+        .any(|(_, comment)| comment == MASQUERADE))
+}
+
+fn is_there(nft: &Nft) -> Result<bool, NftError> {
+    let ours = table();
+    Ok(nft.tables(&ours.name)?.contains(&ours))
+}
