@@ -1,5 +1,6 @@
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::RangeInclusive,
     time::Instant,
 };
 
@@ -140,9 +141,34 @@ impl<N: Node> Space<N> {
             Want::Number(number) => self.exactly(to, Block::single(*number))?,
             Want::Block(block) => self.exactly(to, *block)?,
         };
+        let grants = self.grant(to, pieces);
+        match grants.is_empty() {
+            true => Err(GiveError::Refused(Refusal::Spent)),
+            false => Ok(Given { grants }),
+        }
+    }
+
+    /// Gives everything this node owns and does not use to `heir`, for when it leaves. Reserved
+    /// numbers go as well: all nodes reserve the same, and whoever follows hands them out as little.
+    pub fn hand_over(&mut self, heir: N) -> Given<N> {
+        let mut free = self.own.clone();
+        for used in self.in_use.iter() {
+            free.remove(*used.start(), *used.end());
+        }
+        let pieces = match heir == self.me {
+            true => Vec::new(),
+            false => free.iter().flat_map(Block::cover).collect(),
+        };
+        Given {
+            grants: self.grant(heir, pieces),
+        }
+    }
+
+    /// Grants each of `pieces` that can still be versioned; one that is no longer mine was given to
+    /// `to` before and is given again.
+    fn grant(&mut self, to: N, pieces: Vec<Block>) -> Vec<Grant<N>> {
         let mut grants = Vec::new();
         for block in pieces {
-            // A piece that is no longer mine was given to `to` before.
             let given = self.ledger.at(block.first()).and_then(|segment| {
                 segment
                     .tips()
@@ -154,8 +180,9 @@ impl<N: Node> Space<N> {
                 grants.push(grant);
                 continue;
             }
-            let spent = GiveError::Refused(Refusal::Spent);
-            let version = self.ledger.next_version(&block).ok_or(spent)?;
+            let Some(version) = self.ledger.next_version(&block) else {
+                continue;
+            };
             let grant = Grant {
                 block,
                 from: self.me,
@@ -169,11 +196,11 @@ impl<N: Node> Space<N> {
             grants.push(grant);
         }
         grants.dedup();
-        Ok(Given { grants })
+        grants
     }
 
     /// About half of what is free in `range`, as a few large blocks.
-    fn spare(&self, range: std::ops::RangeInclusive<u128>, now: Instant) -> Vec<Block> {
+    fn spare(&self, range: RangeInclusive<u128>, now: Instant) -> Vec<Block> {
         let resting = self.released.resting(self.rest, now);
         let pieces = self.half_of(self.free_runs(range.clone(), |number| resting.next(number)));
         match pieces.is_empty() {
@@ -217,7 +244,7 @@ impl<N: Node> Space<N> {
         }
         let mut mine = Runs::default();
         let mut given = Vec::new();
-        let mut owners = std::collections::BTreeSet::new();
+        let mut owners = BTreeSet::new();
         for (part, segment) in self.ledger.over(first..=last) {
             let owner = self.ledger.owner(segment);
             let involved = segment.tips().iter().any(|tip| tip.to == self.me) || owner == self.me;

@@ -1,5 +1,6 @@
 mod allocation;
 mod conflict;
+mod giving;
 mod large;
 mod merge;
 mod model;

@@ -37,6 +37,7 @@ pub(super) fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(pick, repeat, crash)| Op::Deliver { pick, repeat, crash }),
         2 => any::<usize>().prop_map(|pick| Op::Lose { pick }),
         4 => (node(), node()).prop_map(|(from, to)| Op::Records { from, to }),
+        1 => (node(), node(), crash()).prop_map(|(node, heir, crash)| Op::HandOver { node, heir, crash }),
         1 => node().prop_map(|node| Op::Obtain { node }),
         2 => node().prop_map(|node| Op::Stop { node }),
         1 => node().prop_map(|node| Op::Compact { node }),
@@ -57,6 +58,9 @@ proptest! {
     fn no_number_has_two_owners_and_none_is_lost(nodes in 2usize..6, ops in ops()) {
         World::new(nodes, ORDER, None).run(&ops).map_err(TestCaseError::fail)?;
     }
+
+proptest! {
+    #![proptest_config(Config { cases: Config::default().cases / 2, ..Config::default() })]
 
     #[test]
     fn a_disk_that_was_rolled_back_is_harmless_once_the_others_are_heard(

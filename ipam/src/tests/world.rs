@@ -45,6 +45,7 @@ pub(super) enum Op {
     Deliver { pick: usize, repeat: bool, crash: Crash },
     Lose { pick: usize },
     Records { from: usize, to: usize },
+    HandOver { node: usize, heir: usize, crash: Crash },
     Obtain { node: usize },
     Stop { node: usize },
     Compact { node: usize },
@@ -226,6 +227,21 @@ impl World {
                 let side: Vec<_> = (0..nodes).filter(|other| self.reachable(node, *other)).collect();
                 self.meet(&side)?;
                 self.obtain(node, &side)?;
+            }
+            Op::HandOver { node, heir, crash } => {
+                let (from, to) = (node % nodes, heir % nodes);
+                let host = self.up(from)?;
+                let given = host.space().hand_over(to as u8);
+                if crash != Crash::BeforeStore {
+                    host.grants.extend(given.to_store());
+                }
+                match crash {
+                    Crash::Never => {
+                        let body = Body::Records(given.stored());
+                        self.packets.push(Packet { from, to, body });
+                    }
+                    _ => host.space = None,
+                }
             }
             Op::Stop { node } => self.hosts[node % nodes].space = None,
             Op::Compact { node } => {
