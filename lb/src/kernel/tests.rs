@@ -26,7 +26,7 @@ fn even(n: usize) -> BTreeMap<IpAddr, usize> {
         .into()
 }
 
-/// The number that the kernel raises with every committed transaction, in the words of `nft monitor`'s ancestor.
+/// All rules with the numbers that the kernel gave them, which a rewrite would change.
 fn ruleset(netns: &Netns) -> String {
     let output = netns
         .run(|| Command::new("nft").args(["-a", "list", "ruleset"]).output())
@@ -129,7 +129,7 @@ fn without_a_backend_a_call_is_refused_at_once() {
         for backend in &mut web.backends {
             backend.state = BackendState::Draining;
         }
-        datapath.sync("c", &bed.client, &table(&[web.clone()])).unwrap();
+        datapath.sync("c", &bed.client, &only(&web)).unwrap();
         for vip in [VIP, VIP6] {
             let started = Instant::now();
             assert_eq!(
@@ -163,7 +163,7 @@ fn least_connection_avoids_the_one_that_holds_connections() {
     let Some(bed) = Bed::new() else { return };
     let datapath = datapath();
     let web = service(Scheduler::LeastConnections);
-    datapath.sync("c", &bed.client, &table(&[web.clone()])).unwrap();
+    datapath.sync("c", &bed.client, &only(&web)).unwrap();
     // Idle, it spreads as evenly as round robin.
     let open = |n: [u64; 3]| Some([1, 2, 3].map(|i| (endpoint(i), n[usize::from(i) - 1])).into());
     let mut spread = BTreeMap::new();
@@ -178,7 +178,7 @@ fn least_connection_avoids_the_one_that_holds_connections() {
     alone.backends.truncate(1);
     datapath.sync("c", &bed.client, &table(&[alone])).unwrap();
     let held: Vec<_> = (0..6).map(|_| bed.open(VIP, PORT).unwrap()).collect();
-    datapath.sync("c", &bed.client, &table(&[web.clone()])).unwrap();
+    datapath.sync("c", &bed.client, &only(&web)).unwrap();
     eventually(open([6, 0, 0]), || datapath.connections(web.id));
     let more: Vec<_> = (0..12).map(|_| bed.open(VIP, PORT).unwrap()).collect();
     eventually(open([6, 6, 6]), || datapath.connections(web.id));
@@ -199,8 +199,8 @@ fn counts_are_summed_over_the_sandboxes_of_a_host_and_found_again_after_a_restar
     let other = Netns::create().unwrap();
     let web = service(Scheduler::LeastConnections);
     let first = datapath();
-    first.sync("c", &bed.client, &table(&[web.clone()])).unwrap();
-    first.sync("other", &other, &table(&[web.clone()])).unwrap();
+    first.sync("c", &bed.client, &only(&web)).unwrap();
+    first.sync("other", &other, &only(&web)).unwrap();
     let sum = |datapath: &NftDatapath| {
         datapath
             .connections(web.id)
@@ -213,19 +213,9 @@ fn counts_are_summed_over_the_sandboxes_of_a_host_and_found_again_after_a_restar
     let meanwhile = bed.open(VIP, PORT).unwrap();
 
     let second = datapath();
-    assert!(
-        second
-            .sync("other", &other, &table(&[web.clone()]))
-            .unwrap()
-            .is_nothing()
-    );
+    assert!(second.sync("other", &other, &only(&web)).unwrap().is_nothing());
     assert_eq!(sum(&second), Some(0));
-    assert!(
-        second
-            .sync("c", &bed.client, &table(&[web.clone()]))
-            .unwrap()
-            .is_nothing()
-    );
+    assert!(second.sync("c", &bed.client, &only(&web)).unwrap().is_nothing());
     assert_eq!(sum(&second), Some(6));
     drop(meanwhile);
     eventually(Some(5), || sum(&second));
@@ -264,7 +254,7 @@ fn a_drained_backend_keeps_its_connections_and_a_dead_one_loses_them() {
     let Some(bed) = Bed::new() else { return };
     let datapath = datapath();
     let mut web = service(Scheduler::RoundRobin);
-    datapath.sync("c", &bed.client, &table(&[web.clone()])).unwrap();
+    datapath.sync("c", &bed.client, &only(&web)).unwrap();
     let mut streams: Vec<_> = (0..3).map(|_| bed.open(VIP, PORT).unwrap()).collect();
     let sockets: Vec<_> = (0..3).map(|_| bed.udp(VIP)).collect();
     let first: Vec<_> = sockets
@@ -273,13 +263,7 @@ fn a_drained_backend_keeps_its_connections_and_a_dead_one_loses_them() {
         .collect();
 
     web.backends[0].state = BackendState::Draining;
-    assert_eq!(
-        datapath
-            .sync("c", &bed.client, &table(&[web.clone()]))
-            .unwrap()
-            .cut,
-        0
-    );
+    assert_eq!(datapath.sync("c", &bed.client, &only(&web)).unwrap().cut, 0);
     for ((stream, _), (socket, before)) in streams.iter_mut().zip(sockets.iter().zip(&first)) {
         stream.write_all(b"x").unwrap();
         stream.read_exact(&mut [0]).unwrap();
@@ -291,13 +275,7 @@ fn a_drained_backend_keeps_its_connections_and_a_dead_one_loses_them() {
     );
 
     web.backends[0].state = BackendState::Down;
-    assert!(
-        datapath
-            .sync("c", &bed.client, &table(&[web.clone()]))
-            .unwrap()
-            .cut
-            >= 2
-    );
+    assert!(datapath.sync("c", &bed.client, &only(&web)).unwrap().cut >= 2);
     let dead = ip("10.9.0.11");
     for ((stream, answer), (socket, before)) in streams.iter_mut().zip(sockets.iter().zip(&first)) {
         let result = stream.write_all(b"x").and_then(|()| stream.read_exact(&mut [0]));
@@ -323,7 +301,7 @@ fn a_udp_flow_from_before_the_service_finds_its_backend_once_there_is_one() {
     other.id = weft_types::ServiceId([8; 16]);
     other.vips = vec![ip("10.9.0.101")];
     // Another service already has connections tracked in the sandbox.
-    datapath.sync("c", &bed.client, &table(&[other.clone()])).unwrap();
+    datapath.sync("c", &bed.client, &only(&other)).unwrap();
     let socket = bed.udp(VIP);
     socket.send(b"?").unwrap();
     datapath
@@ -373,7 +351,7 @@ fn a_restarted_agent_adopts_what_is_there_and_writes_only_the_difference() {
     let third = datapath();
     web.ports.pop();
     web.ports.push("82:8000".parse().unwrap());
-    let written = third.sync("c", &bed.client, &table(&[web.clone()])).unwrap();
+    let written = third.sync("c", &bed.client, &only(&web)).unwrap();
     assert_eq!((written.changed, written.removed), (1, 1));
     assert!(bed.call(VIP, 82).is_ok());
     assert_eq!(
@@ -402,14 +380,14 @@ fn removal_leaves_nothing_of_ours_and_all_of_others() {
     let setting = events();
     let first = datapath();
     let web = service(Scheduler::LeastConnections);
-    first.sync("c", &bed.client, &table(&[web.clone()])).unwrap();
+    first.sync("c", &bed.client, &only(&web)).unwrap();
     assert_ne!(ruleset(&bed.client), before);
     first.remove("c", Some(&bed.client)).unwrap();
     assert_eq!(ruleset(&bed.client), before);
     assert_eq!(events(), setting);
 
     // Also without having put it there, and by an empty sync.
-    first.sync("c", &bed.client, &table(&[web.clone()])).unwrap();
+    first.sync("c", &bed.client, &only(&web)).unwrap();
     drop(first);
     datapath().remove("c", Some(&bed.client)).unwrap();
     assert_eq!(ruleset(&bed.client), before);

@@ -238,3 +238,8 @@ pub(super) fn eventually<T: std::fmt::Debug + PartialEq>(wanted: T, mut now: imp
         std::thread::yield_now();
     }
 }
+
+/// A table of one service.
+pub(super) fn only(service: &Service) -> Vec<ClientTable> {
+    table(std::slice::from_ref(service))
+}
