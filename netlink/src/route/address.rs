@@ -3,7 +3,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
+    address::{AddressAttribute, AddressFlags, AddressMessage},
     route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
         RouteType,
@@ -53,11 +53,6 @@ impl Address {
         message.header.family = family(address);
         message.header.prefix_len = self.net.prefix_len();
         message.header.index = self.link;
-        message.header.scope = if is_link_local(address) {
-            AddressScope::Link
-        } else {
-            AddressScope::Universe
-        };
         let mut flags = AddressFlags::empty();
         flags.set(AddressFlags::Nodad, address.is_ipv6());
         flags.set(AddressFlags::Noprefixroute, !self.prefix_route);
@@ -69,13 +64,6 @@ impl Address {
             message.attributes.push(AddressAttribute::Flags(flags));
         }
         message
-    }
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }
 

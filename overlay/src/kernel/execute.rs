@@ -1,7 +1,7 @@
 //! Carries plans out: operations become batches, one per socket and stretch of the plan.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     fs,
     net::IpAddr,
     os::fd::AsFd,
@@ -612,30 +612,33 @@ impl Run<'_> {
     }
 
     fn open(&mut self, sandbox: &Sandbox) -> Result<&mut Open, Cause> {
-        if !self.sandboxes.contains_key(&sandbox.id) {
-            let netns = Netns::open(&sandbox.path)?;
-            if netns.id() != sandbox.id {
-                let path = sandbox.path.display().to_string();
-                return Err(Cause::OtherSandbox {
-                    path,
-                    now: netns.id(),
-                    before: sandbox.id,
-                });
-            }
-            let mut route = RouteSocket::open(&netns)?;
-            let links = route.links()?;
-            let open = Open {
-                next_index: links.iter().map(|link| link.index).max().unwrap_or(LOOPBACK) + 1,
-                loopback_up: links.iter().any(|link| link.loopback && link.up),
-                names: links.into_iter().map(|link| link.name).collect(),
-                netns,
-                route,
-            };
-            self.sandboxes.insert(sandbox.id, open);
+        match self.sandboxes.entry(sandbox.id) {
+            Entry::Occupied(open) => Ok(open.into_mut()),
+            Entry::Vacant(place) => Ok(place.insert(Open::new(sandbox)?)),
         }
-        self.sandboxes
-            .get_mut(&sandbox.id)
-            .ok_or(Cause::Missing("the sandbox"))
+    }
+}
+
+impl Open {
+    fn new(sandbox: &Sandbox) -> Result<Self, Cause> {
+        let netns = Netns::open(&sandbox.path)?;
+        if netns.id() != sandbox.id {
+            let path = sandbox.path.display().to_string();
+            return Err(Cause::OtherSandbox {
+                path,
+                now: netns.id(),
+                before: sandbox.id,
+            });
+        }
+        let mut route = RouteSocket::open(&netns)?;
+        let links = route.links()?;
+        Ok(Self {
+            next_index: links.iter().map(|link| link.index).max().unwrap_or(LOOPBACK) + 1,
+            loopback_up: links.iter().any(|link| link.loopback && link.up),
+            names: links.into_iter().map(|link| link.name).collect(),
+            netns,
+            route,
+        })
     }
 }
 

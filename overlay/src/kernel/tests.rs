@@ -276,8 +276,8 @@ fn reaches(from: &Netns, to: &Netns, address: IpAddr) -> bool {
     } else {
         [0; 16].into()
     };
-    let bind = move || UdpSocket::bind((any, 0)).unwrap();
-    let (client, server) = (from.run(bind).unwrap(), to.run(bind).unwrap());
+    let bind = |address: IpAddr| move || UdpSocket::bind((address, 0)).unwrap();
+    let (client, server) = (from.run(bind(any)).unwrap(), to.run(bind(address)).unwrap());
     let target = SocketAddr::new(address, server.local_addr().unwrap().port());
     let mut buffer = [0; 16];
     for socket in [&client, &server] {
