@@ -58,6 +58,7 @@ proptest! {
     fn no_number_has_two_owners_and_none_is_lost(nodes in 2usize..6, ops in ops()) {
         World::new(nodes, ORDER, None).run(&ops).map_err(TestCaseError::fail)?;
     }
+}
 
 proptest! {
     #![proptest_config(Config { cases: Config::default().cases / 2, ..Config::default() })]
