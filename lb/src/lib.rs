@@ -6,6 +6,8 @@
 //! the client's own address.
 //!
 //! * [`kernel::NftDatapath`] does it with nf_tables, also without root inside a user namespace.
+//!   It sees what sockets of the sandbox itself send, not what a sandbox forwards for others (virtual machines on a
+//!   TAP), and publishes no ports of the host.
 //! * [`FakeDatapath`] keeps it in memory, for tests of whoever uses a datapath.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

@@ -17,8 +17,8 @@
 use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
 
 use weft_netlink::nft::{
-    CT_NEW, Chain, ChainType, Datum, Element, Expr, Family, Hook, Kind, Load, NatKind, Numgen, Reg, Reject,
-    Rule, Set, SetData, Table, Transaction, Verdict, priority,
+    CT_NEW, Chain, ChainType, Datum, Element, Expr, Family, Hook, Kind, Load, Reg, Reject, Rule, Set,
+    SetData, Table, Transaction, Verdict, priority,
 };
 use weft_types::{NetworkId, ServiceId};
 
@@ -425,7 +425,6 @@ fn translate(
             let set = Set::anonymous([Kind::Number], SetData::Value(kind));
             let set = change.add_anonymous_set(table, set, elements);
             rule.then(Expr::Numgen {
-                kind: Numgen::Incremental,
                 modulus: many.len() as u32,
                 to: number,
             })
@@ -444,14 +443,5 @@ fn translate(
         });
     }
     let port = target.map(|_| port);
-    change.add_rule(
-        table,
-        chain,
-        rule.then(Expr::Nat {
-            kind: NatKind::Dnat,
-            ipv6,
-            addr,
-            port,
-        }),
-    );
+    change.add_rule(table, chain, rule.then(Expr::Dnat { ipv6, addr, port }));
 }

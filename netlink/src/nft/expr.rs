@@ -3,8 +3,9 @@
 use std::{fmt, net::IpAddr};
 
 use super::{
-    model::{Datum, Family, Rule, SetRef, Verdict},
+    model::{Datum, Family, Verdict},
     nfnl::Attrs,
+    set::SetRef,
 };
 
 /// One of the sixteen 32-bit registers. A value longer than four bytes fills the following ones too.
@@ -40,8 +41,6 @@ pub enum Load {
     Ip6Saddr,
     /// IPv6 destination address.
     Ip6Daddr,
-    /// TCP or UDP source port.
-    Sport,
     /// TCP or UDP destination port.
     Dport,
     /// State of the tracked connection, such as [`CT_NEW`]. A rule that asks for it, whether it is reached
@@ -78,7 +77,6 @@ impl Load {
             Self::Ip4Daddr => network(16, 4),
             Self::Ip6Saddr => network(8, 16),
             Self::Ip6Daddr => network(24, 16),
-            Self::Sport => transport(0, 2),
             Self::Dport => transport(2, 2),
             Self::CtState => Source::Ct(libc::NFT_CT_STATE),
         }
@@ -93,20 +91,10 @@ impl Load {
             Self::Ip4Daddr => "ip daddr",
             Self::Ip6Saddr => "ip6 saddr",
             Self::Ip6Daddr => "ip6 daddr",
-            Self::Sport => "sport",
             Self::Dport => "dport",
             Self::CtState => "ct state",
         }
     }
-}
-
-/// Which address a translation changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NatKind {
-    /// The source (hooks input and postrouting).
-    Snat,
-    /// The destination (hooks prerouting and output).
-    Dnat,
 }
 
 /// How a packet is refused.
@@ -116,15 +104,6 @@ pub enum Reject {
     TcpReset,
     /// With ICMP or ICMPv6 "port unreachable".
     PortUnreachable,
-}
-
-/// How `numgen` counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Numgen {
-    /// 0, 1, 2, … anew in each rule, starting with 0.
-    Incremental,
-    /// At random.
-    Random,
 }
 
 /// One step of a rule.
@@ -171,10 +150,9 @@ pub enum Expr {
         /// The first register of the key.
         key: Reg,
     },
-    /// Puts a number from 0 to `modulus` - 1 into a register.
+    /// Puts 0, 1, 2, … up to `modulus` - 1 and again 0 into a register, one for each packet; every rule counts for
+    /// itself and starts with 0.
     Numgen {
-        /// How it counts.
-        kind: Numgen,
         /// How many numbers there are.
         modulus: u32,
         /// The register.
@@ -187,10 +165,8 @@ pub enum Expr {
         /// The register.
         to: Reg,
     },
-    /// Translates an address to the one in a register, and the port if a register is named.
-    Nat {
-        /// Which address.
-        kind: NatKind,
+    /// Translates the destination to the address in a register, and the port if a register is named.
+    Dnat {
         /// Whether the address is an IPv6 one; packets of the other version go on untouched.
         ipv6: bool,
         /// The register of the address.
@@ -246,7 +222,7 @@ impl Expr {
             Self::Lookup { .. } | Self::Vmap { .. } => "lookup",
             Self::Numgen { .. } => "numgen",
             Self::Immediate { .. } | Self::Verdict(_) => "immediate",
-            Self::Nat { .. } => "nat",
+            Self::Dnat { .. } => "nat",
             Self::Masquerade => "masq",
             Self::Reject(_) => "reject",
             Self::Counter => "counter",
@@ -297,14 +273,10 @@ impl Expr {
             }
             Self::Vmap { set, key } => encode_lookup(data, set, *key, Some(libc::NFT_REG_VERDICT as u32)),
             // NFTA_NG_DREG, _MODULUS, _TYPE
-            Self::Numgen { kind, modulus, to } => {
+            Self::Numgen { modulus, to } => {
                 data.u32(1, to.number());
                 data.u32(2, *modulus);
-                let kind = match kind {
-                    Numgen::Incremental => libc::NFT_NG_INCREMENTAL,
-                    Numgen::Random => libc::NFT_NG_RANDOM,
-                };
-                data.u32(3, kind as u32);
+                data.u32(3, libc::NFT_NG_INCREMENTAL as u32);
             }
             // NFTA_IMMEDIATE_DREG, _DATA
             Self::Immediate { value, to } => {
@@ -316,17 +288,8 @@ impl Expr {
                 data.nest(2, |d| encode_verdict(d, verdict));
             }
             // NFTA_NAT_TYPE, _FAMILY, _REG_ADDR_MIN, _REG_PROTO_MIN
-            Self::Nat {
-                kind,
-                ipv6,
-                addr,
-                port,
-            } => {
-                let kind = match kind {
-                    NatKind::Snat => libc::NFT_NAT_SNAT,
-                    NatKind::Dnat => libc::NFT_NAT_DNAT,
-                };
-                data.u32(1, kind as u32);
+            Self::Dnat { ipv6, addr, port } => {
+                data.u32(1, libc::NFT_NAT_DNAT as u32);
                 data.u32(2, if *ipv6 { libc::AF_INET6 } else { libc::AF_INET } as u32);
                 data.u32(3, addr.number());
                 if let Some(port) = port {
@@ -426,25 +389,10 @@ impl fmt::Display for Expr {
                 ..
             } => write!(f, "{to} = {set}[{key}]"),
             Self::Vmap { set, key } => write!(f, "do {set}[{key}]"),
-            Self::Numgen {
-                kind: Numgen::Incremental,
-                modulus,
-                to,
-            } => write!(f, "{to} = numgen inc mod {modulus}"),
-            Self::Numgen {
-                kind: Numgen::Random,
-                modulus,
-                to,
-            } => write!(f, "{to} = numgen random mod {modulus}"),
+            Self::Numgen { modulus, to } => write!(f, "{to} = numgen inc mod {modulus}"),
             Self::Immediate { value, to } => write!(f, "{to} = {value}"),
-            Self::Nat {
-                kind,
-                ipv6,
-                addr,
-                port,
-            } => {
-                let verb = if *kind == NatKind::Snat { "snat" } else { "dnat" };
-                write!(f, "{verb} {} to {addr}", if *ipv6 { "ip6" } else { "ip" })?;
+            Self::Dnat { ipv6, addr, port } => {
+                write!(f, "dnat {} to {addr}", if *ipv6 { "ip6" } else { "ip" })?;
                 port.map_or(Ok(()), |port| write!(f, " port {port}"))
             }
             Self::Masquerade => f.write_str("masquerade"),
@@ -453,99 +401,5 @@ impl fmt::Display for Expr {
             Self::Counter => f.write_str("counter"),
             Self::Verdict(verdict) => write!(f, "{verdict}"),
         }
-    }
-}
-
-/// Rules are built from left to right.
-impl Rule {
-    /// A rule that does nothing yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Adds a step.
-    #[must_use]
-    pub fn then(mut self, expr: Expr) -> Self {
-        self.exprs.push(expr);
-        self
-    }
-
-    /// Goes on if what `load` reads equals `value`. Uses register 0.
-    #[must_use]
-    pub fn equal(self, load: Load, value: Datum) -> Self {
-        self.then(Expr::Load(load, Reg(0))).then(Expr::Compare {
-            reg: Reg(0),
-            equal: true,
-            value,
-        })
-    }
-
-    /// Goes on if what `load` reads differs from `value`. Uses register 0.
-    #[must_use]
-    pub fn differs(self, load: Load, value: Datum) -> Self {
-        self.then(Expr::Load(load, Reg(0))).then(Expr::Compare {
-            reg: Reg(0),
-            equal: false,
-            value,
-        })
-    }
-
-    /// Goes on if the source address is in this prefix. Uses registers 0 to 3.
-    #[must_use]
-    pub fn from_subnet(self, addr: IpAddr, prefix_len: u8) -> Self {
-        self.subnet([Load::Ip4Saddr, Load::Ip6Saddr], true, addr, prefix_len)
-    }
-
-    /// Goes on if the destination address is in this prefix. Uses registers 0 to 3.
-    #[must_use]
-    pub fn to_subnet(self, addr: IpAddr, prefix_len: u8) -> Self {
-        self.subnet([Load::Ip4Daddr, Load::Ip6Daddr], true, addr, prefix_len)
-    }
-
-    /// Goes on if the packet is of this address's version and its destination is outside this prefix.
-    /// Uses registers 0 to 3.
-    #[must_use]
-    pub fn not_to_subnet(self, addr: IpAddr, prefix_len: u8) -> Self {
-        self.subnet([Load::Ip4Daddr, Load::Ip6Daddr], false, addr, prefix_len)
-    }
-
-    /// Says why the rule is there; `nft list` shows it.
-    #[must_use]
-    pub fn comment(mut self, comment: impl Into<String>) -> Self {
-        self.comment = Some(comment.into());
-        self
-    }
-
-    fn subnet(self, loads: [Load; 2], equal: bool, addr: IpAddr, prefix_len: u8) -> Self {
-        let (load, mask, network): (_, IpAddr, IpAddr) = match addr {
-            IpAddr::V4(addr) => {
-                let mask = u32::MAX
-                    .checked_shl(32 - u32::from(prefix_len.min(32)))
-                    .unwrap_or(0);
-                (
-                    loads[0],
-                    IpAddr::V4(mask.into()),
-                    IpAddr::V4((u32::from(addr) & mask).into()),
-                )
-            }
-            IpAddr::V6(addr) => {
-                let mask = u128::MAX
-                    .checked_shl(128 - u32::from(prefix_len.min(128)))
-                    .unwrap_or(0);
-                (
-                    loads[1],
-                    IpAddr::V6(mask.into()),
-                    IpAddr::V6((u128::from(addr) & mask).into()),
-                )
-            }
-        };
-        self.then(Expr::Version { ipv6: addr.is_ipv6() })
-            .then(Expr::Load(load, Reg(0)))
-            .then(Expr::Mask { reg: Reg(0), mask })
-            .then(Expr::Compare {
-                reg: Reg(0),
-                equal,
-                value: network.into(),
-            })
     }
 }

@@ -32,6 +32,8 @@ mod expr;
 mod model;
 pub(crate) mod nfnl;
 mod read;
+mod rule;
+mod set;
 mod transaction;
 
 #[cfg(test)]
@@ -39,11 +41,11 @@ mod tests;
 
 use std::io;
 
-pub use expr::{CT_NEW, Expr, Load, NatKind, Numgen, Reg, Reject};
-pub use model::{
-    Chain, ChainType, Datum, Element, Family, Hook, Kind, Rule, Set, SetData, SetRef, Table, Verdict,
-};
+pub use expr::{CT_NEW, Expr, Load, Reg, Reject};
+pub use model::{Chain, ChainType, Datum, Family, Hook, Kind, Table, Verdict};
 pub use read::Installed;
+pub use rule::Rule;
+pub use set::{Element, Set, SetData, SetRef};
 pub use transaction::Transaction;
 
 use nfnl::NfSocket;

@@ -5,8 +5,6 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use super::expr::Expr;
-
 /// The packets a table sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
@@ -170,10 +168,6 @@ pub enum Verdict {
     Accept,
     /// It is gone.
     Drop,
-    /// Back to the calling chain.
-    Return,
-    /// On in another chain, and back here after it.
-    Jump(String),
     /// On in another chain, not back here.
     Goto(String),
 }
@@ -183,16 +177,14 @@ impl Verdict {
         match self {
             Self::Drop => 0,
             Self::Accept => 1,
-            Self::Jump(_) => libc::NFT_JUMP,
             Self::Goto(_) => libc::NFT_GOTO,
-            Self::Return => libc::NFT_RETURN,
         }
     }
 
     pub(super) fn chain(&self) -> Option<&str> {
         match self {
-            Self::Jump(chain) | Self::Goto(chain) => Some(chain),
-            Self::Accept | Self::Drop | Self::Return => None,
+            Self::Goto(chain) => Some(chain),
+            Self::Accept | Self::Drop => None,
         }
     }
 }
@@ -202,8 +194,6 @@ impl fmt::Display for Verdict {
         match self {
             Self::Accept => f.write_str("accept"),
             Self::Drop => f.write_str("drop"),
-            Self::Return => f.write_str("return"),
-            Self::Jump(chain) => write!(f, "jump {chain}"),
             Self::Goto(chain) => write!(f, "goto {chain}"),
         }
     }
@@ -336,7 +326,7 @@ impl Kind {
         }
     }
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Addr4 => "ipv4_addr",
             Self::Addr6 => "ipv6_addr",
@@ -344,163 +334,6 @@ impl Kind {
             Self::Port => "inet_service",
             Self::Number => "mark",
             Self::Ifname => "ifname",
-        }
-    }
-}
-
-/// What a set gives for a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SetData {
-    /// Only whether it is in.
-    None,
-    /// A value: a map.
-    Value(Kind),
-    /// A verdict: a verdict map.
-    Verdict,
-}
-
-/// A set or map to add.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Set {
-    pub(super) name: String,
-    pub(super) key: Vec<Kind>,
-    pub(super) data: SetData,
-}
-
-impl Set {
-    /// A set of these keys; several kinds are a concatenation.
-    pub fn new(name: impl Into<String>, key: impl Into<Vec<Kind>>, data: SetData) -> Self {
-        Self {
-            name: name.into(),
-            key: key.into(),
-            data,
-        }
-    }
-
-    /// A set that lives and dies with the one rule that looks it up, see [`Transaction::add_anonymous_set`].
-    ///
-    /// [`Transaction::add_anonymous_set`]: super::Transaction::add_anonymous_set
-    pub fn anonymous(key: impl Into<Vec<Kind>>, data: SetData) -> Self {
-        Self::new("", key, data)
-    }
-}
-
-impl fmt::Display for Set {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {{ type ", self.name)?;
-        for (i, kind) in self.key.iter().enumerate() {
-            write!(f, "{}{}", if i == 0 { "" } else { " . " }, kind.name())?;
-        }
-        match self.data {
-            SetData::None => f.write_str("; }"),
-            SetData::Value(kind) => write!(f, " : {}; }}", kind.name()),
-            SetData::Verdict => f.write_str(" : verdict; }"),
-        }
-    }
-}
-
-/// A set within a table, as a rule or an element names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SetRef {
-    /// By name.
-    Named(String),
-    /// The nth anonymous set of the same transaction.
-    Anonymous(u32),
-}
-
-impl From<&str> for SetRef {
-    fn from(name: &str) -> Self {
-        Self::Named(name.to_owned())
-    }
-}
-
-impl SetRef {
-    pub(super) fn name(&self) -> &str {
-        match self {
-            Self::Named(name) => name,
-            // The kernel puts a number in.
-            Self::Anonymous(_) => "__set%d",
-        }
-    }
-}
-
-impl fmt::Display for SetRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Named(name) => write!(f, "@{name}"),
-            Self::Anonymous(number) => write!(f, "@#{number}"),
-        }
-    }
-}
-
-/// An element of a set.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Element {
-    pub(super) key: Vec<Datum>,
-    pub(super) data: ElementData,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum ElementData {
-    None,
-    Value(Datum),
-    Verdict(Verdict),
-}
-
-impl Element {
-    /// A key alone: of a plain set, or of any set to delete it.
-    pub fn key(key: impl Into<Vec<Datum>>) -> Self {
-        Self {
-            key: key.into(),
-            data: ElementData::None,
-        }
-    }
-
-    /// A key and its value in a map.
-    pub fn value(key: impl Into<Vec<Datum>>, value: Datum) -> Self {
-        Self {
-            key: key.into(),
-            data: ElementData::Value(value),
-        }
-    }
-
-    /// A key and its verdict in a verdict map.
-    pub fn verdict(key: impl Into<Vec<Datum>>, verdict: Verdict) -> Self {
-        Self {
-            key: key.into(),
-            data: ElementData::Verdict(verdict),
-        }
-    }
-}
-
-impl fmt::Display for Element {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, datum) in self.key.iter().enumerate() {
-            write!(f, "{}{datum}", if i == 0 { "" } else { " . " })?;
-        }
-        match &self.data {
-            ElementData::None => Ok(()),
-            ElementData::Value(value) => write!(f, " : {value}"),
-            ElementData::Verdict(verdict) => write!(f, " : {verdict}"),
-        }
-    }
-}
-
-/// A rule to add: expressions from left to right, as long as they hold.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Rule {
-    pub(super) exprs: Vec<Expr>,
-    pub(super) comment: Option<String>,
-}
-
-impl fmt::Display for Rule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, expr) in self.exprs.iter().enumerate() {
-            write!(f, "{}{expr}", if i == 0 { "" } else { "; " })?;
-        }
-        match &self.comment {
-            Some(comment) => write!(f, " comment \"{comment}\""),
-            None => Ok(()),
         }
     }
 }

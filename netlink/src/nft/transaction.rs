@@ -4,8 +4,10 @@ use std::fmt;
 
 use super::{
     expr::{encode_value, encode_verdict},
-    model::{Chain, Datum, Element, ElementData, Kind, Rule, Set, SetData, SetRef, Table},
+    model::{Chain, Datum, Kind, Table},
     nfnl::{ACK, APPEND, Attrs, CREATE, Messages},
+    rule::Rule,
+    set::{Element, ElementData, Set, SetData, SetRef},
 };
 
 /// Keeps every nest of elements far below the 64 KiB of a netlink attribute.
