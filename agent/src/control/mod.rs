@@ -174,12 +174,12 @@ impl Control {
         facts: ClusterFacts,
         settings: Settings,
         mut gossip: Gossip,
-        me: NodeId,
         stored: Stored,
         fresh: bool,
         seed: [u8; 32],
         now: Now,
     ) -> Self {
+        let me = gossip.node();
         let mut catalogue = Catalogue::default();
         for record in &stored.records {
             catalogue.apply(record.author, &record.key, record.value.as_deref());

@@ -106,8 +106,7 @@ impl Daemon {
             records: self.store.records()?,
             kept: self.store.kept()?,
         };
-        let me = self.identity.node();
-        let control = Control::new(facts, settings, gossip, me, stored, fresh, random(), now());
+        let control = Control::new(facts, settings, gossip, stored, fresh, random(), now());
         Ok(Membership { control, transport })
     }
 

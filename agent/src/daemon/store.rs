@@ -31,16 +31,22 @@ pub enum StoreError {
     #[error("{} is in use: another weft agent runs with this data directory", .file.display())]
     InUse { file: PathBuf },
     #[error("cannot open the state file {}", .file.display())]
-    Open { file: PathBuf, source: DatabaseError },
+    Open {
+        file: PathBuf,
+        source: Box<DatabaseError>,
+    },
     #[error("cannot {what} in the state file {}", .file.display())]
     Access {
         what: &'static str,
         file: PathBuf,
-        source: redb::Error,
+        source: AnyError,
     },
     #[error("the {what} in {} is not readable; it was written by another version or damaged", .file.display())]
     Malformed { what: &'static str, file: PathBuf },
 }
+
+/// Each table operation of redb has an error type of its own, and they are large.
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 pub struct Store {
     db: Database,
@@ -64,7 +70,7 @@ impl Store {
             DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { file: file.clone() },
             source => StoreError::Open {
                 file: file.clone(),
-                source,
+                source: Box::new(source),
             },
         })?;
         let store = Self { db, file };
@@ -211,7 +217,7 @@ impl Store {
     fn access<T>(
         &self,
         what: &'static str,
-        run: impl FnOnce(&Database) -> Result<T, redb::Error>,
+        run: impl FnOnce(&Database) -> Result<T, AnyError>,
     ) -> Result<T, StoreError> {
         run(&self.db).map_err(|source| StoreError::Access {
             what,

@@ -33,7 +33,15 @@ impl Svg {
         Self { out }
     }
 
-    pub(super) fn rect(&mut self, x: usize, y: usize, width: usize, height: usize, radius: usize, attributes: &str) {
+    pub(super) fn rect(
+        &mut self,
+        x: usize,
+        y: usize,
+        width: usize,
+        height: usize,
+        radius: usize,
+        attributes: &str,
+    ) {
         let _ = writeln!(
             self.out,
             "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" rx=\"{radius}\" {attributes}/>"
