@@ -7,7 +7,10 @@ use crate::{Key, Record};
 
 /// What the owner of a [`Gossip`](crate::Gossip) is to do, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "outputs live for a moment; a box each would cost more")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "outputs live for a moment; a box each would cost more"
+)]
 pub enum Output {
     /// Send this datagram.
     Packet {
