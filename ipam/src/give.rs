@@ -214,10 +214,15 @@ impl<N: Node> Space<N> {
         let mut largest: Vec<Block> = Vec::new();
         for (first, last) in free {
             total += last - first + 1;
-            largest.extend(Block::cover(first..=last));
-            // Of equals the highest, so that the giver keeps the low numbers.
-            largest.sort_unstable_by_key(|block| std::cmp::Reverse((block.order(), block.first())));
-            largest.truncate(MAX_PIECES);
+            for block in Block::cover(first..=last) {
+                // Of equals the highest, so that the giver keeps the low numbers.
+                let size = |block: &Block| (block.order(), block.first());
+                let at = largest.partition_point(|other| size(other) > size(&block));
+                if at < MAX_PIECES {
+                    largest.insert(at, block);
+                    largest.truncate(MAX_PIECES);
+                }
+            }
         }
         let half = total.div_ceil(2);
         let mut left = half;

@@ -121,6 +121,34 @@ fn a_link_that_comes_late_must_fit_the_chain() {
 }
 
 #[test]
+fn a_grant_of_disputed_numbers_does_not_launder_them() {
+    const D: u8 = 4;
+    let fork = [grant(0, 2, A, B, 1), grant(0, 2, A, C, 1)];
+    // B did not know of the dispute, or does not care.
+    let (passed_on, settled) = (grant(0, 2, B, D, 2), grant(0, 2, D, C, 3));
+    let mut d = sixteen(D);
+    for grant in fork.into_iter().chain([passed_on]) {
+        let _ = d.merge(grant);
+    }
+    assert_eq!(d.owner_of(0), Some(D));
+    assert_eq!(drain(&mut d), []);
+    let suspicion = Conflict::NotOwner {
+        block: block(0, 2),
+        grant: passed_on,
+        owner: C,
+    };
+    assert_eq!(d.conflicts(), [suspicion], "C may have some in use");
+
+    let mut c = sixteen(C);
+    for grant in fork.into_iter().chain([passed_on]) {
+        let _ = c.merge(grant);
+    }
+    assert_eq!(drain(&mut c), []);
+    assert_eq!(c.merge(settled), Merged::Applied);
+    assert_eq!(drain(&mut c), [0, 1, 2, 3], "both claims have come to C");
+}
+
+#[test]
 fn a_missing_link_is_no_conflict() {
     let mut c = sixteen(C);
     assert_eq!(c.merge(grant(0, 2, B, C, 3)), Merged::Applied);
