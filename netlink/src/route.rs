@@ -12,14 +12,16 @@ mod dump;
 mod link;
 mod monitor;
 mod neighbour;
+mod set_link;
 mod socket;
 
 pub use address::{Address, Route};
 pub use batch::{Batch, BatchError, Refusal, Request};
 pub use dump::{FdbEntry, Link, LinkDetail, NeighbourEntry};
-pub use link::{BridgeOptions, NewLink, PortFlags, SetLink, VethPeer, VxlanOptions, delete_link};
+pub use link::{BridgeOptions, NewLink, VethPeer, VxlanOptions};
 pub use monitor::{Event, Monitor};
 pub use neighbour::{BridgeFdb, Neighbour, VxlanFdb};
+pub use set_link::{PortFlags, SetLink, delete_link};
 pub use socket::{DumpError, OpenError, RouteSocket};
 
 #[cfg(test)]

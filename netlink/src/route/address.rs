@@ -120,14 +120,6 @@ impl Route {
         )
     }
 
-    /// Adds it unless there is a route to the same destination with the same metric.
-    pub fn add_new(self) -> Request {
-        Request::create(
-            RouteNetlinkMessage::NewRoute(self.message()),
-            format!("add {}", self.describe()),
-        )
-    }
-
     /// Removes it.
     pub fn delete(self) -> Request {
         Request::delete(

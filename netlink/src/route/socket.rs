@@ -116,11 +116,6 @@ impl RouteSocket {
         Ok(socket)
     }
 
-    /// Which namespace this socket speaks for.
-    pub fn netns(&self) -> NetnsId {
-        self.netns
-    }
-
     /// Sends all messages, in as few system calls as the kernel can answer, and waits for the answers.
     ///
     /// All messages are tried: see [`Batch`].

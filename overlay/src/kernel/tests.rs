@@ -498,6 +498,50 @@ fn an_attachment_that_cannot_be_made_says_why_and_harms_no_other() {
 }
 
 #[test]
+fn a_stranger_is_not_heard_until_it_is_a_member() {
+    let Some(mut lab) = Lab::new(2) else { return };
+    lab.attach(0, APP, 11, 11, false);
+    lab.attach(1, APP, 21, 21, false);
+    // The first host knows nothing of the second.
+    let network = lab.hosts[0].desired.networks.get_mut(&APP).unwrap();
+    network.remotes.clear();
+    lab.reconcile();
+    let bind = |address: &str| {
+        let address = ip(address);
+        move || UdpSocket::bind((address, 5000)).unwrap()
+    };
+    let receiver = lab.netns(11).run(bind("10.9.0.11")).unwrap();
+    let sender = lab.netns(21).run(bind("10.9.0.21")).unwrap();
+    receiver
+        .set_read_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
+    let mut buffer = [0; 16];
+    let mut heard = || {
+        sender.send_to(b"forged", "10.9.0.11:5000").unwrap();
+        receiver.recv_from(&mut buffer).is_ok()
+    };
+    assert!(!heard());
+    lab.hosts[0].desired.members.insert(vtep(2, false));
+    lab.hosts[0].reconcile();
+    assert!(heard());
+}
+
+#[test]
+fn an_endpoint_without_addresses_is_up() {
+    let Some(mut lab) = Lab::new(1) else { return };
+    lab.attach(0, APP, 11, 11, false);
+    let network = lab.hosts[0].desired.networks.get_mut(&APP).unwrap();
+    let local = network.endpoints.get_mut(&endpoint(11)).unwrap();
+    (local.addresses, local.gateway) = (vec![], vec![]);
+    lab.reconcile();
+    let links = RouteSocket::open(lab.netns(11)).unwrap().links().unwrap();
+    assert!(
+        links.iter().any(|link| link.name == "eth0" && link.up),
+        "{links:?}"
+    );
+}
+
+#[test]
 fn an_attachment_takes_milliseconds() {
     let Some(mut lab) = Lab::new(1) else { return };
     lab.attach(0, APP, 100, 100, false);

@@ -1,0 +1,214 @@
+//! Operations on an endpoint: its port on the bridge and its interface in the sandbox.
+
+use std::{collections::hash_map::Entry, os::fd::AsFd};
+
+use weft_netlink::{
+    netns::Netns,
+    route::{
+        Address, BridgeFdb, Neighbour, NewLink, PortFlags, Request, Route, RouteSocket, SetLink, VethPeer,
+        delete_link,
+    },
+};
+use weft_types::{EndpointId, Mac, NetworkId};
+
+use super::{LOOPBACK, Open, Run, Target};
+use crate::{
+    kernel::{Cause, Handle, names, names::ROUTE_PROTOCOL},
+    plan::{EndpointOp, EndpointRoute, Sandbox},
+};
+
+/// An endpoint as a port: where it is is written, so it cannot pretend to be another.
+const ENDPOINT: PortFlags = PortFlags {
+    learning: Some(false),
+    neigh_suppress: None,
+    flood: Some(false),
+    mcast_flood: None,
+    bcast_flood: None,
+    hairpin: None,
+};
+
+impl Run<'_> {
+    pub(super) fn endpoint(
+        &mut self,
+        id: NetworkId,
+        endpoint: EndpointId,
+        op: &EndpointOp,
+    ) -> Result<(), Cause> {
+        let target = Target::Space(id);
+        match op {
+            EndpointOp::Add {
+                mac,
+                mtu,
+                sandbox,
+                ifname,
+            } => {
+                return self.add_endpoint(id, endpoint, (*mac, *mtu), sandbox, ifname.as_deref());
+            }
+            EndpointOp::Delete => {
+                let handle = self.space(id)?.endpoints.remove(&endpoint);
+                let port = handle.ok_or(Cause::Missing("the endpoint"))?.port;
+                self.push(target, delete_link(port));
+                return Ok(());
+            }
+            EndpointOp::SetMtu(mtu) => {
+                let port = self.handle(id, endpoint)?.port;
+                self.push(target, SetLink::index(port).mtu(*mtu));
+            }
+            _ => {}
+        }
+        let (sandbox, link) = self.bring_up(id, endpoint)?;
+        let address = |net| Address {
+            link,
+            net,
+            prefix_route: true,
+        };
+        let request = match op {
+            EndpointOp::Add { .. } | EndpointOp::Delete => return Ok(()),
+            EndpointOp::SetMtu(mtu) => {
+                self.push(sandbox, SetLink::index(link).mtu(*mtu));
+                return Ok(());
+            }
+            EndpointOp::AddAddress(net) => address(*net).add(),
+            EndpointOp::DeleteAddress(net) => address(*net).delete(),
+            EndpointOp::AddRoute(route) => sandbox_route(route, link).add(),
+            EndpointOp::DeleteRoute(route) => sandbox_route(route, link).delete(),
+            EndpointOp::Forget(address) => Neighbour {
+                link,
+                address: *address,
+                mac: Mac([0; 6]),
+            }
+            .delete(),
+        };
+        self.push(sandbox, request);
+        Ok(())
+    }
+
+    fn handle(&mut self, id: NetworkId, endpoint: EndpointId) -> Result<Handle, Cause> {
+        self.space(id)?
+            .endpoints
+            .get(&endpoint)
+            .cloned()
+            .ok_or(Cause::Missing("the endpoint"))
+    }
+
+    fn add_endpoint(
+        &mut self,
+        id: NetworkId,
+        endpoint: EndpointId,
+        (mac, mtu): (Mac, u32),
+        sandbox: &Sandbox,
+        ifname: Option<&str>,
+    ) -> Result<(), Cause> {
+        let space = self.space(id)?;
+        let (port, bridge) = (space.next_port, space.links.bridge);
+        space.next_port += 1;
+        let open = self.open(sandbox)?;
+        let name = match ifname {
+            Some(name) => name.to_owned(),
+            None => (0..)
+                .map(|n: u32| format!("eth{n}"))
+                .find(|name| !open.names.contains(name))
+                .ok_or(Cause::Missing("a free interface name"))?,
+        };
+        open.names.insert(name.clone());
+        let index = open.next_index;
+        open.next_index += 1;
+        // The sandbox stays open until the end of the plan, and so does the descriptor in this message.
+        let peer = VethPeer::new(name)
+            .index(index)
+            .mac(mac)
+            .mtu(mtu)
+            .netns(open.netns.as_fd());
+        let pair: Vec<Request> = NewLink::veth(names::port(endpoint), peer)
+            .index(port)
+            .mtu(mtu)
+            .alias(names::endpoint_alias(endpoint))
+            .master(bridge)
+            .up()
+            .into_iter()
+            .collect();
+        let handle = Handle {
+            port,
+            far_end: Some((sandbox.clone(), index)),
+        };
+        self.space(id)?.endpoints.insert(endpoint, handle);
+        let target = Target::Space(id);
+        self.push(target, pair);
+        self.push(target, SetLink::index(port).port(ENDPOINT));
+        self.push(target, BridgeFdb { port, mac }.replace());
+        self.unborn.insert((id, endpoint), self.op);
+        Ok(())
+    }
+
+    /// The socket of an endpoint's sandbox and the link in it, which is up, or will be by the next message.
+    pub(super) fn bring_up(&mut self, id: NetworkId, endpoint: EndpointId) -> Result<(Target, u32), Cause> {
+        let handle = self.handle(id, endpoint)?;
+        let (sandbox, link) = handle
+            .far_end
+            .ok_or(Cause::Missing("the sandbox's end of the link"))?;
+        let target = Target::Sandbox(sandbox.id);
+        let loopback_up = std::mem::replace(&mut self.open(&sandbox)?.loopback_up, true);
+        if let Some(made_by) = self.unborn.remove(&(id, endpoint)) {
+            let op = std::mem::replace(&mut self.op, made_by);
+            if self.target != target {
+                self.flush();
+            }
+            if self.failed.contains_key(&made_by) {
+                // Nothing was made, and this operation fails with the one that should have.
+                self.op = op;
+                self.space(id)?.endpoints.remove(&endpoint);
+                return Err(Cause::Missing("the endpoint"));
+            }
+            if !loopback_up {
+                self.push(target, SetLink::index(LOOPBACK).up());
+            }
+            self.push(
+                target,
+                SetLink::index(link).alias(names::endpoint_alias(endpoint)).up(),
+            );
+            self.op = op;
+        }
+        Ok((target, link))
+    }
+
+    fn open(&mut self, sandbox: &Sandbox) -> Result<&mut Open, Cause> {
+        match self.sandboxes.entry(sandbox.id) {
+            Entry::Occupied(open) => Ok(open.into_mut()),
+            Entry::Vacant(place) => Ok(place.insert(Open::new(sandbox)?)),
+        }
+    }
+}
+
+impl Open {
+    fn new(sandbox: &Sandbox) -> Result<Self, Cause> {
+        let netns = Netns::open(&sandbox.path)?;
+        if netns.id() != sandbox.id {
+            let path = sandbox.path.display().to_string();
+            return Err(Cause::OtherSandbox {
+                path,
+                now: netns.id(),
+                before: sandbox.id,
+            });
+        }
+        let mut route = RouteSocket::open(&netns)?;
+        let links = route.links()?;
+        Ok(Self {
+            next_index: links.iter().map(|link| link.index).max().unwrap_or(LOOPBACK) + 1,
+            loopback_up: links.iter().any(|link| link.loopback && link.up),
+            names: links.into_iter().map(|link| link.name).collect(),
+            netns,
+            route,
+        })
+    }
+}
+
+fn sandbox_route(route: &EndpointRoute, link: u32) -> Route {
+    Route {
+        to: route.to,
+        via: route.via,
+        link,
+        onlink: false,
+        metric: route.metric,
+        protocol: ROUTE_PROTOCOL,
+    }
+}

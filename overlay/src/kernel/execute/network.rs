@@ -1,0 +1,318 @@
+//! Operations on a network's namespace.
+
+use std::{collections::BTreeMap, net::IpAddr, os::fd::AsFd};
+
+use weft_netlink::{
+    netns::{Netns, NetnsError},
+    nft::{Nft, NftError},
+    route::{
+        Address, Batch, BatchError, BridgeFdb, BridgeOptions, Neighbour, NewLink, PortFlags, Route,
+        RouteSocket, SetLink, VethPeer, VxlanFdb, VxlanOptions, delete_link,
+    },
+};
+use weft_types::{Mac, NetworkId};
+
+use super::{LOOPBACK, Run, Target};
+use crate::{
+    kernel::{
+        Cause, Links, Space, names,
+        names::{
+            BRIDGE, BRIDGE_INDEX, ROUTE_PROTOCOL, UPLINK, UPLINK_ALIAS, UPLINK_INDEX, VXLAN, VXLAN_INDEX,
+        },
+        observe::FORWARDING,
+        rules,
+    },
+    plan::{Bridge, Link, NetworkOp, Uplink, Vxlan},
+};
+
+/// The tunnel as a port: nothing is learned from it and nothing unknown goes out.
+pub(in crate::kernel) const TUNNEL: PortFlags = PortFlags {
+    learning: Some(false),
+    neigh_suppress: Some(true),
+    flood: Some(false),
+    mcast_flood: Some(false),
+    bcast_flood: Some(false),
+    hairpin: Some(false),
+};
+
+impl Run<'_> {
+    pub(super) fn network(&mut self, id: NetworkId, op: &NetworkOp) -> Result<(), Cause> {
+        let target = Target::Space(id);
+        let links = match op {
+            NetworkOp::Add(bridge) => return self.add_network(id, bridge),
+            NetworkOp::Delete => return self.delete_network(id),
+            _ => self.space(id)?.links,
+        };
+        let vxlan = links.vxlan.ok_or(Cause::Missing("the VXLAN device"));
+        let address = |net| Address {
+            link: links.bridge,
+            net,
+            prefix_route: true,
+        };
+        let neighbour = |address, mac| Neighbour {
+            link: links.bridge,
+            address,
+            mac,
+        };
+        match op {
+            NetworkOp::Add(_) | NetworkOp::Delete => {}
+            NetworkOp::SetBridge(bridge) => {
+                let set = SetLink::index(links.bridge)
+                    .mac(bridge.mac)
+                    .alias(names::bridge_alias(&bridge.name));
+                self.push(target, set);
+            }
+            NetworkOp::AddAddress(net) => self.push(target, address(*net).add()),
+            NetworkOp::DeleteAddress(net) => self.push(target, address(*net).delete()),
+            NetworkOp::AddVxlan(vxlan) => self.add_vxlan(id, vxlan)?,
+            NetworkOp::DeleteVxlan => {
+                self.push(target, delete_link(vxlan?));
+                self.space(id)?.links.vxlan = None;
+            }
+            NetworkOp::AddUplink(uplink) => self.add_uplink(id, uplink)?,
+            NetworkOp::DeleteUplink => self.delete_uplink(id)?,
+            NetworkOp::SetMtu(Link::Bridge, mtu) => self.push(target, SetLink::index(links.bridge).mtu(*mtu)),
+            NetworkOp::SetMtu(Link::Vxlan, mtu) => self.push(target, SetLink::index(vxlan?).mtu(*mtu)),
+            NetworkOp::SetMtu(Link::Uplink, mtu) => {
+                let missing = Cause::Missing("the uplink");
+                let (Some(inside), Some(outside)) = (links.uplink, links.uplink_host) else {
+                    return Err(missing);
+                };
+                self.push(target, SetLink::index(inside).mtu(*mtu));
+                self.push(Target::Host, SetLink::index(outside).mtu(*mtu));
+            }
+            NetworkOp::SetNeighbour(address, mac) => self.push(target, neighbour(*address, *mac).replace()),
+            NetworkOp::DeleteNeighbour(address) => {
+                self.push(target, neighbour(*address, Mac([0; 6])).delete());
+            }
+            NetworkOp::SetFdb(mac, vtep) => {
+                let (port, mac) = (vxlan?, *mac);
+                let entries = [
+                    VxlanFdb {
+                        link: port,
+                        mac,
+                        vtep: *vtep,
+                    }
+                    .replace(),
+                    BridgeFdb { port, mac }.replace(),
+                ];
+                self.push(target, entries);
+            }
+            NetworkOp::DeleteFdb(mac) => {
+                let (port, mac) = (vxlan?, *mac);
+                let unspecified = IpAddr::from([0, 0, 0, 0]);
+                let entries = [
+                    BridgeFdb { port, mac }.delete(),
+                    VxlanFdb {
+                        link: port,
+                        mac,
+                        vtep: unspecified,
+                    }
+                    .delete(),
+                ];
+                self.push(target, entries);
+            }
+        }
+        Ok(())
+    }
+
+    fn add_network(&mut self, id: NetworkId, bridge: &Bridge) -> Result<(), Cause> {
+        let netns = Netns::create_at(self.kernel.netns_path(id))?;
+        // A router between bridge and uplink. It sends no redirects: to an endpoint that talks to another subnet
+        // of its network, the gateway is the only way there.
+        let settings = [
+            ("net/ipv4/ip_forward", "1"),
+            ("net/ipv4/conf/all/send_redirects", "0"),
+            ("net/ipv4/conf/default/send_redirects", "0"),
+        ];
+        netns.set_sysctls(&settings)?;
+        if let Err(error) = netns.set_sysctls(&[(FORWARDING[1], "1")])
+            && !matches!(&error, NetnsError::Os { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
+        {
+            return Err(error.into());
+        }
+        let route = RouteSocket::open(&netns)?;
+        let links = Links {
+            bridge: BRIDGE_INDEX,
+            ..Links::default()
+        };
+        let (endpoints, next_port) = (BTreeMap::new(), names::FIRST_PORT_INDEX);
+        self.kernel.spaces.insert(
+            id,
+            Space {
+                netns,
+                route,
+                nft: None,
+                links,
+                endpoints,
+                next_port,
+            },
+        );
+        let link = NewLink::bridge(BRIDGE, BridgeOptions::default())
+            .index(BRIDGE_INDEX)
+            .mac(bridge.mac)
+            .mtu(bridge.mtu)
+            .alias(names::bridge_alias(&bridge.name))
+            .up();
+        self.push(Target::Space(id), SetLink::index(LOOPBACK).up());
+        self.push(Target::Space(id), link);
+        Ok(())
+    }
+
+    /// Links are deleted one by one: a mount namespace elsewhere may keep the namespace itself.
+    fn delete_network(&mut self, id: NetworkId) -> Result<(), Cause> {
+        self.flush();
+        if let Some(space) = self.kernel.spaces.get_mut(&id) {
+            let ours = |link: &weft_netlink::route::Link| {
+                let marked = link
+                    .alias
+                    .as_deref()
+                    .is_some_and(|alias| alias.starts_with(names::MARK));
+                marked || [BRIDGE, VXLAN, UPLINK].contains(&link.name.as_str())
+            };
+            let links = space.route.links()?;
+            let deletions: Vec<_> = links
+                .iter()
+                .filter(|link| ours(link))
+                .map(|link| delete_link(link.index))
+                .collect();
+            self.push(Target::Space(id), deletions);
+            self.flush_checked()?;
+        }
+        self.kernel.spaces.remove(&id);
+        let (name, alias) = (names::uplink_host(id), names::uplink_host_alias(id));
+        let orphans: Vec<_> = (self.kernel.route.links()?.into_iter())
+            .filter(|link| link.name == name && link.alias.as_deref() == Some(&alias))
+            .map(|link| delete_link(link.index))
+            .collect();
+        self.push(Target::Host, orphans);
+        Netns::remove_at(self.kernel.netns_path(id))?;
+        Ok(())
+    }
+
+    fn add_vxlan(&mut self, id: NetworkId, vxlan: &Vxlan) -> Result<(), Cause> {
+        let target = Target::Space(id);
+        if let Some(index) = self.space(id)?.links.vxlan.take() {
+            self.push(target, delete_link(index));
+        }
+        // The bridge must be there before it is named.
+        self.flush();
+        let space = self.space(id)?;
+        let options = VxlanOptions {
+            vni: vxlan.vni,
+            local: vxlan.local,
+            port: vxlan.port,
+        };
+        let bridge = space.links.bridge;
+        // Made by the host's socket, and so with its UDP socket on the underlay, but born here.
+        let link = NewLink::vxlan(VXLAN, options)
+            .index(VXLAN_INDEX)
+            .mtu(vxlan.mtu)
+            .master(bridge)
+            .up()
+            .netns(space.netns.as_fd());
+        let mut batch = Batch::new();
+        batch.add(link);
+        if let Err(error) = self.kernel.route.execute(batch) {
+            return Err(match error {
+                BatchError::Refused(mut refusals) if !refusals.is_empty() => {
+                    Cause::Refused(refusals.swap_remove(0))
+                }
+                error => Cause::Batch(error),
+            });
+        }
+        self.space(id)?.links.vxlan = Some(VXLAN_INDEX);
+        self.push(
+            target,
+            SetLink::index(VXLAN_INDEX).alias(names::VXLAN_ALIAS).port(TUNNEL),
+        );
+        Ok(())
+    }
+
+    fn add_uplink(&mut self, id: NetworkId, uplink: &Uplink) -> Result<(), Cause> {
+        self.delete_uplink(id)?;
+        let target = Target::Space(id);
+        let name = names::uplink_host(id);
+        let host = self.kernel.host.try_clone()?;
+        let peer = VethPeer::new(&name).mtu(uplink.mtu).netns(host.as_fd());
+        let pair = NewLink::veth(UPLINK, peer)
+            .index(UPLINK_INDEX)
+            .mtu(uplink.mtu)
+            .alias(UPLINK_ALIAS)
+            .up();
+        let ends = uplink.ends();
+        self.push(target, pair);
+        for (_, net) in &ends {
+            self.push(
+                target,
+                Address {
+                    link: UPLINK_INDEX,
+                    net: *net,
+                    prefix_route: true,
+                }
+                .add(),
+            );
+        }
+        self.flush_checked()?;
+        let outside = self
+            .kernel
+            .route
+            .links()?
+            .into_iter()
+            .find(|link| link.name == name);
+        let outside = outside
+            .ok_or(Cause::Missing("the host's end of the uplink"))?
+            .index;
+        let space = self.space(id)?;
+        space.links.uplink = Some(UPLINK_INDEX);
+        space.links.uplink_host = Some(outside);
+        self.push(
+            Target::Host,
+            SetLink::index(outside).alias(names::uplink_host_alias(id)).up(),
+        );
+        for (net, _) in &ends {
+            self.push(
+                Target::Host,
+                Address {
+                    link: outside,
+                    net: *net,
+                    prefix_route: true,
+                }
+                .add(),
+            );
+        }
+        for (net, _) in &ends {
+            let default = Route {
+                protocol: ROUTE_PROTOCOL,
+                ..Route::default_via(net.addr(), UPLINK_INDEX)
+            };
+            self.push(target, default.add());
+        }
+        self.flush_checked()?;
+        nft_of(self.space(id)?)?.commit(&rules::network())?;
+        Ok(())
+    }
+
+    /// Either end takes the other along.
+    fn delete_uplink(&mut self, id: NetworkId) -> Result<(), Cause> {
+        let space = self.space(id)?;
+        let (inside, outside) = (space.links.uplink.take(), space.links.uplink_host.take());
+        if inside.is_some() || outside.is_some() {
+            nft_of(space)?.commit(&rules::delete())?;
+        }
+        match (inside, outside) {
+            (Some(inside), _) => self.push(Target::Space(id), delete_link(inside)),
+            (None, Some(outside)) => self.push(Target::Host, delete_link(outside)),
+            (None, None) => {}
+        }
+        Ok(())
+    }
+}
+
+fn nft_of(space: &mut Space) -> Result<&Nft, Cause> {
+    if space.nft.is_none() {
+        let opened: Result<Nft, NftError> = space.netns.run(Nft::open)?;
+        space.nft = Some(opened?);
+    }
+    space.nft.as_ref().ok_or(Cause::Missing("the netfilter socket"))
+}
