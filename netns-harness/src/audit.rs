@@ -110,6 +110,9 @@ impl Snapshot {
 pub struct Footprint {
     /// Inode number of its PID namespace, if it had one of its own.
     pub pid_namespace: Option<u64>,
+    /// When the init of that namespace was started, in clock ticks since boot: the kernel gives the inode numbers of
+    /// dead namespaces to new ones, and so to other labs.
+    pub init_started: Option<u64>,
     /// Inode numbers of its network namespaces.
     pub network_namespaces: BTreeSet<u64>,
     /// Files and directories that should be gone with it.
@@ -121,13 +124,15 @@ impl Footprint {
         isolation: Option<&Isolation>,
         mut network_namespaces: BTreeSet<u64>,
     ) -> io::Result<Self> {
-        let mut pid_namespace = None;
+        let (mut pid_namespace, mut init_started) = (None, None);
         if isolation.is_some() {
+            init_started = started(1);
             pid_namespace = Some(fs::metadata("/proc/self/ns/pid")?.ino());
             network_namespaces.insert(fs::metadata("/proc/self/ns/net")?.ino());
         }
         Ok(Self {
             pid_namespace,
+            init_started,
             network_namespaces,
             paths: Vec::new(),
         })
@@ -166,10 +171,23 @@ pub fn left_behind(footprint: &Footprint, timeout: Duration) -> io::Result<Vec<S
 
 fn look_for(footprint: &Footprint) -> io::Result<Vec<String>> {
     let mut things = Vec::new();
-    for (pid, name) in processes()? {
-        if footprint.pid_namespace.is_some() && namespace(pid, "pid") == footprint.pid_namespace {
-            things.push(format!("process {pid} ({name}) of the lab is still running"));
-        } else if namespace(pid, "net").is_some_and(|net| footprint.network_namespaces.contains(&net)) {
+    let processes = processes()?;
+    let in_lab =
+        |pid: i32| footprint.pid_namespace.is_some() && namespace(pid, "pid") == footprint.pid_namespace;
+    // An init that was started at another time is that of another lab. Without any init, the rest is about to die.
+    let reused = processes.iter().any(|(pid, _)| {
+        in_lab(*pid) && inner_pid(*pid) == Some(1) && started(*pid) != footprint.init_started
+    });
+    let ours = namespace(nix::unistd::getpid().as_raw(), "pid");
+    for (pid, name) in processes {
+        if in_lab(pid) {
+            if !reused {
+                things.push(format!("process {pid} ({name}) of the lab is still running"));
+            }
+        } else if namespace(pid, "pid") == ours
+            // In other PID namespaces are other labs, whose network namespaces may have inherited the number.
+            && namespace(pid, "net").is_some_and(|net| footprint.network_namespaces.contains(&net))
+        {
             things.push(format!(
                 "process {pid} ({name}) is still in a network namespace of the lab"
             ));
@@ -281,6 +299,20 @@ fn namespace(pid: i32, kind: &str) -> Option<u64> {
         fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok()?.to_str()?,
         kind,
     )
+}
+
+/// When a process was started, in clock ticks since boot.
+fn started(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // proc_pid_stat(5): the 22nd field; the second is a name in parentheses that may contain anything.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// A process's id in the innermost PID namespace it is in.
+fn inner_pid(pid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    ids.split_whitespace().last()?.parse().ok()
 }
 
 /// `net:[4026531840]` → 4026531840

@@ -115,7 +115,7 @@ impl Capture {
         let what = || format!("capture on {place}");
         let socket = namespaces.run(|| {
             let index = nix::net::if_::if_nametoindex(interface).map_err(|_| LabError::NoInterface {
-                host: namespaces.place().to_owned(),
+                place: namespaces.place().to_owned(),
                 interface: interface.to_owned(),
             })?;
             let socket = sys::packet_socket().map_err(LabError::os(what()))?;

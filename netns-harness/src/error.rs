@@ -75,11 +75,17 @@ pub enum LabError {
         /// The name.
         name: String,
     },
-    /// The host has crashed, or the sandbox was removed.
-    #[error("{what} is down; restart the host first")]
+    /// The host has crashed.
+    #[error("host {host} is down; restart it first")]
     Down {
-        /// The host or sandbox.
-        what: String,
+        /// The host.
+        host: String,
+    },
+    /// The sandbox does not exist any more.
+    #[error("{sandbox} is gone: it was removed, or its host has crashed")]
+    Gone {
+        /// The sandbox and its host.
+        sandbox: String,
     },
     /// The host is up, so it cannot be restarted.
     #[error("host {host} is up; crash it before restarting it")]
@@ -102,10 +108,10 @@ pub enum LabError {
         subnet: ipnet::IpNet,
     },
     /// No such interface.
-    #[error("host {host} has no interface named {interface}")]
+    #[error("{place} has no interface named {interface}")]
     NoInterface {
         /// The host or sandbox.
-        host: String,
+        place: String,
         /// The interface.
         interface: String,
     },

@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::SockProtocol;
 use weft_netlink::netns::Netns;
-use weft_netlink::route::{Batch, BridgeOptions, NewLink, RouteSocket, VethPeer};
+use weft_netlink::route::{Batch, BridgeOptions, NewLink, RouteSocket, VethPeer, delete_link};
 use weft_types::Mac;
 
 use crate::error::LabError;
@@ -133,7 +133,7 @@ impl Fabric {
         Ok(index)
     }
 
-    /// Connects hosts to bridges. The hosts' ends are left down and without addresses.
+    /// Connects hosts to bridges, all or none. The hosts' ends are left down and without addresses.
     pub(crate) fn connect(&self, pairs: &[Pair<'_>]) -> Result<(), LabError> {
         let mut batch = Batch::new();
         for pair in pairs {
@@ -149,7 +149,16 @@ impl Fabric {
                 .alias(&pair.alias);
             batch.add(if pair.up { port.up() } else { port });
         }
-        self.execute("connect hosts to their switches", batch)
+        let connected = self.execute("connect hosts to their switches", batch);
+        if connected.is_err() {
+            // All or none: deleting what was not made is no error, and the first error is the one to tell.
+            let mut undo = Batch::new();
+            for pair in pairs {
+                undo.add(delete_link(pair.port));
+            }
+            let _ = self.execute("disconnect hosts again", undo);
+        }
+        connected
     }
 
     /// Makes exactly these frames vanish: from this Ethernet address, out by this port.

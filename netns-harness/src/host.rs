@@ -144,7 +144,7 @@ impl Host {
         }
         lab.fabric
             .execute(format!("cut host {} off", self.name()), batch)?;
-        self.kill_all(&namespaces)?;
+        audit::kill_all_in(&self.inodes()?, namespaces.place())?;
         let mut batch = Batch::new();
         for &port in &ports {
             batch.add(delete_link(port));
@@ -206,23 +206,21 @@ impl Host {
             .map_err(|source| LabError::Batch { what, source })
     }
 
-    /// Kills every process on the host and in its sandboxes.
-    pub(crate) fn kill_all(&self, namespaces: &Namespaces) -> Result<(), LabError> {
-        let mut inodes = audit::Inodes::from(
-            namespaces
-                .inodes()
-                .map_err(LabError::os(format!("look at {}", namespaces.place())))?,
-        );
-        for sandbox in self.sandboxes() {
-            if let Ok(inside) = sandbox.namespaces() {
-                inodes.extend(
-                    inside
-                        .inodes()
-                        .map_err(LabError::os(format!("look at {}", inside.place())))?,
-                );
-            }
+    /// By which namespaces processes on the host and in its sandboxes are known; none if it is down.
+    pub(crate) fn inodes(&self) -> Result<audit::Inodes, LabError> {
+        let mut inodes = audit::Inodes::new();
+        let sandboxes = self
+            .sandboxes()
+            .into_iter()
+            .filter_map(|sandbox| sandbox.namespaces().ok());
+        for inside in self.namespaces().ok().into_iter().chain(sandboxes) {
+            inodes.extend(
+                inside
+                    .inodes()
+                    .map_err(LabError::os(format!("look at {}", inside.place())))?,
+            );
         }
-        audit::kill_all_in(&inodes, namespaces.place())
+        Ok(inodes)
     }
 
     /// Lets go of all namespaces, which end when nothing else holds them.
@@ -251,7 +249,7 @@ impl Host {
         let state = self.lock();
         let port = state.ports.iter().find(|port| port.name == name).cloned();
         port.ok_or_else(|| LabError::NoInterface {
-            host: self.name().to_owned(),
+            place: format!("host {}", self.name()),
             interface: name.to_owned(),
         })
     }
@@ -279,7 +277,7 @@ impl Inside for Host {
     fn namespaces(&self) -> Result<Arc<Namespaces>, LabError> {
         let namespaces = self.lock().namespaces.clone();
         namespaces.ok_or_else(|| LabError::Down {
-            what: format!("host {}", self.name()),
+            host: self.name().to_owned(),
         })
     }
 }

@@ -57,6 +57,13 @@ struct Cuts {
     one_way: BTreeSet<(String, String)>,
 }
 
+/// What one host gets in a batch.
+struct Plugged<'a> {
+    host: &'a Host,
+    namespaces: Arc<Namespaces>,
+    ports: Vec<Port>,
+}
+
 /// How an interface is plugged in, where the defaults will not do.
 #[derive(Clone, Debug, Default)]
 pub struct Plug {
@@ -337,16 +344,34 @@ impl Lab {
 
     fn plug_all(&self, switch: &Switch, plugs: Vec<(&Host, Plug)>) -> Result<Vec<Interface>, LabError> {
         let lab = &*self.inner;
-        let mut work = Vec::with_capacity(plugs.len());
+        let mut interfaces = Vec::with_capacity(plugs.len());
+        let mut plugged: BTreeMap<&str, Plugged<'_>> = BTreeMap::new();
         for (host, plug) in plugs {
-            let number =
-                host.ports().len() + work.iter().filter(|(other, _, _)| *other == host.name()).count();
-            let name = plug.name.unwrap_or_else(|| format!("eth{number}"));
+            let namespaces = host.namespaces()?;
+            let plugged = plugged.entry(host.name()).or_insert_with(|| Plugged {
+                host,
+                namespaces,
+                ports: Vec::new(),
+            });
+            // Those it has, and those it is about to get.
+            let mut names: Vec<String> = host.ports().into_iter().map(|port| port.name).collect();
+            names.extend(plugged.ports.iter().map(|port| port.name.clone()));
+            let name = match plug.name {
+                Some(name) => name,
+                None => (0..)
+                    .map(|n| format!("eth{n}"))
+                    .find(|name| !names.contains(name))
+                    .unwrap_or_default(),
+            };
             let addresses = match plug.addresses {
                 Some(addresses) => addresses,
                 None => switch.take_addresses()?,
             };
-            let port = Port {
+            interfaces.push(Interface {
+                host: host.clone(),
+                name: name.clone(),
+            });
+            plugged.ports.push(Port {
                 name,
                 mac: plug.mac.unwrap_or_else(|| lab.mac()),
                 addresses,
@@ -354,32 +379,28 @@ impl Lab {
                 bridge: switch.take_port(&lab.fabric)?,
                 switch: switch.name().to_owned(),
                 port: lab.fabric.index(),
-                link: FIRST_LINK + number as u32,
+                link: FIRST_LINK + names.len() as u32,
                 carrier: true,
-            };
-            work.push((host.name(), host, (port, host.namespaces()?)));
+            });
         }
-        let pairs: Vec<Pair<'_>> = work
-            .iter()
-            .map(|(name, _, (port, namespaces))| port.pair(name, namespaces))
+        let pairs: Vec<Pair<'_>> = plugged
+            .values()
+            .flat_map(
+                |Plugged {
+                     host,
+                     namespaces,
+                     ports,
+                 }| { ports.iter().map(|port| port.pair(host.name(), namespaces)) },
+            )
             .collect();
         lab.fabric.connect(&pairs)?;
         drop(pairs);
-        let mut interfaces = Vec::with_capacity(work.len());
-        // One socket and one batch for each host.
-        let mut ports: BTreeMap<&str, (&Host, Arc<Namespaces>, Vec<Port>)> = BTreeMap::new();
-        for (name, host, (port, namespaces)) in work {
-            interfaces.push(Interface {
-                host: host.clone(),
-                name: port.name.clone(),
-            });
-            ports
-                .entry(name)
-                .or_insert_with(|| (host, namespaces, Vec::new()))
-                .2
-                .push(port);
-        }
-        for (host, namespaces, ports) in ports.into_values() {
+        for Plugged {
+            host,
+            namespaces,
+            ports,
+        } in plugged.into_values()
+        {
             host.bring_up(&namespaces, &ports)?;
             ports.into_iter().for_each(|port| host.add_port(port));
         }
@@ -437,14 +458,18 @@ impl LabInner {
         self.closed.store(true, Ordering::Relaxed);
         let mut things = Vec::new();
         let hosts = std::mem::take(&mut *lock(&self.hosts));
-        for host in hosts.values() {
-            if let Ok(namespaces) = host.namespaces()
-                && let Err(error) = host.kill_all(&namespaces)
-            {
-                things.push(error.to_string());
-            }
-            host.forget();
+        // All at once: one look at all processes is enough for all hosts.
+        let inodes = hosts
+            .values()
+            .map(Host::inodes)
+            .collect::<Result<Vec<_>, _>>()?
+            .into_iter()
+            .flatten()
+            .collect();
+        if let Err(error) = audit::kill_all_in(&inodes, &format!("lab {}", self.name)) {
+            things.push(error.to_string());
         }
+        hosts.values().for_each(Host::forget);
         lock(&self.switches).clear();
         let gone = eventually(
             "the end of all namespaces",

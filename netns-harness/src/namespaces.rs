@@ -148,7 +148,7 @@ pub trait Inside {
     ///
     /// # Errors
     ///
-    /// [`LabError::Down`] after a crash or a removal.
+    /// [`LabError::Down`] after a crash, [`LabError::Gone`] after a removal.
     fn namespaces(&self) -> Result<Arc<Namespaces>, LabError>;
 
     /// Runs a closure on a thread inside, and hands back what it returns. Sockets it opens stay inside for good;

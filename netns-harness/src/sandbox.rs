@@ -75,7 +75,7 @@ impl Sandbox {
     ///
     /// # Errors
     ///
-    /// [`LabError::Down`] after a removal or a crash of its host.
+    /// [`LabError::Gone`] after a removal or a crash of its host.
     pub fn enter_spec(&self) -> Result<EnterSpec, LabError> {
         EnterSpec::new(&*self.inner.host.lab()?, &*self.namespaces()?)
     }
@@ -126,8 +126,8 @@ impl Inside for Sandbox {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        namespaces.ok_or_else(|| LabError::Down {
-            what: format!("sandbox {} on host {}", self.inner.name, self.inner.host.name()),
+        namespaces.ok_or_else(|| LabError::Gone {
+            sandbox: format!("sandbox {} on host {}", self.inner.name, self.inner.host.name()),
         })
     }
 }

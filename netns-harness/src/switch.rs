@@ -16,6 +16,8 @@ use crate::namespaces::Inside;
 pub struct SwitchOptions {
     pub(crate) mtu: u32,
     pub(crate) subnets: Vec<IpNet>,
+    /// Fewer in tests.
+    ports_per_bridge: usize,
 }
 
 impl Default for SwitchOptions {
@@ -23,6 +25,7 @@ impl Default for SwitchOptions {
         Self {
             mtu: 1500,
             subnets: Vec::new(),
+            ports_per_bridge: PORTS_PER_BRIDGE,
         }
     }
 }
@@ -51,6 +54,9 @@ impl SwitchOptions {
 }
 
 /// An Ethernet LAN. It grows by itself past the 1,023 ports of a Linux bridge.
+///
+/// A broadcast to more than a thousand interfaces at once overruns the kernel's queue (`net.core.netdev_max_backlog`) and
+/// misses some of them; raise it on the machine for such labs.
 #[derive(Clone, Debug)]
 pub struct Switch {
     inner: Arc<SwitchInner>,
@@ -108,7 +114,7 @@ impl Switch {
         if let Some((bridge, used)) = state
             .bridges
             .iter_mut()
-            .find(|(_, used)| *used < PORTS_PER_BRIDGE)
+            .find(|(_, used)| *used < self.inner.options.ports_per_bridge)
         {
             *used += 1;
             return Ok(*bridge);
@@ -311,6 +317,30 @@ impl Port {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_switch_of_many_bridges_is_one_lan() {
+        crate::isolated(|| {
+            let lab = crate::Lab::new("grown").unwrap();
+            let subnet: IpNet = "10.1.0.0/24".parse().unwrap();
+            let options = SwitchOptions {
+                ports_per_bridge: 2,
+                ..SwitchOptions::new().subnet(subnet)
+            };
+            let lan = lab.switch("lan", options).unwrap();
+            let hosts = lab.hosts(&["a", "b", "c", "d", "e"]).unwrap();
+            lab.plug(&lan, &hosts).unwrap();
+            assert_eq!(lan.bridges(), 3);
+            let far = std::net::IpAddr::from([10, 1, 0, 5]);
+            hosts[0].ping(far, std::time::Duration::from_secs(5)).unwrap();
+            lab.partition(&[&[&hosts[0]], &[&hosts[4]]]).unwrap();
+            hosts[0]
+                .ping(far, std::time::Duration::from_millis(200))
+                .unwrap_err();
+            hosts[1].ping(far, std::time::Duration::from_secs(5)).unwrap();
+            lab.close().unwrap();
+        });
+    }
 
     #[test]
     fn addresses_are_handed_out_from_one_until_the_subnet_ends() {

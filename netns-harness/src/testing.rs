@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::signal::Signal;
 use nix::unistd::{Pid, pipe2};
 
 use crate::isolate::{Isolate, spawn_isolated};
@@ -122,10 +123,12 @@ fn run_again(name: &str, options: &Isolate) -> Result<(bool, String), Box<dyn st
     Ok((passed == Some(true), text))
 }
 
-/// Lets the command inherit a descriptor.
+/// Lets the command inherit a descriptor, and end with the calling thread.
 fn hand_down(command: &mut Command, fd: OwnedFd) {
     sys::before_exec(command, move || {
         fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
+        // The thread that runs the test waits for us; should it be killed, nobody else would end us.
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
         Ok(())
     });
 }

@@ -133,11 +133,11 @@ fn a_crashed_host_says_no_goodbye_and_comes_back_with_its_addresses() {
         assert!(!h2.is_up());
         assert_eq!(
             h2.ping(v4(1), SOON).unwrap_err().to_string(),
-            "host h2 is down; restart the host first"
+            "host h2 is down; restart it first"
         );
         assert_eq!(
             sandbox.set_resolv_conf("").unwrap_err().to_string(),
-            "sandbox box on host h2 is down; restart the host first"
+            "sandbox box on host h2 is gone: it was removed, or its host has crashed"
         );
         assert_eq!(capture.stop().unwrap().missed, 0);
         assert!(matches!(h1.ping(v4(2), MOMENT), Err(LabError::TimedOut(_))));
@@ -255,7 +255,7 @@ fn names_and_addresses_are_refused_with_a_reason() {
             .unwrap()
             .capture("eth7", netns_harness::CaptureOptions::new())
             .unwrap_err();
-        assert_eq!(text(error), "host host h1 has no interface named eth7");
+        assert_eq!(text(error), "host h1 has no interface named eth7");
         lab.close().unwrap();
     });
 }

@@ -232,7 +232,7 @@ fn hosts_and_sandboxes_have_names_files_and_namespaces_of_their_own() {
         assert_eq!(h1.sandboxes().len(), 1);
         assert_eq!(
             other.run(|| ()).unwrap_err().to_string(),
-            "sandbox web-2 on host h1 is down; restart the host first"
+            "sandbox web-2 on host h1 is gone: it was removed, or its host has crashed"
         );
         let taken = h1.sandbox("web-1").unwrap_err();
         assert_eq!(
@@ -397,7 +397,8 @@ fn a_switched_off_user_namespace_is_explained() {
 }
 
 #[test]
-fn a_switch_grows_past_the_ports_of_one_bridge() {
+#[ignore = "takes ten seconds; the growth itself is tested with smaller bridges in src/switch.rs"]
+fn a_switch_grows_past_the_ports_that_the_kernel_gives_a_bridge() {
     isolated(|| {
         let lab = Lab::new("big").unwrap();
         let lan = lab.switch("lan", SwitchOptions::new()).unwrap();

@@ -206,7 +206,7 @@ fn whichever_process_of_the_holder_dies_nothing_is_left() {
             .unwrap();
         Pid::from_raw(line.trim().parse().unwrap())
     };
-    for victim in ["outer", "init", "worker", "nobody"] {
+    for victim in ["outer", "init", "worker", "terminated", "nobody"] {
         let mut held = Held::new();
         let footprint = held.footprint.clone();
         eventually("the start of the daemons", SOON, Duration::from_millis(5), || {
@@ -229,6 +229,7 @@ fn whichever_process_of_the_holder_dies_nothing_is_left() {
             "outer" => held.outer.kill().unwrap(),
             "init" => kill(init, Signal::SIGKILL).unwrap(),
             "worker" => kill(worker, Signal::SIGKILL).unwrap(),
+            "terminated" => kill(Pid::from_raw(held.outer.id() as i32), Signal::SIGTERM).unwrap(),
             // End of its input: it closes the lab itself.
             _ => drop(held.outer.stdin.take()),
         }
@@ -236,6 +237,11 @@ fn whichever_process_of_the_holder_dies_nothing_is_left() {
         assert!(left.is_empty(), "after the end of {victim}: {left:?}");
         let status = held.outer.wait().unwrap();
         assert_eq!(status.success(), victim == "nobody");
+        assert_eq!(
+            status.code() == Some(128 + 15),
+            victim == "terminated",
+            "{status}"
+        );
         let path = std::env::temp_dir();
         let left = left_behind(&footprint.clone().path(&path), Duration::ZERO).unwrap();
         assert_eq!(left, [format!("{} still exists", path.display())]);
