@@ -15,8 +15,11 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
 
-use crate::options::{
-    AgentOptions, DEFAULT_DATA_DIR, DEFAULT_GOSSIP_PORT, DEFAULT_RUN_DIR, DEFAULT_VXLAN_PORT, LogFormat,
+use crate::{
+    lab::LabCommand,
+    options::{
+        AgentOptions, DEFAULT_DATA_DIR, DEFAULT_GOSSIP_PORT, DEFAULT_RUN_DIR, DEFAULT_VXLAN_PORT, LogFormat,
+    },
 };
 use failure::Failure;
 use nouns::{cluster, event, network, node, service, status, token};
@@ -78,6 +81,9 @@ enum Command {
     /// Services: a name and an address in front of several endpoints
     #[command(subcommand)]
     Service(service::ServiceCommand),
+    /// Clusters in namespaces on this machine, from a Compose file, without root
+    #[command(subcommand)]
+    Lab(LabCommand),
     /// One screen: this node, its peers, the networks, what is wrong
     Status(status::StatusArgs),
     /// What happens, as JSON lines
@@ -196,9 +202,8 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Failure> {
 
     let session = Session::new(cli.host);
     match cli.command {
-        Command::Agent(args) => {
-            crate::daemon::run(args.options()).map_err(|error| Failure::new(format!("{error:#}")))?;
-        }
+        Command::Agent(args) => crate::daemon::run(args.options())?,
+        Command::Lab(command) => return Ok(crate::lab::run(command)?),
         Command::Whoami(args) => whoami::run(args)?,
         Command::Completion(args) => {
             clap_complete::generate(args.shell, &mut Cli::command(), "weft", &mut std::io::stdout());
@@ -219,7 +224,10 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Failure> {
 
 impl Command {
     fn talks_to_an_agent(&self) -> bool {
-        !matches!(self, Self::Agent(_) | Self::Whoami(_) | Self::Completion(_))
+        !matches!(
+            self,
+            Self::Agent(_) | Self::Lab(_) | Self::Whoami(_) | Self::Completion(_)
+        )
     }
 }
 

@@ -261,6 +261,17 @@ fn every_noun_explains_itself() {
     }
 }
 
+#[test]
+fn every_noun_shows_examples() {
+    for noun in Cli::command()
+        .get_subcommands()
+        .filter(|noun| !noun.is_hide_set())
+    {
+        let help = noun.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert!(help.starts_with("Examples:\n"), "{}", noun.get_name());
+    }
+}
+
 fn help(name: &str, line: &str) {
     let words = std::iter::once("weft")
         .chain(line.split_whitespace())

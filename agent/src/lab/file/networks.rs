@@ -58,10 +58,8 @@ fn read_network(reader: &mut Reader, name: &str, node: &Node) -> Result<NetworkS
             "driver" => reader.choice(value, &field, &[("overlay", ()), ("weft", ())])?,
             "internal" => network.internal = reader.boolean(value, &field)?,
             "enable_ipv6" => network.ipv6 = reader.boolean(value, &field)?,
-            "enable_ipv4" => {
-                if !reader.boolean(value, &field)? {
-                    return Err(reader.error(value.pos, format!("{what} without IPv4 is not built yet")));
-                }
+            "enable_ipv4" if !reader.boolean(value, &field)? => {
+                return Err(reader.error(value.pos, format!("{what} without IPv4 is not built yet")));
             }
             "driver_opts" => {
                 for Entry { key, value, .. } in reader.fields(value, &field, tables::DRIVER_OPTS)? {
