@@ -52,6 +52,14 @@ fn every_flag_is_read() {
         "agent --data-dir /d --run-dir /r --socket /s --node-name n --advertise 192.0.2.1 --vxlan-port 4790 \
          --log-format json",
         "completion fish",
+        "lab up shop.yaml --name shop2",
+        "lab down shop",
+        "lab ls --format json",
+        "lab inspect shop --format json",
+        "lab exec shop client-1 -- ping -c 1 web",
+        "lab call shop client-1 http://web/ --times 12",
+        "lab kill shop h3",
+        "lab graph shop --format svg -o shop.svg",
     ];
     let text: String = lines
         .map(|line| format!("{}\n  {}\n", line, parsed(line)))

@@ -160,7 +160,9 @@ pub struct KillArgs {
     #[command(flatten)]
     lab: NameArgs,
     /// The host
-    host: String,
+    // Not `host`: that is the id of the global option.
+    #[arg(value_name = "HOST")]
+    target: String,
 }
 
 /// What `weft lab graph` takes.
@@ -199,7 +201,7 @@ pub fn run(command: LabCommand) -> Result<ExitCode> {
         LabCommand::Call(args) => {
             enter::call(&LabDir::of(&args.lab.name)?, &args.from, &args.url, args.times)
         }
-        LabCommand::Kill(args) => kill(&LabDir::of(&args.lab.name)?, &args.host),
+        LabCommand::Kill(args) => kill(&LabDir::of(&args.lab.name)?, &args.target),
         LabCommand::Graph(args) => show::graph(&args),
         LabCommand::Hold(args) => holder::run(&args),
         LabCommand::Fetch(args) => fetch::run(&args),
