@@ -21,7 +21,10 @@ pub(crate) struct Membership {
     packets: Vec<(Id, Vec<u8>)>,
     /// What foca believed when it was last looked at.
     seen: BTreeMap<Short, Seen>,
-    fingerprint: u64,
+    /// The same in foca's own order, so that one pass side by side tells whether anything changed.
+    looked_at: Vec<(Id, State)>,
+    /// Whether foca was called since.
+    touched: bool,
     transmissions: u8,
     /// How starved of time this node has been lately, 0 to 8 (Lifeguard's local health).
     starved: u32,
@@ -112,7 +115,8 @@ impl Membership {
             },
             packets: Vec::new(),
             seen: BTreeMap::new(),
-            fingerprint: 0,
+            looked_at: Vec::new(),
+            touched: false,
             transmissions,
             starved: 0,
         }
@@ -217,26 +221,28 @@ impl Membership {
 
     /// Who changed since this was last asked.
     pub(crate) fn take_changes(&mut self) -> Vec<Short> {
-        // Almost always nothing has; then one pass over small numbers is all there is to do.
-        let fingerprint = self.foca.iter_membership_state().fold(0, |sum: u64, member| {
-            let node = u64::from_be_bytes(member.id().node.0);
-            sum.wrapping_add(
-                (node ^ member.id().generation.rotate_left(17) ^ (1 + member.state() as u64) << 61)
-                    .wrapping_mul(0x9e37_79b9_7f4a_7c15),
-            )
-        });
-        if fingerprint == self.fingerprint {
+        if !std::mem::take(&mut self.touched) {
             return Vec::new();
         }
-        self.fingerprint = fingerprint;
+        // Almost always nothing has; then one pass over small numbers is all there is to do. Every member is
+        // compared: a sum over them could stay the same when two changed at once, and what is overlooked here
+        // is overlooked until the next change.
+        let state = || {
+            let members = self.foca.iter_membership_state();
+            members.map(|member| (*member.id(), member.state()))
+        };
+        if state().eq(self.looked_at.iter().copied()) {
+            return Vec::new();
+        }
+        self.looked_at = state().collect();
         let mut changed = Vec::new();
-        for member in self.foca.iter_membership_state() {
+        for (id, state) in &self.looked_at {
             let now = Seen {
-                generation: member.id().generation,
-                state: member.state(),
+                generation: id.generation,
+                state: *state,
             };
-            if self.seen.insert(member.id().node, now) != Some(now) {
-                changed.push(member.id().node);
+            if self.seen.insert(id.node, now) != Some(now) {
+                changed.push(id.node);
             }
         }
         changed.sort();
@@ -285,6 +291,7 @@ impl Membership {
             &mut Calls<'_>,
         ) -> Result<(), foca::Error>,
     {
+        self.touched = true;
         let pace = pace(self.foca.num_members() + 1);
         let stretch = 1 + self.starved;
         let mut calls = Calls {
@@ -392,5 +399,36 @@ impl Runtime<Id> for Calls<'_> {
             _ => after,
         };
         self.timers.add(timer, self.now + after);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn members_that_change_together_are_all_noticed() {
+        let now = Instant::now();
+        let id = |node: u64, generation| Id {
+            node: Short(node.to_be_bytes()),
+            generation,
+        };
+        let mut membership = Membership::new(id(1, 1 << 16), ChaCha12Rng::from_seed([0; 32]));
+        let nodes: Vec<Short> = (2..66).map(|bit| id(1 << (bit - 2) | 1, 0).node).collect();
+        for generation in [1 << 16, (1 << 16) + 1, (1 << 16) + 2] {
+            for pair in nodes[1..].chunks(2) {
+                for node in pair {
+                    membership.alive(*node, generation, now);
+                }
+                let changed = membership.take_changes();
+                assert!(pair.iter().all(|node| changed.contains(node)), "{changed:?}");
+                for node in pair {
+                    assert_eq!(membership.liveness(*node), Liveness::Active(generation));
+                }
+            }
+        }
+        assert_eq!(membership.take_changes(), Vec::new());
     }
 }
