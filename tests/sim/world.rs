@@ -320,12 +320,34 @@ impl World {
                 self.alive_at(first),
                 self.gossip(first).stats()
             );
-            if records <= 20 {
-                text += &format!("    {:?}\n", self.gossip(first).records().collect::<Vec<_>>());
-                text += &format!("    {:?}\n", self.gossip(first).members().collect::<Vec<_>>());
+        }
+        // What the first two views that differ differ in.
+        let mut views = sums.values().map(|nodes| (nodes[0], self.view(nodes[0])));
+        if let (Some((a, ours)), Some((b, theirs))) = (views.next(), views.next()) {
+            for difference in ours.symmetric_difference(&theirs).take(10) {
+                let holder = if ours.contains(difference) { a } else { b };
+                text += &format!("only {holder} believes {difference}\n");
             }
         }
         text
+    }
+
+    /// Everything a node holds and believes, line by line.
+    fn view(&self, index: usize) -> BTreeSet<String> {
+        let gossip = self.gossip(index);
+        let members = gossip.members().map(|member| {
+            format!(
+                "{} is {:?} in generation {:#x}",
+                member.node.short(),
+                member.state,
+                member.incarnation
+            )
+        });
+        gossip
+            .records()
+            .map(|record| format!("{record:?}"))
+            .chain(members)
+            .collect()
     }
 
     /// Puts a packet on the wire as if `from` had sent it.
