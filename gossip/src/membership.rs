@@ -90,6 +90,7 @@ fn pace(members: usize) -> Pace {
     let (period, round_trip, suspicion) = match members {
         0..=16 => (400, 150, 1_200),
         17..=64 => (600, 200, 2_000),
+        65..=512 => (800, 250, 2_400),
         _ => (1_000, 300, 3_000),
     };
     Pace {
