@@ -383,6 +383,7 @@ impl Gossip {
     /// After every input: turns what membership did into packets and events.
     fn settle(&mut self, now: Instant) {
         for node in self.membership.take_changes() {
+            self.sync.busy(now, self.config.anti_entropy_busy);
             self.touch(node);
             self.refresh(node, now);
         }

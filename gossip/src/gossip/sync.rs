@@ -1,7 +1,7 @@
 //! Anti-entropy: whatever was missed is found by comparing, and fetched.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -51,7 +51,8 @@ struct Pulling {
 /// What comparing with a peer comes to.
 #[derive(Default)]
 struct Findings {
-    sets: Vec<AuthorSet>,
+    /// With each whether the peer has something of that author already.
+    sets: Vec<(AuthorSet, bool)>,
     entries: Vec<Entry>,
     bytes: usize,
 }
@@ -151,6 +152,8 @@ impl Gossip {
     }
 
     pub(super) fn handle_buckets(&mut self, from: Short, buckets: &[u8], now: Instant) {
+        // One exchange may not settle it: the next is to follow soon.
+        self.sync.busy(now, self.config.anti_entropy_busy);
         let ranges: Vec<Range> = self
             .digest
             .differing(buckets)
@@ -187,7 +190,7 @@ impl Gossip {
             entries: self
                 .nodes_between(from, to)
                 .into_iter()
-                .map(|node| self.entry(node))
+                .map(|node| self.shown(self.entry(node)))
                 .collect(),
         }
     }
@@ -225,11 +228,14 @@ impl Gossip {
     /// Compares what a peer has of a range of authors with what is here; stops after the author with whom
     /// the findings exceed `limit` bytes, and says which that was.
     fn compare_range(&mut self, range: &Range, findings: &mut Findings, limit: usize, now: Instant) -> Short {
-        let mut nodes = self.nodes_between(range.from, range.to);
-        nodes.extend(range.entries.iter().map(|entry| entry.node));
-        for node in nodes {
-            let theirs = range.entries.iter().find(|entry| entry.node == node).copied();
-            self.compare(&theirs.unwrap_or(Entry::nothing(node)), findings, now);
+        let nodes = self.nodes_between(range.from, range.to);
+        let mut entries: BTreeMap<Short, Entry> = nodes
+            .into_iter()
+            .map(|node| (node, Entry::nothing(node)))
+            .collect();
+        entries.extend(range.entries.iter().map(|entry| (entry.node, *entry)));
+        for (node, theirs) in entries {
+            self.compare(&theirs, findings, now);
             if findings.bytes > limit {
                 return node;
             }
@@ -243,25 +249,19 @@ impl Gossip {
             return;
         }
         let tell = self.compare_liveness(node, theirs.liveness, now);
-        let mut mine = self.entry(node);
+        let mine = self.entry(node);
         let differ = mine.highest != theirs.highest || mine.live != theirs.live;
         let (whole, theirs_whole) = (mine.complete == mine.highest, theirs.complete == theirs.highest);
         let same_age = mine.highest == theirs.highest;
         let ahead = mine.highest > theirs.highest || (same_age && (whole || !theirs_whole));
         let behind = mine.highest < theirs.highest || (same_age && (theirs_whole || !whole));
         if differ && ahead {
-            let mut set = self.store.since(node, theirs.complete);
-            // Who has nothing has nothing to take out, so he need not see it as a whole.
-            set.all &= theirs.highest > 0;
+            let set = self.store.since(node, theirs.complete);
             findings.bytes += set.records.iter().map(wire::size_bound).sum::<usize>();
-            findings.sets.push(set);
+            findings.sets.push((set, theirs.highest > 0));
         }
         if (differ && behind) || tell {
-            if node == self.short {
-                // Whoever knows more of us than we do is to tell all.
-                mine.complete = 0;
-            }
-            findings.entries.push(mine);
+            findings.entries.push(self.shown(mine));
         }
     }
 
@@ -315,13 +315,13 @@ impl Gossip {
         if !invite {
             let mut packets: Vec<Vec<AuthorSet>> = Vec::new();
             let mut length = MAX_BODY;
-            for set in findings.sets {
+            for (set, has_some) in findings.sets {
                 let size =
                     |set: &AuthorSet| SET_HEAD + set.records.iter().map(wire::size_bound).sum::<usize>();
                 let pieces = if size(&set) <= MAX_BODY - SET_HEAD {
                     vec![set]
                 } else {
-                    split(set, &mut invite)
+                    split(set, has_some, &mut invite)
                 };
                 for piece in pieces {
                     if length + size(&piece) > MAX_BODY {
@@ -391,11 +391,25 @@ impl Gossip {
         }
     }
 
-    /// Of this node's own records all is wanted if anybody knows newer ones.
+    /// As others are to see it: who knows more of us than we do is to tell all.
+    fn shown(&self, entry: Entry) -> Entry {
+        if entry.node == self.short {
+            Entry { complete: 0, ..entry }
+        } else {
+            entry
+        }
+    }
+
+    /// In a pull the other is to tell all it knows of us in any case. There may be something among it that was
+    /// said before the disk was rolled back, although we have counted further since.
     fn entry_for_pull(&self, node: Short) -> Entry {
         let entry = self.entry(node);
         if node == self.short {
-            Entry { complete: 0, ..entry }
+            let liveness = entry.liveness;
+            Entry {
+                liveness,
+                ..Entry::nothing(node)
+            }
         } else {
             entry
         }
@@ -413,7 +427,7 @@ impl Gossip {
         let chunk = Chunk {
             id,
             upto,
-            sets: findings.sets,
+            sets: findings.sets.into_iter().map(|(set, _)| set).collect(),
             entries: findings.entries,
         };
         let sealed = self
@@ -459,10 +473,10 @@ impl Gossip {
     }
 }
 
-/// Cuts a set that does not fit a packet into pieces that do. If it has to be looked at as a whole, that
-/// is of no use, and `invite` becomes true.
-fn split(set: AuthorSet, invite: &mut bool) -> Vec<AuthorSet> {
-    *invite |= set.all;
+/// Cuts a set that does not fit a packet into pieces that do. If the peer has to look at it as a whole, to
+/// find what it has too much, that is of no use, and `invite` becomes true.
+fn split(set: AuthorSet, has_some: bool, invite: &mut bool) -> Vec<AuthorSet> {
+    *invite |= set.all && has_some;
     let mut pieces: Vec<AuthorSet> = Vec::new();
     let mut length = MAX_BODY;
     for record in set.records {
