@@ -375,6 +375,7 @@ impl Gossip {
     fn start(&mut self, now: Instant) {
         if self.phase == Phase::Loading {
             self.phase = Phase::Running;
+            self.note_loaded();
             self.write_card(now);
             self.join.wake(now);
         }

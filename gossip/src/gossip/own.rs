@@ -19,6 +19,9 @@ pub(super) struct Own {
     /// Keys written since this start. If the disk was rolled back, these are later intentions than anything
     /// a peer remembers.
     fresh: BTreeSet<Key>,
+    /// The highest version that was on disk at the start. What peers know above it and we did not write since
+    /// is from a life that this disk has forgotten.
+    loaded: u64,
     /// No version up to this one is to be used again.
     floor: u64,
     /// The session of another start of this node whose card was seen.
@@ -89,35 +92,40 @@ impl Gossip {
         self.membership.leave(now);
     }
 
+    pub(super) fn note_loaded(&mut self) {
+        self.own.loaded = self.store.author(self.short).map_or(0, |author| author.highest());
+    }
+
     /// Takes what a peer remembers of this node's own records; their signatures were checked.
     ///
-    /// Normally it is an echo, and older than what is held. If it is newer, then either the disk was rolled
-    /// back, or it was copied and somebody else lives with it.
-    pub(super) fn adopt(&mut self, set: &AuthorSet, now: Instant) {
-        let Some(newest) = set.records.iter().max_by_key(|record| record.version) else {
+    /// Normally it is an echo of what is held. If there is something in it that is newer, then either the
+    /// disk was rolled back, or it was copied and somebody else lives with it.
+    pub(super) fn adopt(&mut self, set: &AuthorSet, source: Option<Short>, now: Instant) {
+        let Some(newest) = set.records.iter().map(|record| record.version).max() else {
             return;
         };
-        let highest = self.store.author(self.short).map_or(0, |author| author.highest());
-        let echo = self.get(&self.node, &newest.key) == Some(newest);
-        if newest.version < highest.max(self.own.floor) || echo {
+        let forgotten = |record: &&Record| {
+            record.version > self.own.loaded
+                && self.get(&self.node, &record.key).is_none_or(|held| {
+                    held.version < record.version || (held.version == record.version && held != *record)
+                })
+        };
+        let news: Vec<Record> = set.records.iter().filter(forgotten).cloned().collect();
+        if news.is_empty() {
             return;
         }
-        self.own.floor = newest.version;
-        let whole = proven(set).is_some();
-        for record in &set.records {
-            if record.key == Key::card() {
-                self.notice_clone(record);
-            }
-            let held = self.get(&self.node, &record.key).map(|held| held.version);
-            let newer = held.is_none_or(|version| version < record.version);
-            // What is not held and not new either may have been removed since, unless the set is the whole truth.
-            let believable = whole || held.is_some() || record.version > highest;
-            if newer && believable && !self.own.fresh.contains(&record.key) {
-                self.store.adopt(record.clone(), now);
-                self.emit(Event::OwnRecordNewer(record.clone()));
-            }
+        self.own.floor = self.own.floor.max(newest);
+        for record in news.iter().filter(|record| record.key == Key::card()) {
+            self.notice_clone(record);
         }
-        if whole {
+        if !set.all {
+            // To go on from a part would be to disown the rest: peers believe us to know what we have said.
+            if let Some(source) = source {
+                self.pull_from(source, now);
+            }
+            return;
+        }
+        if proven(set).is_some() && newest > self.own.loaded {
             let keys: BTreeSet<&Key> = set.records.iter().map(|record| &record.key).collect();
             let author = self.store.author(self.short);
             let surplus: Vec<Key> = author
@@ -132,6 +140,12 @@ impl Gossip {
                     author: self.node,
                     key,
                 });
+            }
+        }
+        for record in news {
+            if !self.own.fresh.contains(&record.key) {
+                self.store.adopt(record.clone(), now);
+                self.emit(Event::OwnRecordNewer(record));
             }
         }
         self.write_again(now);

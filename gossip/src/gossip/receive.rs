@@ -210,7 +210,7 @@ impl Gossip {
             return;
         }
         if author == self.node {
-            self.adopt(&set, now);
+            self.adopt(&set, source, now);
             return;
         }
         for record in &set.records {
