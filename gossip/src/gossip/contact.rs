@@ -23,6 +23,8 @@ const ASKED: usize = 5;
 const REVIVED: usize = 2;
 /// How long a member that a peer believes down has to show that it lives.
 const DOUBT: Duration = Duration::from_secs(3);
+/// Longer than any suspicion takes that somebody looks after.
+const LASTING: Duration = Duration::from_secs(6);
 /// The least time between two nudges of one member.
 const NUDGE: Duration = Duration::from_millis(500);
 /// More seeds than this are of no use.
@@ -99,6 +101,14 @@ impl Gossip {
             return;
         }
         self.revive_at = now + self.config.revive.mul_f64(self.rng.random_range(0.75..1.25));
+        // A suspicion that nobody refutes and nobody confirms: whoever had it is gone, or was itself cut off.
+        let lasting = self.peers.iter().filter(|(_, peer)| {
+            peer.state == MemberState::Suspect && now.saturating_duration_since(peer.since) > LASTING
+        });
+        let lasting: Vec<(Short, u64)> = lasting.map(|(node, peer)| (*node, peer.incarnation)).collect();
+        for (node, generation) in lasting {
+            self.doubt(node, generation, now);
+        }
         let down = self
             .peers
             .iter()
