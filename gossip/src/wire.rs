@@ -12,6 +12,8 @@ pub(crate) const MAX_FRAME: usize = 8 * 1024 * 1024;
 pub(crate) const MAX_BODY: usize = MAX_PACKET - OVERHEAD;
 
 /// The body of a packet.
+// One is made per packet and goes at once; boxing it would cost more than it saves.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Body {
     /// Membership: opaque to everything but `foca`.
@@ -47,6 +49,8 @@ pub(crate) struct Contact {
     pub(crate) generation: u64,
     /// What the sender believes of the receiver: its generation, and whether it is down.
     pub(crate) yours: Option<(u64, bool)>,
+    /// The card of the receiver that the sender has. One the receiver did not write tells it of another life.
+    pub(crate) your_card: Option<Record>,
     /// Whether this is the reply.
     pub(crate) reply: bool,
 }

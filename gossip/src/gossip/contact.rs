@@ -10,9 +10,10 @@ use weft_types::NodeId;
 
 use super::Gossip;
 use crate::{
-    MemberState,
+    Key, MemberState, Record,
     identity::Short,
-    wire::{self, Body, Contact, Liveness},
+    seal::Opened,
+    wire::{self, AuthorSet, Body, Contact, Liveness},
 };
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -144,6 +145,7 @@ impl Gossip {
                 card,
                 generation,
                 yours: None,
+                your_card: None,
                 reply: false,
             };
             self.send_packet(None, address, &wire::encode(&Body::Contact(contact)));
@@ -152,36 +154,69 @@ impl Gossip {
 
     /// Shows our card to a member and tells it what we believe of it.
     pub(super) fn contact(&mut self, to: Short, reply: bool) {
-        let Some(card) = self.own_card() else { return };
+        if let Some((body, node, address)) = self.contact_for(to, reply) {
+            self.send_packet(Some(&node), address, &wire::encode(&body));
+        }
+    }
+
+    fn contact_for(&self, to: Short, reply: bool) -> Option<(Body, NodeId, SocketAddr)> {
+        let card = self.own_card()?;
+        let peer = self.peers.get(&to)?;
         let yours = match self.membership.liveness(to) {
             Liveness::Unknown => None,
             Liveness::Active(generation) => Some((generation, false)),
             Liveness::Down(generation) => Some((generation, true)),
         };
         let generation = self.membership.id().generation;
-        self.send_body(
-            to,
-            &Body::Contact(Contact {
-                card,
-                generation,
-                yours,
-                reply,
-            }),
-        );
+        let your_card = self.get(&peer.node, &Key::card()).cloned();
+        let contact = Contact {
+            card,
+            generation,
+            yours,
+            your_card,
+            reply,
+        };
+        Some((Body::Contact(contact), peer.node, peer.card.address))
     }
 
-    /// Somebody shows their card. `authentic` if it is certainly they who do.
-    pub(super) fn handle_contact(&mut self, from: NodeId, authentic: bool, contact: Contact, now: Instant) {
-        if contact.card.author != from {
+    /// Somebody shows their card.
+    pub(super) fn handle_contact(
+        &mut self,
+        opened: &Opened,
+        source: SocketAddr,
+        contact: Contact,
+        now: Instant,
+    ) {
+        let from = opened.from;
+        let is_ours = |card: &Record| card.author == self.node;
+        if contact.card.author != from || !contact.your_card.as_ref().is_none_or(is_ours) {
             self.stats.malformed += 1;
             return;
         }
         let node = Short::from(&from);
         self.take_record(contact.card, Some(node), crate::rumours::ROUNDS, now);
-        if self.peers.get(&node).is_none_or(|peer| peer.node != from) {
+        let Some(peer) = self.peers.get(&node).filter(|peer| peer.node == from) else {
             return;
-        }
-        if authentic {
+        };
+        // Known by another card: it is one of two lives with one id, and each is to hear of the other.
+        let address = if peer.card.session == opened.session {
+            peer.card.address
+        } else {
+            source
+        };
+        if opened.authentic {
+            if let Some(card) = contact.your_card {
+                self.take_set(
+                    AuthorSet {
+                        all: false,
+                        dropped: 0,
+                        records: vec![card],
+                    },
+                    Some(node),
+                    0,
+                    now,
+                );
+            }
             match contact.yours {
                 Some((generation, true)) => {
                     self.membership.renew(generation, now);
@@ -200,8 +235,10 @@ impl Gossip {
                 self.catch_up_with(node, now);
             }
         }
-        if !contact.reply {
-            self.contact(node, true);
+        if !contact.reply
+            && let Some((body, node, _)) = self.contact_for(node, true)
+        {
+            self.send_packet(Some(&node), address, &wire::encode(&body));
         }
     }
 

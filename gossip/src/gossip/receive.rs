@@ -42,7 +42,7 @@ impl Gossip {
             return;
         };
         if let Body::Contact(contact) = body {
-            self.handle_contact(opened.from, opened.authentic, contact, now);
+            self.handle_contact(&opened, from, contact, now);
             return;
         }
         if !opened.authentic {
@@ -269,6 +269,7 @@ impl Gossip {
             card,
             generation,
             yours: None,
+            your_card: None,
             reply: false,
         };
         self.send_packet(Some(node), address, &wire::encode(&Body::Contact(contact)));
