@@ -11,7 +11,7 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -24,7 +24,7 @@ use weft_overlay::{
 };
 use weft_types::{EndpointId, Mac, NetworkId, ServiceId};
 
-use super::{names::DnsSockets, target};
+use super::{names::DnsSockets, target, watch::Watch};
 use crate::{
     api::types::DatapathStatus,
     control::{HostReport, HostState, SandboxTables, records::SandboxSpec},
@@ -33,16 +33,21 @@ use crate::{
 
 /// How often the thread looks for sandboxes that are gone when nothing else happens.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often everything the kernel holds is read back, for changes by others that it does not tell of.
+const READ_BACK_EVERY: Duration = Duration::from_secs(30);
 
 pub(super) struct Report {
     pub(super) host: HostReport,
     pub(super) sockets: Vec<DnsSockets>,
 }
 
-enum Order {
+pub(super) enum Order {
     Apply(Box<HostState>),
     /// This node is in no cluster: nothing of ours is to be left.
     Clear,
+    /// Somebody else may have changed what is ours.
+    Look,
+    End,
 }
 
 /// The owner's end. The thread ends when this is dropped, and leaves the kernel as it is.
@@ -70,6 +75,13 @@ impl Counts {
     }
 }
 
+impl Drop for HostThread {
+    fn drop(&mut self) {
+        // The thread's own watch can send orders too, so it would not learn from the channel that we are gone.
+        let _ = self.orders.send(Order::End);
+    }
+}
+
 impl HostThread {
     pub(super) fn start(options: &AgentOptions) -> anyhow::Result<Self> {
         let kernel = Kernel::new(Options {
@@ -89,6 +101,8 @@ impl HostThread {
             served: BTreeSet::new(),
             balanced: BTreeMap::new(),
             ifnames: BTreeMap::new(),
+            read_back: Instant::now(),
+            watch: Watch::new(orders.clone()),
             reports: sender,
         };
         std::thread::Builder::new()
@@ -159,6 +173,9 @@ struct Host {
     balanced: BTreeMap<String, SandboxSpec>,
     /// The interfaces of attached endpoints.
     ifnames: BTreeMap<EndpointId, String>,
+    /// When the kernel was last read back.
+    read_back: Instant,
+    watch: Watch,
     reports: UnboundedSender<Report>,
 }
 
@@ -167,11 +184,14 @@ impl Host {
         loop {
             match orders.recv_timeout(LOOK_EVERY) {
                 Ok(first) => {
-                    let newest = orders.try_iter().last().unwrap_or(first);
-                    self.state = match newest {
-                        Order::Apply(state) => Some(*state),
-                        Order::Clear => None,
-                    };
+                    for order in std::iter::once(first).chain(orders.try_iter()) {
+                        match order {
+                            Order::Apply(state) => self.state = Some(*state),
+                            Order::Clear => self.state = None,
+                            Order::Look => self.read_back(),
+                            Order::End => return,
+                        }
+                    }
                     self.apply();
                 }
                 Err(RecvTimeoutError::Timeout) => self.look(),
@@ -180,12 +200,22 @@ impl Host {
         }
     }
 
-    /// Applies the state again if a sandbox that it names is gone.
+    /// Applies the state again if a sandbox that it names is gone, or if it is time to read back the kernel.
     fn look(&mut self) {
         let Some(state) = &self.state else { return };
-        if !vanished(state).is_empty() {
+        let gone = !vanished(state).is_empty();
+        let due = self.read_back.elapsed() >= READ_BACK_EVERY;
+        if due {
+            self.read_back();
+        }
+        if gone || due {
             self.apply();
         }
+    }
+
+    fn read_back(&mut self) {
+        self.read_back = Instant::now();
+        self.kernel.resync();
     }
 
     fn apply(&mut self) {
@@ -204,6 +234,7 @@ impl Host {
         self.reconcile(&desired, &mut report);
         self.balance(sandboxes, &mut report);
         let sockets = self.open_sockets(&desired, &mut report);
+        self.watch(&desired, &mut report);
         // The owner is gone only when the process ends.
         let _ = self.reports.send(Report {
             host: report,
@@ -274,6 +305,33 @@ impl Host {
                 .flatten();
             if let Err(error) = self.datapath.remove(&name, netns.as_ref()) {
                 report.problems.push(sentence(&error));
+            }
+        }
+    }
+
+    /// Watches the host and every network's namespace for changes by others.
+    fn watch(&mut self, desired: &Desired, report: &mut HostReport) {
+        self.watch
+            .retain(|network| desired.networks.contains_key(&network));
+        let networks = desired.networks.keys().copied().map(Some);
+        for what in std::iter::once(None).chain(networks) {
+            if self.watch.is_watched(what) {
+                continue;
+            }
+            let netns = match what {
+                None => Netns::current().map(Some),
+                Some(network) => self.kernel.namespace(network),
+            };
+            let watched = match netns {
+                Ok(Some(netns)) => self.watch.watch(what, &netns),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = watched {
+                let error = format!("{error:#}");
+                report
+                    .problems
+                    .push(format!("changes by others are not noticed at once: {error}"));
             }
         }
     }

@@ -12,6 +12,7 @@ mod resolv;
 mod server;
 mod store;
 mod target;
+mod watch;
 
 use std::{
     net::SocketAddr,

@@ -1,0 +1,108 @@
+//! Notices when somebody else changes links of ours, so that they are repaired at once.
+//!
+//! What the kernel does not tell (a flushed forwarding table, say) is found by looking again now and then,
+//! which the host thread does anyway.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::mpsc::Sender,
+};
+
+use tokio::{runtime, task::JoinHandle};
+use weft_netlink::{
+    netns::Netns,
+    route::{Event, Link, Monitor, RouteSocket},
+};
+use weft_types::NetworkId;
+
+use super::host::Order;
+
+/// Every link of ours has an alias that starts with this.
+const MARK: &str = "weft:";
+
+/// Watches namespaces. Ends watching when it is dropped.
+pub(super) struct Watch {
+    runtime: runtime::Handle,
+    orders: Sender<Order>,
+    /// By network; `None` is the host's own namespace.
+    watched: BTreeMap<Option<NetworkId>, JoinHandle<()>>,
+}
+
+impl Watch {
+    /// Whatever is noticed is said as [`Order::Look`]. Must be called within a tokio runtime.
+    pub(super) fn new(orders: Sender<Order>) -> Self {
+        Self {
+            runtime: runtime::Handle::current(),
+            orders,
+            watched: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn is_watched(&self, what: Option<NetworkId>) -> bool {
+        self.watched.contains_key(&what)
+    }
+
+    pub(super) fn watch(&mut self, what: Option<NetworkId>, netns: &Netns) -> anyhow::Result<()> {
+        let _entered = self.runtime.enter();
+        let monitor = Monitor::open(netns)?;
+        // Read after the monitor is open, so that no change falls between the two.
+        let known = RouteSocket::open(netns)?.links()?;
+        let known = known.into_iter().map(|link| (link.index, link)).collect();
+        let task = self.runtime.spawn(follow(monitor, known, self.orders.clone()));
+        self.watched.insert(what, task);
+        Ok(())
+    }
+
+    /// Stops to watch networks that `keep` does not know.
+    pub(super) fn retain(&mut self, keep: impl Fn(NetworkId) -> bool) {
+        self.watched.retain(|what, task| {
+            let kept = what.is_none_or(&keep);
+            if !kept {
+                task.abort();
+            }
+            kept
+        });
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.retain(|_| false);
+        for task in self.watched.values() {
+            task.abort();
+        }
+    }
+}
+
+async fn follow(mut monitor: Monitor, mut known: HashMap<u32, Link>, orders: Sender<Order>) {
+    while let Some(event) = monitor.next().await {
+        let suspicious = match event {
+            Event::Changed(now) => {
+                let before = known.insert(now.index, (*now).clone());
+                before.is_some_and(|before| is_damage(&before, &now))
+            }
+            // Or we deleted it ourselves; then a look finds nothing to do.
+            Event::Deleted(link) => known.remove(&link.index).is_some_and(|link| is_ours(&link)),
+            Event::Overrun => true,
+        };
+        if suspicious && orders.send(Order::Look).is_err() {
+            return;
+        }
+    }
+}
+
+fn is_ours(link: &Link) -> bool {
+    link.alias.as_ref().is_some_and(|alias| alias.starts_with(MARK))
+}
+
+/// Whether a link of ours lost something. What it gains on its way up is our own doing.
+fn is_damage(before: &Link, now: &Link) -> bool {
+    let lost_master = before.master.is_some() && before.master != now.master;
+    is_ours(before)
+        && (lost_master
+            || (before.up && !now.up)
+            || before.mtu != now.mtu
+            || before.mac != now.mac
+            || before.name != now.name
+            || !is_ours(now))
+}
