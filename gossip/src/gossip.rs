@@ -47,6 +47,8 @@ pub struct Gossip {
     generation: u64,
     rumours: Rumours,
     peers: BTreeMap<Short, Peer>,
+    /// Those of them that can be talked to now, in no order.
+    live: Vec<Short>,
     evicted: BTreeSet<NodeId>,
     own: own::Own,
     join: contact::Join,
@@ -121,6 +123,7 @@ impl Gossip {
             digest: Digest::new(),
             rumours: Rumours::default(),
             peers: BTreeMap::new(),
+            live: Vec::new(),
             evicted: BTreeSet::new(),
             doubts: BTreeMap::new(),
             outputs: VecDeque::new(),
@@ -302,6 +305,7 @@ impl Gossip {
         }
         let short = Short::from(&node);
         self.peers.remove(&short);
+        self.live.retain(|live| *live != short);
         self.replay.forget(&node);
         for record in self.store.remove_author(&node) {
             self.emit(Event::Dropped {
@@ -424,6 +428,12 @@ impl Gossip {
         let changed = peer.state != state || peer.incarnation != incarnation;
         if peer.state != state {
             peer.since = now;
+            if peer.is_live() {
+                self.live.retain(|live| *live != node);
+            }
+            if matches!(state, MemberState::Alive | MemberState::Suspect) {
+                self.live.push(node);
+            }
         }
         (peer.state, peer.incarnation) = (state, incarnation);
         let member = peer.member();
@@ -464,21 +474,17 @@ impl Gossip {
     }
 
     fn flush_rumours(&mut self, now: Instant) {
-        let peers: Vec<Short> = self.live_peers().collect();
-        for (to, body) in self.rumours.flush(&peers, now, &mut self.rng) {
+        for (to, body) in self.rumours.flush(&self.live, now, &mut self.rng) {
             self.send_encoded(to, &body);
         }
-    }
-
-    /// Peers that can be talked to now.
-    fn live_peers(&self) -> impl Iterator<Item = Short> {
-        self.membership
-            .active()
-            .filter(|node| self.peers.get(node).is_some_and(|peer| !peer.card.left))
     }
 }
 
 impl Peer {
+    fn is_live(&self) -> bool {
+        matches!(self.state, MemberState::Alive | MemberState::Suspect)
+    }
+
     fn member(&self) -> Member {
         Member {
             node: self.node,

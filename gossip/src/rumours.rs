@@ -3,7 +3,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rand::{Rng, seq::IteratorRandom};
+use rand::{Rng, seq::IndexedRandom};
 
 use crate::{
     Key, Record,
@@ -73,7 +73,7 @@ impl Rumours {
             return Vec::new();
         }
         let mut packets = Vec::new();
-        for peer in peers.iter().copied().sample(rng, FAN_OUT) {
+        for peer in peers.sample(rng, FAN_OUT).copied() {
             let mut batch: Vec<&[u8]> = Vec::new();
             let mut length = RUMOUR_HEAD;
             let told = self.waiting.iter().filter(|((author, _), rumour)| {

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use bytes::Bytes;
+use rand::seq::IndexedRandom;
 
 use super::Gossip;
 use crate::{
@@ -84,8 +85,12 @@ impl Gossip {
         self.write_card_with(true, now);
         let Some(card) = self.own_card() else { return };
         let body = wire::encode(&Body::Rumour(vec![card]));
-        let peers: Vec<Short> = self.live_peers().take(AT_MOST).collect();
-        for peer in peers {
+        for peer in self
+            .live
+            .sample(&mut self.rng, AT_MOST)
+            .copied()
+            .collect::<Vec<_>>()
+        {
             self.send_encoded(peer, &body);
         }
         self.flush_rumours(now);

@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rand::{Rng, RngExt, seq::IteratorRandom};
+use rand::{Rng, RngExt, seq::IndexedRandom};
 
-use super::Gossip;
+use super::{Gossip, Peer};
 use crate::{
     Event, Output,
     identity::Short,
@@ -102,12 +102,9 @@ impl Gossip {
         }
         let peer = loop {
             match self.sync.queue.pop_front() {
-                Some(peer) if self.live_peers().any(|live| live == peer) => break Some(peer),
+                Some(peer) if self.peers.get(&peer).is_some_and(Peer::is_live) => break Some(peer),
                 Some(_) => {}
-                None => {
-                    let live: Vec<Short> = self.live_peers().collect();
-                    break live.into_iter().choose(&mut self.rng);
-                }
+                None => break self.live.choose(&mut self.rng).copied(),
             }
         };
         let pause = match (self.sync.queue.is_empty(), self.sync.busy) {
