@@ -15,6 +15,7 @@ mod target;
 mod watch;
 
 use std::{
+    io::IsTerminal as _,
     net::SocketAddr,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -60,6 +61,7 @@ fn start_log(format: LogFormat) {
     let filter = EnvFilter::try_from_env("WEFT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     // A second agent in one process, as in tests, writes to the log of the first.
     let _ = match format {
