@@ -98,6 +98,7 @@ async fn http(at: SocketAddr) -> Result<()> {
 
 async fn answer(mut stream: TcpStream) -> Result<()> {
     const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n";
+    const LAST_ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 3\r\n\r\nok\n";
     stream.set_nodelay(true)?;
     let mut request = Vec::with_capacity(1024);
     loop {
@@ -107,9 +108,10 @@ async fn answer(mut stream: TcpStream) -> Result<()> {
                 return Ok(());
             }
         }
-        stream.write_all(ANSWER).await?;
         if request.windows(5).any(|word| word == b"close") {
+            stream.write_all(LAST_ANSWER).await?;
             return Ok(stream.shutdown().await?);
         }
+        stream.write_all(ANSWER).await?;
     }
 }
