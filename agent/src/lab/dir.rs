@@ -26,6 +26,9 @@ const MAX_SOCKET_PATH: usize = 100;
 /// How long a killed holder may take to be gone: the kernel frees a hundred namespaces in well under a second.
 const GONE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How often the directory of all labs is made again when others, ending the last lab, remove it.
+const MAX_ATTEMPTS: u32 = 100;
+
 /// What `lab.json` says.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Record {
@@ -46,7 +49,7 @@ pub(super) struct LabDir {
 
 impl LabDir {
     /// The directory of the lab `name`, whether it exists or not.
-    pub(super) fn of(name: &str) -> Result<Self> {
+    pub(super) fn of(name: &str) -> Result<Self, ApiError> {
         check_name("a lab", name)?;
         Ok(Self {
             name: name.to_owned(),
@@ -94,33 +97,24 @@ impl LabDir {
                     .into(),
             );
         }
-        make_base(self.path.parent().unwrap_or(Path::new("/")))?;
-        let make = || fs::DirBuilder::new().mode(0o700).create(&self.path);
-        if let Err(error) = make() {
-            if error.kind() != io::ErrorKind::AlreadyExists {
-                return Err(error)
-                    .with_context(|| format!("cannot make the directory {}", self.path.display()));
-            }
-            if self.is_held() {
-                let name = &self.name;
-                return Err(ApiError::conflict(format!("the lab `{name}` is up already"))
-                    .with_help(format!(
-                        "end it with `weft lab down {name}`, or give this one another name with --name"
-                    ))
-                    .into());
-            }
-            self.remove()?;
-            make().with_context(|| format!("cannot make the directory {}", self.path.display()))?;
+        let _labs = make_and_lock_base(self.base())?;
+        if self.is_held() {
+            let name = &self.name;
+            return Err(ApiError::conflict(format!("the lab `{name}` is up already"))
+                .with_help(format!(
+                    "end it with `weft lab down {name}`, or give this one another name with --name"
+                ))
+                .into());
         }
+        self.remove_files()?;
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&self.path)
+            .with_context(|| format!("cannot make the directory {}", self.path.display()))?;
         fs::create_dir(self.path.join("logs"))
             .and_then(|()| fs::create_dir(self.path.join("data")))
             .with_context(|| format!("cannot make directories in {}", self.path.display()))?;
-        let lock = self.try_lock()?.ok_or_else(|| {
-            ApiError::conflict(format!(
-                "another `weft lab up` is building `{}` at this moment",
-                self.name
-            ))
-        })?;
+        let lock = self.lock()?;
         self.write(&Record {
             holder: None,
             topology: topology.clone(),
@@ -129,21 +123,28 @@ impl LabDir {
         Ok(lock)
     }
 
-    /// Removes the directory with everything in it.
+    /// Removes the directory of a dead lab with everything in it.
     pub(super) fn remove(&self) -> Result<()> {
-        match fs::remove_dir_all(&self.path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                return Err(error)
-                    .with_context(|| format!("cannot remove the directory {}", self.path.display()));
-            }
+        let Some(_labs) = lock_base(self.base())? else {
+            return Ok(());
+        };
+        if self.is_held() {
+            // Somebody has just made a new lab of this name.
+            return Ok(());
         }
+        self.remove_files()?;
         // The last lab takes the directory of all labs with it.
-        if let Some(base) = self.path.parent() {
-            let _ = fs::remove_dir(base);
-        }
+        let _ = fs::remove_dir(self.base());
         Ok(())
+    }
+
+    fn remove_files(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove the directory {}", self.path.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Writes `lab.json`: whole or not at all.
@@ -200,18 +201,18 @@ impl LabDir {
         Ok(())
     }
 
-    /// The lock, or `None` if somebody has it. It lasts until the file is closed by all who inherited it.
-    fn try_lock(&self) -> Result<Option<File>> {
+    /// Takes the lock. It lasts until the file is closed by all who inherited it.
+    fn lock(&self) -> Result<File> {
         let path = self.path.join("held");
-        let file = File::options().create(true).append(true).open(&path);
-        let file = file.with_context(|| format!("cannot open {}", path.display()))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => {
-                Err(error).with_context(|| format!("cannot lock {}", path.display()))
-            }
-        }
+        let file = File::create_new(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        file.try_lock()
+            .with_context(|| format!("cannot lock {}", path.display()))?;
+        Ok(file)
+    }
+
+    /// The directory of all labs.
+    fn base(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("/"))
     }
 
     pub(super) fn name(&self) -> &str {
@@ -257,6 +258,33 @@ fn base() -> PathBuf {
         Some(dir) => dir.join("weft-labs"),
         None => env::temp_dir().join(format!("weft-labs-{uid}")),
     }
+}
+
+/// Locks the directory of all labs until the file is closed, so that labs begin and end one after the other. `None` if there is
+/// no such directory.
+fn lock_base(base: &Path) -> Result<Option<File>> {
+    let lock = || -> io::Result<Option<File>> {
+        let file = File::open(base)?;
+        file.lock()?;
+        // The end of the last lab may have taken it away before we had the lock.
+        let same = fs::metadata(base)?.ino() == file.metadata()?.ino();
+        Ok(same.then_some(file))
+    };
+    match lock() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.with_context(|| format!("cannot lock the directory {}", base.display())),
+    }
+}
+
+/// The same, and makes the directory where needed.
+fn make_and_lock_base(base: &Path) -> Result<File> {
+    for _ in 0..MAX_ATTEMPTS {
+        make_base(base)?;
+        if let Some(file) = lock_base(base)? {
+            return Ok(file);
+        }
+    }
+    Err(ApiError::unavailable(format!("{} is removed again and again", base.display())).into())
 }
 
 /// Makes the directory of all labs. In `/tmp` anybody could have made it before, so it is checked.

@@ -50,6 +50,11 @@ pub(super) fn run(args: &FetchArgs) -> Result<ExitCode> {
     };
     let timeout = Duration::from_millis(args.timeout_ms);
     let Some(rest) = args.url.strip_prefix("http://") else {
+        if args.url.contains("://") {
+            return Err(ApiError::invalid(format!("`{}` cannot be called", args.url))
+                .with_help("only http:// can; for the rest there is `weft lab exec`")
+                .into());
+        }
         let addresses = resolve(&args.url, 0)?;
         say(addresses
             .iter()

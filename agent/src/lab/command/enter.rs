@@ -1,13 +1,16 @@
 //! `weft lab exec` and `weft lab call`: run something inside a host or a replica.
 
-use std::{env, ffi::OsString, io, process::ExitCode};
+use std::{env, ffi::OsString, io, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use netns_harness::{EnterError, EnterSpec, enter_and_exec};
 
-use super::super::{
-    dir::LabDir,
-    wire::{Request, ask},
+use super::{
+    super::{
+        dir::LabDir,
+        wire::{Request, ask},
+    },
+    CallArgs,
 };
 use crate::api::ApiError;
 
@@ -22,14 +25,24 @@ pub(super) fn exec(dir: &LabDir, target: &str, command: &[OsString]) -> Result<E
     enter(dir, target, &argv)
 }
 
-pub(super) fn call(dir: &LabDir, from: &str, url: &str, times: u32) -> Result<ExitCode> {
-    let times = times.to_string();
-    let rest = ["lab", "fetch", url, "--times", &times];
+pub(super) fn call(dir: &LabDir, args: &CallArgs) -> Result<ExitCode> {
+    let times = args.times.to_string();
+    let timeout = args.timeout.as_millis().to_string();
+    let rest = [
+        "lab",
+        "fetch",
+        "--times",
+        &times,
+        "--timeout-ms",
+        &timeout,
+        "--",
+        &args.url,
+    ];
     let argv: Vec<_> = [this_program()?]
         .into_iter()
         .chain(rest.into_iter().map(OsString::from))
         .collect();
-    enter(dir, from, &argv)
+    enter(dir, &args.from, &argv)
 }
 
 fn enter(dir: &LabDir, target: &str, argv: &[OsString]) -> Result<ExitCode> {
@@ -41,16 +54,10 @@ fn enter(dir: &LabDir, target: &str, argv: &[OsString]) -> Result<ExitCode> {
     )?;
     // On a host, `weft` talks to that host's agent; in a replica there is none to talk to.
     let socket = dir.agent_socket(target);
-    let env: Vec<_> = socket
-        .exists()
-        .then(|| {
-            (
-                OsString::from("WEFT_HOST"),
-                OsString::from(format!("unix://{}", socket.display())),
-            )
-        })
-        .into_iter()
-        .collect();
+    let mut env = vec![("PATH".into(), path_to_this_program()?)];
+    if socket.exists() {
+        env.push(("WEFT_HOST".into(), format!("unix://{}", socket.display()).into()));
+    }
     match enter_and_exec(&spec, argv, &env) {
         Ok(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
         Err(error @ EnterError::Execute { .. }) => {
@@ -61,6 +68,18 @@ fn enter(dir: &LabDir, target: &str, argv: &[OsString]) -> Result<ExitCode> {
         Err(error @ EnterError::NotYours { .. }) => Err(ApiError::forbidden(error.to_string()).into()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// The search path, with this program at its end: a shell inside finds it, too.
+fn path_to_this_program() -> Result<OsString> {
+    let mut path = env::var_os("PATH").unwrap_or_default();
+    if let Some(directory) = PathBuf::from(this_program()?).parent() {
+        if !path.is_empty() {
+            path.push(":");
+        }
+        path.push(directory);
+    }
+    Ok(path)
 }
 
 /// A path that leads to this program inside, too.

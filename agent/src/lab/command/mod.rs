@@ -5,7 +5,12 @@ mod enter;
 mod show;
 mod up;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
@@ -13,10 +18,13 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::{
     dir::LabDir,
     fetch::{self, FetchArgs},
+    file::{self, FileError},
     graph::GraphFormat,
     holder::{self, HoldArgs},
+    model::LabFile,
     wire::{Killed, Request, ask},
 };
+use crate::api::ApiError;
 
 /// Labs: a whole cluster in network namespaces on this machine, without root
 #[derive(Debug, Subcommand)]
@@ -73,7 +81,7 @@ pub struct UpArgs {
 const UP_EXAMPLES: &str = "\
 Examples:
   weft lab up examples/shop.yaml
-  weft lab up examples/shop.yaml --name shop2     (a second one beside it, with the same addresses)
+  weft lab up examples/shop.yaml --name shop2     (a second one beside it; they do not see each other)
 
 Ctrl-C, or a step that fails, takes everything down again.";
 
@@ -130,7 +138,7 @@ Examples:
   weft lab exec shop h1 -- weft service inspect web (asks the agent of h1)
   weft lab exec shop h1 -- ping 198.18.0.2          (over the underlay)
 
-The exit code is the command's. `weft` is this program, wherever it is installed.";
+The exit code is the command's. `weft` is this program, wherever it is installed; in a replica it has no agent.";
 
 /// What `weft lab call` takes.
 #[derive(Debug, Args)]
@@ -143,8 +151,20 @@ pub struct CallArgs {
     /// `http://NAME[:PORT][/PATH]`
     url: String,
     /// How often, each time on a new connection
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     times: u32,
+    /// What one call may take
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = timeout)]
+    timeout: Duration,
+}
+
+const MAX_TIMEOUT: Duration = Duration::from_secs(600);
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .ok()
+        .filter(|timeout| (Duration::from_millis(1)..=MAX_TIMEOUT).contains(timeout))
+        .ok_or_else(|| "expected a time such as 500ms or 5s, up to 10min".to_owned())
 }
 
 const CALL_EXAMPLES: &str = "\
@@ -198,14 +218,27 @@ pub fn run(command: LabCommand) -> Result<ExitCode> {
         LabCommand::Ls(args) => show::ls(args.format),
         LabCommand::Inspect(args) => show::inspect(&LabDir::of(&args.lab.name)?, args.format.format),
         LabCommand::Exec(args) => enter::exec(&LabDir::of(&args.lab.name)?, &args.target, &args.command),
-        LabCommand::Call(args) => {
-            enter::call(&LabDir::of(&args.lab.name)?, &args.from, &args.url, args.times)
-        }
+        LabCommand::Call(args) => enter::call(&LabDir::of(&args.lab.name)?, &args),
         LabCommand::Kill(args) => kill(&LabDir::of(&args.lab.name)?, &args.target),
         LabCommand::Graph(args) => show::graph(&args),
         LabCommand::Hold(args) => holder::run(&args),
         LabCommand::Fetch(args) => fetch::run(&args),
     }
+}
+
+/// Reads a lab file, and tells what is to be known about it.
+fn load(path: &Path) -> Result<LabFile, ApiError> {
+    let (lab, notes) = file::load(path).map_err(|error| match &error {
+        FileError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            ApiError::not_found(format!("{error}: {source}"))
+        }
+        FileError::Read { source, .. } => ApiError::invalid(format!("{error}: {source}")),
+        _ => ApiError::invalid(error.to_string()),
+    })?;
+    for note in notes {
+        eprintln!("note: {note}");
+    }
+    Ok(lab)
 }
 
 fn kill(dir: &LabDir, host: &str) -> Result<ExitCode> {

@@ -13,15 +13,13 @@ use serde::Serialize;
 use super::{
     super::{
         dir::LabDir,
-        file,
         graph::Drawing,
         live::{HostState, ReplicaState},
         resolve::resolve,
         wire::{Request, Status, ask},
     },
-    Format, GraphArgs,
+    Format, GraphArgs, load,
 };
-use crate::api::ApiError;
 
 /// A lab in a listing.
 #[derive(Serialize)]
@@ -195,11 +193,7 @@ fn describe(dir: &LabDir, Status { topology, live }: &Status) -> String {
 
 pub(super) fn graph(args: &GraphArgs) -> Result<ExitCode> {
     let picture = if looks_like_a_file(&args.what) {
-        let (lab, notes) = file::load(&args.what)
-            .map_err(|error| ApiError::invalid(format!("{:#}", anyhow::Error::from(error))))?;
-        for note in notes {
-            eprintln!("note: {note}");
-        }
+        let lab = load(&args.what)?;
         let stem = args.what.file_stem().unwrap_or_default().to_string_lossy();
         let topology = resolve(&lab, lab.name.as_deref().unwrap_or(&stem));
         Drawing {

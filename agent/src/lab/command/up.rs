@@ -21,43 +21,31 @@ use nix::{
 use super::{
     super::{
         dir::LabDir,
-        file,
-        resolve::{Topology, resolve},
+        model::Workload,
+        resolve::{ReplicaPlan, Topology, resolve},
         wire::Progress,
     },
-    UpArgs,
+    UpArgs, load,
     show::say,
 };
-use crate::api::{ApiError, ErrorKind};
+use crate::api::ApiError;
 
 /// Of a log, this much is shown.
 const TAIL_LINES: usize = 12;
-/// What shells report for a death by SIGINT.
-const INTERRUPTED: u8 = 130;
 
 pub(super) fn run(args: &UpArgs) -> Result<ExitCode> {
-    let (lab, notes) = file::load(&args.file).map_err(|error| match &error {
-        file::FileError::Read { source, .. } => {
-            let kind = if source.kind() == std::io::ErrorKind::NotFound {
-                ErrorKind::NotFound
-            } else {
-                ErrorKind::Invalid
-            };
-            ApiError {
-                kind,
-                message: format!("{error}: {source}"),
-                help: None,
-            }
-        }
-        _ => ApiError::invalid(error.to_string()),
-    })?;
-    for note in &notes {
-        eprintln!("note: {note}");
-    }
+    let lab = load(&args.file)?;
     let stem = args.file.file_stem().unwrap_or_default().to_string_lossy();
-    let name = args.name.as_deref().or(lab.name.as_deref()).unwrap_or(&stem);
+    let given = args.name.as_deref().or(lab.name.as_deref());
+    let name = given.unwrap_or(&stem);
     let topology = resolve(&lab, name);
-    let dir = LabDir::of(name)?;
+    let dir = LabDir::of(name).map_err(|mut error| {
+        if given.is_none() {
+            error.help =
+                Some("the file's name is taken where none is given; give one with --name".to_owned());
+        }
+        error
+    })?;
 
     // From here on a Ctrl-C is read from a descriptor, so that it always finds us able to clean up.
     let mut signals = SigSet::empty();
@@ -69,14 +57,15 @@ pub(super) fn run(args: &UpArgs) -> Result<ExitCode> {
 
     let started = Instant::now();
     let lock = dir.create(&topology)?;
-    say(&format!(
+    let title = format!(
         "lab {name}: {}, {}, {}, {}\n",
         count(topology.hosts.len(), "host"),
         count(topology.networks.len(), "network"),
         count(lab.services.len(), "service"),
         count(topology.replicas.len(), "replica"),
-    ))?;
-    let outcome = spawn(&dir, lock).and_then(|mut child| {
+    );
+    let child = say(&title).and_then(|()| spawn(&dir, lock));
+    let outcome = child.and_then(|mut child| {
         let outcome = follow(&mut child, &signals, started);
         if !matches!(outcome, Ok(Outcome::Ready)) {
             // Its end ends everything in the lab.
@@ -90,10 +79,11 @@ pub(super) fn run(args: &UpArgs) -> Result<ExitCode> {
             farewell(&topology, started)?;
             Ok(ExitCode::SUCCESS)
         }
-        Ok(Outcome::Interrupted) => {
+        Ok(Outcome::Interrupted { signal }) => {
             clean(&dir)?;
             eprintln!("interrupted: the lab `{name}` was taken down, and nothing of it is left");
-            Ok(ExitCode::from(INTERRUPTED))
+            // What shells report for a death by this signal.
+            Ok(ExitCode::from(u8::try_from(128 + signal).unwrap_or(1)))
         }
         Ok(Outcome::Failed { error, causes, log }) => {
             let tails = tails(&dir, log.as_deref());
@@ -101,18 +91,15 @@ pub(super) fn run(args: &UpArgs) -> Result<ExitCode> {
             eprint!("{tails}");
             let mut error = error;
             error.message = format!(
-                "the lab `{name}` cannot be built: {}",
+                "the lab `{name}` cannot be built, and everything was taken down again: {}",
                 [vec![error.message], causes].concat().join(": ")
             );
-            error.help.get_or_insert_with(|| {
-                "everything was taken down again; what was logged is shown above".to_owned()
-            });
             Err(error.into())
         }
         Err(error) => {
             clean(&dir)?;
             Err(error.context(format!(
-                "the lab `{name}` cannot be built; everything was taken down again"
+                "the lab `{name}` cannot be built, and everything was taken down again"
             )))
         }
     }
@@ -120,7 +107,9 @@ pub(super) fn run(args: &UpArgs) -> Result<ExitCode> {
 
 enum Outcome {
     Ready,
-    Interrupted,
+    Interrupted {
+        signal: i32,
+    },
     Failed {
         error: ApiError,
         causes: Vec<String>,
@@ -155,7 +144,11 @@ fn follow(child: &mut Child, signals: &SignalFd, started: Instant) -> Result<Out
             other => other.context("cannot wait for the holder")?,
         };
         if ready[0].any().unwrap_or(false) {
-            return Ok(Outcome::Interrupted);
+            let signal = signals.read_signal().context("cannot read a signal")?;
+            let signal = signal.and_then(|signal| signal.ssi_signo.try_into().ok());
+            return Ok(Outcome::Interrupted {
+                signal: signal.unwrap_or(Signal::SIGINT as i32),
+            });
         }
         if !read_more(&mut stdout, &mut bytes)? {
             return Ok(Outcome::Failed {
@@ -230,10 +223,11 @@ fn farewell(topology: &Topology, started: Instant) -> Result<()> {
         "lab {name} is up after {:.1} s\n\nlook further:\n",
         started.elapsed().as_secs_f64()
     );
-    // Somebody to call from, and a service with another name to call.
-    let pairs = topology
-        .replicas
-        .iter()
+    // Somebody to call from, best a client that does nothing else, and a service with another name to call.
+    let is_idle = |replica: &&ReplicaPlan| replica.workload == Workload::Idle;
+    let idle = topology.replicas.iter().filter(is_idle);
+    let pairs = idle
+        .chain(&topology.replicas)
         .flat_map(|from| topology.services.iter().map(move |to| (from, to)));
     let call = pairs
         .filter(|(from, to)| {
@@ -241,9 +235,7 @@ fn farewell(topology: &Topology, started: Instant) -> Result<()> {
         })
         .find(|(_, to)| {
             let backend = to.replicas.first().and_then(|replica| topology.replica(replica));
-            backend.is_some_and(|backend| {
-                backend.workload == super::super::model::Workload::Whoami && backend.port == 80
-            })
+            backend.is_some_and(|backend| backend.workload == Workload::Whoami && backend.port == 80)
         });
     if let Some((from, to)) = call {
         text.push_str(&format!(

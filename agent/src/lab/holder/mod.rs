@@ -43,9 +43,10 @@ pub(super) fn run(args: &HoldArgs) -> Result<ExitCode> {
                 causes: broken.error.chain().skip(1).map(ToString::to_string).collect(),
                 log: broken.log,
             };
-            // If nobody listens any more, the log has it.
-            eprintln!("{:#}", broken.error);
-            let _ = send(io::stdout(), &failed);
+            if send(io::stdout(), &failed).is_err() {
+                // Nobody listens any more; the log has it.
+                eprintln!("{:#}", broken.error);
+            }
             // Nothing is unwound: the kernel takes the namespaces apart faster than we could.
             std::process::exit(1);
         }
