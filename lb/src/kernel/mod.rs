@@ -73,6 +73,9 @@ impl NftDatapath {
     }
 
     fn sync_inner(&self, name: &str, netns: &Netns, tables: &[ClientTable]) -> Result<Written, Failure> {
+        if self.shared.lock().is_synced(name, netns, tables) {
+            return Ok(Written::default());
+        }
         let (nft, conntrack) = open(netns)?;
         let mut state = self.shared.lock();
         let state = &mut *state;
@@ -98,6 +101,7 @@ impl NftDatapath {
         let Some(sandbox) = state.sandboxes.get_mut(name) else {
             return Ok(Written::default());
         };
+        sandbox.synced = None;
         let outcome = match sandbox.sync(&nft, tables, &state.loads) {
             Ok(outcome) => outcome,
             Err(error) => {
@@ -117,6 +121,9 @@ impl NftDatapath {
         if outcome.may_be_stale {
             written.cut = cut_stale(&conntrack, tables)?;
         }
+        if written != Written::default() {
+            close_aside((nft, conntrack));
+        }
         // The choices depend on connections that were only now found. What an earlier agent left goes on as it is
         // until the next connection: a restart on an unchanged host writes nothing.
         if !adopt {
@@ -124,6 +131,8 @@ impl NftDatapath {
         }
         if !counted.is_empty() {
             self.follow()?;
+        } else if let Some(sandbox) = state.sandboxes.get_mut(name) {
+            sandbox.synced = Some(tables.to_vec());
         }
         Ok(written)
     }
@@ -140,7 +149,11 @@ impl NftDatapath {
         for table in adopt::read(&nft)?.into_keys() {
             change.delete_table(&Table::new(Family::Inet, table));
         }
-        Ok(nft.commit(&change)?)
+        nft.commit(&change)?;
+        if !change.is_empty() {
+            close_aside(nft);
+        }
+        Ok(())
     }
 
     /// Starts the thread, or has it look at the new state.
@@ -212,6 +225,16 @@ impl Drop for NftDatapath {
 }
 
 impl State {
+    /// Whether a sandbox has just this already, so that there is no reason to enter it. Of those whose connections are
+    /// counted that is never sure.
+    fn is_synced(&self, name: &str, netns: &Netns, tables: &[ClientTable]) -> bool {
+        let sandbox = self
+            .sandboxes
+            .get(name)
+            .filter(|sandbox| sandbox.netns == netns.id());
+        sandbox.and_then(|sandbox| sandbox.synced.as_deref()) == Some(tables)
+    }
+
     /// Sees to it that the connections of these services in a sandbox are counted from now on.
     fn count(
         &mut self,
@@ -270,6 +293,15 @@ impl State {
 
 fn open(netns: &Netns) -> Result<(Nft, Conntrack), Failure> {
     netns.run(|| Ok((Nft::open()?, Conntrack::open()?)))?
+}
+
+/// Closes sockets after a change: the kernel takes milliseconds for the first of them to be closed, because it waits until
+/// nobody reads any more what the change replaced.
+fn close_aside(sockets: impl Send + 'static) {
+    // Without a thread they are closed right here.
+    let _ = std::thread::Builder::new()
+        .name("weft-lb-close".to_owned())
+        .spawn(move || drop(sockets));
 }
 
 /// Without it the kernel sends no end of connections that began while nobody listened, as during an agent's

@@ -34,6 +34,8 @@ pub(super) struct Sandbox {
     pub(super) tables: BTreeMap<String, BTreeMap<ServiceId, Installed>>,
     /// While it has services with least connection.
     pub(super) watch: Option<Watch>,
+    /// What it was last synced to.
+    pub(super) synced: Option<Vec<ClientTable>>,
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +82,7 @@ impl Sandbox {
             seed: fnv(name.as_bytes()),
             tables,
             watch: None,
+            synced: None,
         })
     }
 
@@ -96,8 +99,10 @@ impl Sandbox {
             change: Transaction::new(),
             bytes: 0,
         };
+        // A network without services gets no table: its hook alone would make the kernel track every connection.
         let wanted: BTreeMap<String, (Table, Vec<Service>)> = wanted
             .iter()
+            .filter(|client| !client.services.is_empty())
             .map(|client| {
                 let table = table_of(client.network);
                 (

@@ -398,6 +398,28 @@ fn removal_leaves_nothing_of_ours_and_all_of_others() {
 }
 
 #[test]
+fn a_network_without_services_has_no_table() {
+    let Some(bed) = Bed::new() else { return };
+    let datapath = datapath();
+    let before = ruleset(&bed.client);
+    assert_eq!(
+        datapath.sync("c", &bed.client, &table(&[])).unwrap(),
+        Written::default()
+    );
+    assert_eq!(ruleset(&bed.client), before);
+    let with = table(&[service(Scheduler::RoundRobin)]);
+    assert_eq!(datapath.sync("c", &bed.client, &with).unwrap().changed, 1);
+    let filled = ruleset(&bed.client);
+    assert_eq!(
+        datapath.sync("c", &bed.client, &with).unwrap(),
+        Written::default()
+    );
+    assert_eq!(ruleset(&bed.client), filled);
+    assert_eq!(datapath.sync("c", &bed.client, &table(&[])).unwrap().removed, 1);
+    assert_eq!(ruleset(&bed.client), before);
+}
+
+#[test]
 fn a_sandbox_made_anew_under_its_old_name_is_filled_again() {
     let Some(bed) = Bed::new() else { return };
     let datapath = datapath();
