@@ -75,8 +75,15 @@ struct Links {
 #[derive(Debug, Clone)]
 struct Handle {
     port: u32,
-    /// The sandbox, and the interface's index there.
-    far_end: Option<(Sandbox, u32)>,
+    far_end: Option<FarEnd>,
+}
+
+/// An endpoint's interface in its sandbox.
+#[derive(Debug, Clone)]
+struct FarEnd {
+    sandbox: Sandbox,
+    index: u32,
+    name: String,
 }
 
 /// What a [`Kernel::reconcile`] did.
@@ -151,6 +158,12 @@ impl Kernel {
             .get(&network)
             .map(|space| space.netns.try_clone())
             .transpose()
+    }
+
+    /// The name of an endpoint's interface in its sandbox, if it has one.
+    pub fn ifname(&self, network: NetworkId, endpoint: EndpointId) -> Option<&str> {
+        let handle = self.spaces.get(&network)?.endpoints.get(&endpoint)?;
+        Some(&handle.far_end.as_ref()?.name)
     }
 
     /// The device that has this address; `None` if no device of the host has it.

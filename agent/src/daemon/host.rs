@@ -6,7 +6,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
-    path::Path,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -22,7 +21,7 @@ use weft_overlay::{
     kernel::{Kernel, Options},
     plan::{Desired, Op},
 };
-use weft_types::{EndpointId, Mac, NetworkId, ServiceId};
+use weft_types::{EndpointId, NetworkId, ServiceId};
 
 use super::{names::DnsSockets, target, watch::Watch};
 use crate::{
@@ -261,19 +260,25 @@ impl Host {
                 _ => report.problems.push(sentence),
             }
         }
-        let locals: BTreeMap<_, _> = desired
-            .networks
-            .values()
-            .flat_map(|network| &network.endpoints)
-            .collect();
+        let locals = desired.networks.iter().flat_map(|(network, spec)| {
+            spec.endpoints
+                .iter()
+                .map(move |(id, endpoint)| (*id, (*network, endpoint)))
+        });
+        let locals: BTreeMap<EndpointId, _> = locals.collect();
         self.ifnames.retain(|id, _| locals.contains_key(id));
-        for (id, endpoint) in locals {
-            if report.failed.contains_key(id) || self.ifnames.contains_key(id) {
+        for (id, (network, endpoint)) in locals {
+            if report.failed.contains_key(&id) || self.ifnames.contains_key(&id) {
                 continue;
             }
-            match ifname(&endpoint.sandbox.path, endpoint.mac) {
-                Ok(name) => drop(self.ifnames.insert(*id, name)),
-                Err(reason) => drop(report.failed.insert(*id, reason)),
+            match self.kernel.ifname(network, id) {
+                Some(name) => drop(self.ifnames.insert(id, name.to_owned())),
+                None => {
+                    let sandbox = endpoint.sandbox.path.display();
+                    report
+                        .failed
+                        .insert(id, format!("its interface is not in {sandbox}"));
+                }
             }
         }
         report.attached.clone_from(&self.ifnames);
@@ -376,17 +381,6 @@ impl Host {
         }
         opened
     }
-}
-
-/// The name that an endpoint's interface has in its sandbox.
-fn ifname(sandbox: &Path, mac: Mac) -> Result<String, String> {
-    let netns = Netns::open(sandbox).map_err(|error| sentence(&error))?;
-    let mut route = RouteSocket::open(&netns).map_err(|error| sentence(&error))?;
-    let links = route.links().map_err(|error| sentence(&error))?;
-    let found = links.into_iter().find(|link| link.mac == Some(mac));
-    found
-        .map(|link| link.name)
-        .ok_or_else(|| format!("no interface with address {mac} is in {}", sandbox.display()))
 }
 
 fn bind(address: IpAddr) -> Result<(UdpSocket, TcpListener), (IpAddr, std::io::Error)> {

@@ -16,7 +16,7 @@ use weft_netlink::{
 use weft_types::{EndpointId, Mac, NetworkId};
 
 use super::{
-    Handle, Kernel, KernelError, Links, Space, names,
+    FarEnd, Handle, Kernel, KernelError, Links, Space, names,
     names::{BRIDGE, MARK, ROUTE_PROTOCOL, UPLINK, UPLINK_ALIAS, VXLAN},
     rules,
 };
@@ -345,7 +345,7 @@ fn observe_endpoint(
     bridge: u32,
     seen: Option<(&Sandbox, &Seen)>,
     has_entry: impl Fn(Mac) -> bool,
-) -> (ObservedEndpoint, Option<(Sandbox, u32)>) {
+) -> (ObservedEndpoint, Option<FarEnd>) {
     let mut endpoint = ObservedEndpoint {
         mac: Mac([0; 6]),
         mtu: port.mtu,
@@ -396,7 +396,12 @@ fn observe_endpoint(
             metric: r.metric,
         })
         .collect();
-    (endpoint, Some((sandbox.clone(), link.index)))
+    let far_end = FarEnd {
+        sandbox: sandbox.clone(),
+        index: link.index,
+        name: link.name.clone(),
+    };
+    (endpoint, Some(far_end))
 }
 
 /// The kernel gives these by itself.

@@ -13,7 +13,7 @@ use weft_types::{EndpointId, Mac, NetworkId};
 
 use super::{LOOPBACK, Open, Run, Target};
 use crate::{
-    kernel::{Cause, Handle, names, names::ROUTE_PROTOCOL},
+    kernel::{Cause, FarEnd, Handle, names, names::ROUTE_PROTOCOL},
     plan::{EndpointOp, EndpointRoute, Sandbox},
 };
 
@@ -114,7 +114,7 @@ impl Run<'_> {
         let index = open.next_index;
         open.next_index += 1;
         // The sandbox stays open until the end of the plan, and so does the descriptor in this message.
-        let peer = VethPeer::new(name)
+        let peer = VethPeer::new(&name)
             .index(index)
             .mac(mac)
             .mtu(mtu)
@@ -129,7 +129,11 @@ impl Run<'_> {
             .collect();
         let handle = Handle {
             port,
-            far_end: Some((sandbox.clone(), index)),
+            far_end: Some(FarEnd {
+                sandbox: sandbox.clone(),
+                index,
+                name,
+            }),
         };
         self.space(id)?.endpoints.insert(endpoint, handle);
         let target = Target::Space(id);
@@ -143,9 +147,10 @@ impl Run<'_> {
     /// The socket of an endpoint's sandbox and the link in it, which is up, or will be by the next message.
     pub(super) fn bring_up(&mut self, id: NetworkId, endpoint: EndpointId) -> Result<(Target, u32), Cause> {
         let handle = self.handle(id, endpoint)?;
-        let (sandbox, link) = handle
+        let far_end = handle
             .far_end
             .ok_or(Cause::Missing("the sandbox's end of the link"))?;
+        let (sandbox, link) = (far_end.sandbox, far_end.index);
         let target = Target::Sandbox(sandbox.id);
         let loopback_up = std::mem::replace(&mut self.open(&sandbox)?.loopback_up, true);
         if let Some(made_by) = self.unborn.remove(&(id, endpoint)) {
