@@ -15,7 +15,7 @@ use crate::{
     identity::Short,
     membership::{Id, Membership},
     replay::ReplayGuard,
-    rumours::Rumours,
+    rumours::{Rumours, Telling},
     seal::{Channel, Sealer},
     store::{Digest, Store},
     wire::{self, Body, Card},
@@ -474,9 +474,14 @@ impl Gossip {
     }
 
     fn flush_rumours(&mut self, now: Instant) {
-        for (to, body) in self.rumours.flush(&self.live, now, &mut self.rng) {
-            self.send_encoded(to, &body);
+        for (to, telling) in self.rumours.flush(&self.live, now, &mut self.rng) {
+            self.tell(to, &telling);
         }
+    }
+
+    fn tell(&mut self, to: Short, telling: &Telling) {
+        self.stats.records_told += telling.records;
+        self.send_encoded(to, &telling.body);
     }
 }
 

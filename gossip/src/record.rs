@@ -29,6 +29,15 @@ pub struct Key {
 }
 
 impl Key {
+    /// None is smaller.
+    pub(crate) fn first() -> Self {
+        Self {
+            kind: 0,
+            scope: NetworkId([0; 16]),
+            name: Vec::new(),
+        }
+    }
+
     pub(crate) fn card() -> Self {
         Self {
             kind: CARD_KIND,

@@ -23,6 +23,8 @@ pub struct Stats {
     pub evicted: u64,
     /// Records for which there was no room.
     pub records_refused: u64,
+    /// Copies of records sent because they were new, or because a peer wanted what it was offered.
+    pub records_told: u64,
     /// Records that were not told at once, because too many were being told; anti-entropy brings them.
     pub rumours_dropped: u64,
     /// Exchanges in which a peer's state turned out to differ.

@@ -10,7 +10,7 @@ use crate::{
     Key, Record,
     identity::Short,
     record::StateSum,
-    wire::{AuthorSet, Entry, Liveness},
+    wire::{AuthorSet, Entry, Liveness, Offer},
 };
 
 /// Everything anybody says, by author.
@@ -95,6 +95,12 @@ impl Author {
 
     pub(crate) fn records(&self) -> impl Iterator<Item = &Record> {
         self.records.values().map(|stored| &stored.record)
+    }
+
+    fn numbered(&self, version: u64) -> impl Iterator<Item = &Record> {
+        let keys = self.by_version.range((version, Key::first())..);
+        let keys = keys.take_while(move |(number, _)| *number == version);
+        keys.filter_map(|(_, key)| self.get(key))
     }
 
     /// From which version on others should send what this node lacks.
@@ -185,6 +191,21 @@ impl Store {
             .is_none_or(|author| author.is_news(record))
     }
 
+    /// Whether a record offered by name is one that [`apply`](Self::apply) might take.
+    pub(crate) fn lacks(&self, offer: Offer) -> bool {
+        self.authors.get(&offer.author).is_none_or(|author| {
+            offer.version > author.complete && author.numbered(offer.version).next().is_none()
+        })
+    }
+
+    /// What is held under a name. Only a clone's author has used one twice.
+    pub(crate) fn named(&self, offer: Offer) -> impl Iterator<Item = &Record> {
+        let author = self.authors.get(&offer.author);
+        author
+            .into_iter()
+            .flat_map(move |author| author.numbered(offer.version))
+    }
+
     /// Takes a record that its author certainly signed.
     pub(crate) fn apply(&mut self, record: Record, now: Instant) -> Applied {
         if !self.is_news(&record) {
@@ -258,16 +279,7 @@ impl Store {
         let first = if all { 0 } else { since + 1 };
         let records = author
             .by_version
-            .range(
-                (
-                    first,
-                    Key {
-                        kind: 0,
-                        scope: weft_types::NetworkId([0; 16]),
-                        name: Vec::new(),
-                    },
-                )..,
-            )
+            .range((first, Key::first())..)
             .filter_map(|(_, key)| author.get(key).cloned())
             .collect();
         AuthorSet {

@@ -18,10 +18,16 @@ pub(crate) const MAX_BODY: usize = MAX_PACKET - OVERHEAD;
 pub(crate) enum Body {
     /// Membership: opaque to everything but `foca`.
     Foca(Vec<u8>),
-    /// Records somebody wrote or learnt a moment ago. First, because [`rumour`] writes it by hand.
-    Rumour(Vec<Record>),
+    /// What somebody wrote or learnt a moment ago: some records in full, of others only which they are.
+    /// [`rumour`] writes it by hand and depends on its place here.
+    Rumour {
+        records: Vec<Record>,
+        offers: Vec<Offer>,
+    },
     /// Who the sender is and what it thinks of the receiver; the only body a stranger may send.
     Contact(Contact),
+    /// Of the offered records those that the sender lacks.
+    Want(Vec<Offer>),
     /// Anti-entropy, step 1: everything in eight bytes.
     Digest { root: u64 },
     /// Step 2, the roots are equal.
@@ -40,6 +46,18 @@ pub(crate) enum Body {
     Renew { above: u64 },
     /// A datagram between applications, for one start of the receiver alone.
     Message { session: u64, payload: Vec<u8> },
+}
+
+/// The name of a record: an author gives each number once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Offer {
+    pub(crate) author: Short,
+    pub(crate) version: u64,
+}
+
+impl Offer {
+    /// No offer takes more bytes.
+    pub(crate) const MOST: usize = 8 + 10;
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -136,7 +154,7 @@ pub(crate) struct Card {
     pub(crate) left: bool,
 }
 
-pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     postcard::to_stdvec(value).expect("nothing here refuses to be encoded")
 }
 
@@ -149,16 +167,19 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
 }
 
 /// A [`Body::Rumour`] of records that are encoded already.
-pub(crate) fn rumour(records: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn rumour<R: AsRef<[u8]>>(records: &[R], offers: &[Offer]) -> Vec<u8> {
     let mut bytes = vec![1, records.len() as u8];
-    records.iter().for_each(|record| bytes.extend_from_slice(record));
+    records
+        .iter()
+        .for_each(|record| bytes.extend_from_slice(record.as_ref()));
+    bytes.extend_from_slice(&encode(offers));
     bytes
 }
 
-/// As many as a rumour can say with one byte of count.
+/// As many of each as a rumour can say with one byte of count.
 pub(crate) const MAX_RUMOURS: usize = 127;
-/// The bytes of a rumour before its first record.
-pub(crate) const RUMOUR_HEAD: usize = 2;
+/// The bytes of a rumour beside its records and offers.
+pub(crate) const RUMOUR_HEAD: usize = 3;
 
 /// No fewer bytes than `record` takes once encoded.
 pub(crate) fn size_bound(record: &Record) -> usize {
@@ -195,8 +216,17 @@ mod tests {
     fn a_rumour_written_by_hand_reads_like_one_written_by_postcard() {
         let record = largest();
         let encoded = encode(&record);
-        let by_hand = rumour(&[&encoded, &encoded]);
-        assert_eq!(by_hand, encode(&Body::Rumour(vec![record.clone(), record])));
+        let offer = Offer {
+            author: Short::MAX,
+            version: u64::MAX,
+        };
+        assert_eq!(encode(&offer).len(), Offer::MOST);
+        let by_hand = rumour(&[&encoded, &encoded], &[offer]);
+        let body = Body::Rumour {
+            records: vec![record.clone(), record],
+            offers: vec![offer],
+        };
+        assert_eq!(by_hand, encode(&body));
     }
 
     #[test]

@@ -84,7 +84,10 @@ impl Gossip {
         const AT_MOST: usize = 16;
         self.write_card_with(true, now);
         let Some(card) = self.own_card() else { return };
-        let body = wire::encode(&Body::Rumour(vec![card]));
+        let body = wire::encode(&Body::Rumour {
+            records: vec![card],
+            offers: Vec::new(),
+        });
         for peer in self
             .live
             .sample(&mut self.rng, AT_MOST)

@@ -8,10 +8,10 @@ use super::{Gossip, Peer};
 use crate::{
     Event, Key, MAX_PACKET, MemberState, Record,
     identity::Short,
-    rumours::ROUNDS,
+    rumours::{Batch, ROUNDS},
     seal::{Channel, Opened, Rejected},
     store::Applied,
-    wire::{self, AuthorSet, Body, Card},
+    wire::{self, AuthorSet, Body, Card, MAX_RUMOURS, Offer},
 };
 
 impl Gossip {
@@ -83,11 +83,13 @@ impl Gossip {
     fn dispatch(&mut self, opened: &Opened, sender: Short, current: Option<u64>, body: Body, now: Instant) {
         match body {
             Body::Foca(data) => self.membership.handle(&data, now),
-            Body::Rumour(records) => {
+            Body::Rumour { records, offers } => {
                 for record in records {
                     self.take_rumour(record, sender, now);
                 }
+                self.take_offers(offers, sender, now);
             }
+            Body::Want(offers) => self.answer_wants(&offers, sender),
             Body::Message { session, payload } => {
                 // Both ends must be in the start they are known to be in, or a recording could be played to
                 // a later one.
@@ -141,6 +143,28 @@ impl Gossip {
         {
             // Something between this and what was known is missing.
             self.sync.soon_with(sender, now);
+        }
+    }
+
+    /// Asks for what is lacking here of what a peer offers.
+    fn take_offers(&mut self, offers: Vec<Offer>, sender: Short, now: Instant) {
+        let mut wanted = offers;
+        wanted.retain(|offer| self.store.lacks(*offer) && self.rumours.ask(*offer, now));
+        if !wanted.is_empty() {
+            self.send_body(sender, &Body::Want(wanted));
+        }
+    }
+
+    fn answer_wants(&mut self, wanted: &[Offer], sender: Short) {
+        let mut batch = Batch::default();
+        let mut bodies = Vec::new();
+        let wanted = wanted.iter().take(MAX_RUMOURS);
+        for record in wanted.flat_map(|offer| self.store.named(*offer)) {
+            batch.tell(wire::encode(record), &mut bodies);
+        }
+        batch.close(&mut bodies);
+        for telling in bodies {
+            self.tell(sender, &telling);
         }
     }
 
