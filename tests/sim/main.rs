@@ -1,6 +1,7 @@
 //! The gossip core in virtual time: many nodes, a bad network, one seed.
 //!
-//! `SIM_SEED=n` replays a run. Each test prints its seed and what it measured (`--nocapture`).
+//! Each test has a seed of its own, so that a run is the same every time. `SIM_SEED=n` gives all of them another;
+//! `SIM_THOROUGH=1` makes clusters larger and runs more. Each prints its seed and what it measured (`--nocapture`).
 
 mod hostile;
 mod lives;

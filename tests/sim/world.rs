@@ -94,6 +94,11 @@ pub fn seed(default: u64) -> u64 {
     seed
 }
 
+/// Whether there is time for larger clusters and more runs: `SIM_THOROUGH` is set.
+pub fn thorough() -> bool {
+    std::env::var_os("SIM_THOROUGH").is_some()
+}
+
 pub fn key(name: &str) -> Key {
     Key {
         kind: 1,
