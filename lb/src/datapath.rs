@@ -1,6 +1,9 @@
 //! The seam to whatever translates virtual addresses.
 
-use std::{collections::BTreeMap, error::Error};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
+};
 
 use weft_netlink::netns::Netns;
 use weft_types::{EndpointId, ServiceId};
@@ -25,6 +28,13 @@ pub trait Datapath: Send + Sync {
 
     /// Forgets a sandbox and, if its namespace still exists, takes out everything that was installed there.
     fn remove(&self, sandbox: &str, netns: Option<&Netns>) -> Result<(), DatapathError>;
+
+    /// Forgets all sandboxes but these: what an earlier agent left for others is taken out. Where it goes with a
+    /// sandbox's namespace anyway there is nothing to do.
+    fn retain(&self, sandboxes: &BTreeSet<String>) -> Result<(), DatapathError> {
+        let _ = sandboxes;
+        Ok(())
+    }
 
     /// The open connections of this host's clients to the backends of a service; `None` if they are not counted,
     /// because no client has it with least connection.

@@ -1,7 +1,9 @@
-//! Network namespaces, route netlink in batches, nf_tables and conntrack: the kernel's words for Weft's edges
+//! Network namespaces, route netlink in batches, nf_tables, conntrack and BPF: the kernel's words for Weft's edges
 #![warn(missing_docs)]
 
+pub mod bpf;
 pub mod conntrack;
+pub mod diag;
 pub mod netns;
 pub mod nft;
 pub mod route;

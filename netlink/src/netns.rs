@@ -207,6 +207,20 @@ impl Netns {
         self.id
     }
 
+    /// Its cookie, by which BPF programs know it: of this boot, and never given to another namespace.
+    pub fn cookie(&self) -> Result<u64, NetnsError> {
+        let cookie = self.run(|| {
+            let flags = nix::sys::socket::SockFlag::SOCK_CLOEXEC;
+            let (family, kind) = (
+                nix::sys::socket::AddressFamily::Inet,
+                nix::sys::socket::SockType::Datagram,
+            );
+            let socket = nix::sys::socket::socket(family, kind, flags, None)?;
+            netns_cookie(socket.as_fd())
+        })?;
+        cookie.map_err(|error| NetnsError::new("ask for the cookie of", &self.path(), error))
+    }
+
     /// Another handle on the same namespace.
     pub fn try_clone(&self) -> Result<Self, NetnsError> {
         let fd = self
@@ -298,6 +312,30 @@ fn is_netns(fd: BorrowedFd<'_>) -> bool {
     // SAFETY: the descriptor is open for as long as it is borrowed, and the request takes no argument.
     // A file that is not a namespace answers ENOTTY.
     unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE) == libc::CLONE_NEWNET }
+}
+
+#[allow(unsafe_code)]
+fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    /// `asm-generic/socket.h`; not yet in libc for every architecture.
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let mut cookie = 0u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the socket is open for as long as it is borrowed; `cookie` and `len` are ours and live through the
+    // call, and the kernel writes no more than `len` bytes.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if done == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// One line of `/proc/self/mountinfo`, as far as we need it.

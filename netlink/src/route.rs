@@ -15,7 +15,7 @@ mod neighbour;
 mod set_link;
 mod socket;
 
-pub use address::{Address, Route};
+pub use address::{Address, LocalRoute, Route};
 pub use batch::{Batch, BatchError, Refusal, Request};
 pub use dump::{FdbEntry, Link, LinkDetail, NeighbourEntry};
 pub use link::{BridgeOptions, NewLink, VethPeer, VxlanOptions};

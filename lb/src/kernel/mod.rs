@@ -7,6 +7,7 @@
 //! its namespace alive: call [`Datapath::remove`] when a sandbox goes.
 
 mod adopt;
+mod ebpf;
 mod flows;
 mod program;
 mod sandbox;
@@ -30,6 +31,7 @@ use weft_netlink::{
 };
 use weft_types::{EndpointId, ServiceId};
 
+pub use self::ebpf::{EbpfDatapath, EbpfError};
 use self::{
     flows::{AllLoads, Index},
     sandbox::{Sandbox, cut_stale, is_counted},

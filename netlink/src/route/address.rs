@@ -171,3 +171,51 @@ impl Route {
         message
     }
 }
+
+/// An address that the namespace answers at as if it were its own, without an interface that has it (`ip route add
+/// local ADDRESS dev lo`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LocalRoute {
+    /// The address.
+    pub to: IpAddr,
+    /// Who made it, as with [`Route::protocol`].
+    pub protocol: u8,
+}
+
+impl LocalRoute {
+    const LOOPBACK: u32 = 1;
+
+    /// Adds it, if it is not there.
+    pub fn add(self) -> Request {
+        let what = format!("add the local route to {}", self.to);
+        Request::replace(RouteNetlinkMessage::NewRoute(self.message()), what)
+    }
+
+    /// Removes it.
+    pub fn delete(self) -> Request {
+        let what = format!("delete the local route to {}", self.to);
+        Request::delete(RouteNetlinkMessage::DelRoute(self.message()), what)
+    }
+
+    fn message(self) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header = RouteHeader {
+            address_family: family(self.to),
+            destination_prefix_length: if self.to.is_ipv4() { 32 } else { 128 },
+            table: libc::RT_TABLE_LOCAL,
+            protocol: RouteProtocol::from(self.protocol),
+            scope: if self.to.is_ipv4() {
+                RouteScope::Host
+            } else {
+                RouteScope::Universe
+            },
+            kind: RouteType::Local,
+            ..Default::default()
+        };
+        message.attributes.extend([
+            RouteAttribute::Destination(RouteAddress::from(self.to)),
+            RouteAttribute::Oif(Self::LOOPBACK),
+        ]);
+        message
+    }
+}

@@ -14,7 +14,7 @@ use netlink_packet_route::{
 use weft_types::{Mac, Vni};
 
 use super::{
-    Address, PortFlags, Route, VxlanOptions,
+    Address, LocalRoute, PortFlags, Route, VxlanOptions,
     socket::{DumpError, RouteSocket},
 };
 
@@ -116,6 +116,17 @@ impl RouteSocket {
         let query = RouteNetlinkMessage::GetRoute(RouteMessage::default());
         self.dump("routes", query, |message| match message {
             RouteNetlinkMessage::NewRoute(message) => route(&message),
+            _ => None,
+        })
+    }
+
+    /// The local routes that bear this mark.
+    pub fn local_routes(&mut self, protocol: u8) -> Result<Vec<LocalRoute>, DumpError> {
+        let query = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+        self.dump("local routes", query, |message| match message {
+            RouteNetlinkMessage::NewRoute(message) => {
+                local_route(&message).filter(|route| route.protocol == protocol)
+            }
             _ => None,
         })
     }
@@ -240,6 +251,19 @@ fn address(message: &AddressMessage) -> Option<Address> {
         net,
         prefix_route,
     })
+}
+
+fn local_route(message: &RouteMessage) -> Option<LocalRoute> {
+    let header = &message.header;
+    if header.kind != RouteType::Local {
+        return None;
+    }
+    let to = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(address) => ip(address),
+        _ => None,
+    })?;
+    let protocol = u8::from(header.protocol);
+    Some(LocalRoute { to, protocol })
 }
 
 fn route(message: &RouteMessage) -> Option<Route> {

@@ -18,30 +18,30 @@ use weft_types::{EndpointId, NetworkId, ServiceId};
 
 use crate::{Backend, BackendState, ClientTable, Scheduler, Service};
 
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-pub(super) const VIP: &str = "10.9.0.100";
-pub(super) const VIP6: &str = "fd09::100";
-pub(super) const PORT: u16 = 8000;
+pub(in crate::kernel) const PATIENCE: Duration = Duration::from_secs(10);
+pub(in crate::kernel) const VIP: &str = "10.9.0.100";
+pub(in crate::kernel) const VIP6: &str = "fd09::100";
+pub(in crate::kernel) const PORT: u16 = 8000;
 
-pub(super) struct Bed {
-    pub(super) client: Netns,
+pub(in crate::kernel) struct Bed {
+    pub(in crate::kernel) client: Netns,
     server: Netns,
 }
 
 /// One answer: the address of the backend, and the client's as the backend sees it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Answer {
-    pub(super) backend: IpAddr,
-    pub(super) client: SocketAddr,
+pub(in crate::kernel) struct Answer {
+    pub(in crate::kernel) backend: IpAddr,
+    pub(in crate::kernel) client: SocketAddr,
 }
 
-pub(super) fn ip(text: &str) -> IpAddr {
+pub(in crate::kernel) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
 impl Bed {
     /// Backends n = 1, 2, 3 listen at 10.9.0.1n and fd09::1n; the client is 10.9.0.1 and fd09::1.
-    pub(super) fn new() -> Option<Self> {
+    pub(in crate::kernel) fn new() -> Option<Self> {
         let client = Netns::create()
             .inspect_err(|error| eprintln!("skipped, run as root or under `unshare -Urn`: {error}"))
             .ok()?;
@@ -68,12 +68,12 @@ impl Bed {
     }
 
     /// Has the client itself serve too.
-    pub(super) fn serve_at_client(&self, addr: &str) {
+    pub(in crate::kernel) fn serve_at_client(&self, addr: &str) {
         serve(&self.client, ip(addr), PORT);
     }
 
     /// A TCP connection from the client, and who answered. It stays open with the stream.
-    pub(super) fn open(&self, vip: &str, port: u16) -> io::Result<(TcpStream, Answer)> {
+    pub(in crate::kernel) fn open(&self, vip: &str, port: u16) -> io::Result<(TcpStream, Answer)> {
         let to = SocketAddr::new(ip(vip), port);
         let mut stream = self
             .client
@@ -85,12 +85,12 @@ impl Bed {
     }
 
     /// A TCP call that is closed again.
-    pub(super) fn call(&self, vip: &str, port: u16) -> io::Result<Answer> {
+    pub(in crate::kernel) fn call(&self, vip: &str, port: u16) -> io::Result<Answer> {
         self.open(vip, port).map(|(_, answer)| answer)
     }
 
     /// A UDP socket of the client that is connected to the virtual address.
-    pub(super) fn udp(&self, vip: &str) -> UdpSocket {
+    pub(in crate::kernel) fn udp(&self, vip: &str) -> UdpSocket {
         let any = SocketAddr::new(
             if vip.contains(':') {
                 ip("::")
@@ -106,7 +106,7 @@ impl Bed {
     }
 
     /// How often each backend answered `n` calls.
-    pub(super) fn spread(&self, vip: &str, n: usize) -> BTreeMap<IpAddr, usize> {
+    pub(in crate::kernel) fn spread(&self, vip: &str, n: usize) -> BTreeMap<IpAddr, usize> {
         let mut spread = BTreeMap::new();
         for _ in 0..n {
             *spread.entry(self.call(vip, PORT).unwrap().backend).or_default() += 1;
@@ -115,14 +115,14 @@ impl Bed {
     }
 }
 
-pub(super) fn ask(socket: &UdpSocket) -> io::Result<Answer> {
+pub(in crate::kernel) fn ask(socket: &UdpSocket) -> io::Result<Answer> {
     socket.send(b"?")?;
     let mut buffer = [0; 256];
     let len = socket.recv(&mut buffer)?;
     Ok(parse(&buffer[..len]))
 }
 
-pub(super) fn ip_batch(netns: &Netns, lines: &str) {
+pub(in crate::kernel) fn ip_batch(netns: &Netns, lines: &str) {
     let output = netns
         .run(|| {
             let mut ip = Command::new("ip")
@@ -195,11 +195,11 @@ fn parse(line: &[u8]) -> Answer {
     }
 }
 
-pub(super) fn endpoint(n: u8) -> EndpointId {
+pub(in crate::kernel) fn endpoint(n: u8) -> EndpointId {
     EndpointId([n; 16])
 }
 
-pub(super) fn backend(n: u8) -> Backend {
+pub(in crate::kernel) fn backend(n: u8) -> Backend {
     Backend {
         endpoint: endpoint(n),
         addrs: vec![ip(&format!("10.9.0.1{n}")), ip(&format!("fd09::1{n}"))],
@@ -208,7 +208,7 @@ pub(super) fn backend(n: u8) -> Backend {
     }
 }
 
-pub(super) fn service(scheduler: Scheduler) -> Service {
+pub(in crate::kernel) fn service(scheduler: Scheduler) -> Service {
     Service {
         id: ServiceId([7; 16]),
         name: "web".to_owned(),
@@ -219,7 +219,7 @@ pub(super) fn service(scheduler: Scheduler) -> Service {
     }
 }
 
-pub(super) fn table(services: &[Service]) -> Vec<ClientTable> {
+pub(in crate::kernel) fn table(services: &[Service]) -> Vec<ClientTable> {
     vec![ClientTable {
         network: NetworkId([0xaa; 16]),
         services: services.to_vec(),
@@ -227,7 +227,7 @@ pub(super) fn table(services: &[Service]) -> Vec<ClientTable> {
 }
 
 /// Waits until something is so.
-pub(super) fn eventually<T: std::fmt::Debug + PartialEq>(wanted: T, mut now: impl FnMut() -> T) {
+pub(in crate::kernel) fn eventually<T: std::fmt::Debug + PartialEq>(wanted: T, mut now: impl FnMut() -> T) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let is = now();
@@ -240,6 +240,6 @@ pub(super) fn eventually<T: std::fmt::Debug + PartialEq>(wanted: T, mut now: imp
 }
 
 /// A table of one service.
-pub(super) fn only(service: &Service) -> Vec<ClientTable> {
+pub(in crate::kernel) fn only(service: &Service) -> Vec<ClientTable> {
     table(std::slice::from_ref(service))
 }

@@ -1,0 +1,432 @@
+//! The fast datapath: programs at the root control group translate what sockets are told to connect to.
+//!
+//! An established connection is then one between client and backend, and costs nothing per packet. Programs know a
+//! sandbox by its network namespace and do nothing for sockets of others. They see every socket of this machine that
+//! is made in a sandbox, whatever its control group; they do not see what a sandbox forwards for virtual machines, raw
+//! sockets and SCTP. A sandbox answers pings to a virtual address itself: the address is a local route there.
+//!
+//! Maps and links have names on a BPF file system in the run directory. They outlive the agent, and the next one
+//! adopts them. With the last sandbox everything goes.
+//!
+//! Differences to nf_tables: connections are counted for every scheduler, exactly; sandboxes take turns in one
+//! rotation; a connected datagram socket whose backend is gone gets an error once and has to be connected again;
+//! datagrams of sockets that are not connected stay with a backend while they pause for less than a minute, and the
+//! last such conversation of a socket counts as an open connection. If such a socket talks to a backend directly too,
+//! at the same port, the backend's answers look as if they came from the virtual address.
+
+mod layout;
+mod program;
+mod ranges;
+mod table;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs::{self, File},
+    io,
+    net::IpAddr,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use weft_netlink::{
+    bpf::{BpfError, Loaded, Map, Pins},
+    diag::{Diag, Transport},
+    netns::{Netns, NetnsId},
+    route::{Batch, LocalRoute, RouteSocket},
+};
+use weft_types::{EndpointId, ServiceId};
+
+use self::{
+    layout::{LAYOUT, MapId, SocketEntry, way_back},
+    program::programs,
+    table::{Maps, Table, TableError},
+};
+use super::{Failure, program::fnv};
+use crate::{ClientTable, Datapath, DatapathError, Written};
+
+/// The protocol number of our routes (`ip route` shows `proto 119`), as everywhere in Weft.
+const ROUTE_PROTOCOL: u8 = 119;
+
+/// Why this kernel cannot be used with eBPF.
+#[derive(Debug, thiserror::Error)]
+pub enum EbpfError {
+    /// There is no control group of version 2 to attach to.
+    #[error("no file system of control groups, version 2, shows the root group")]
+    NoCgroup,
+    /// The root control group cannot be opened.
+    #[error("cannot open the root control group at {}", .path.display())]
+    Cgroup {
+        /// Where it is.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The kernel refused a map, a program or a link.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+}
+
+/// Translates virtual addresses with eBPF.
+#[derive(Debug)]
+pub struct EbpfDatapath {
+    dir: PathBuf,
+    cgroup: File,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    maps: Maps,
+    programs: Vec<(String, Loaded)>,
+    /// Where maps and links have their names; none while no sandbox has services.
+    pins: Option<Pins>,
+    /// None after an error: it is read again.
+    table: Option<Table>,
+    sandboxes: HashMap<String, Sandbox>,
+}
+
+/// What this agent knows of a sandbox.
+#[derive(Debug)]
+struct Sandbox {
+    netns: NetnsId,
+    cookie: u64,
+    /// The virtual addresses that are routed to itself; unknown until read.
+    routes: Option<BTreeSet<IpAddr>>,
+    /// Up to which loss of backends its sockets were looked through.
+    looked: u64,
+}
+
+impl EbpfDatapath {
+    /// Loads the programs, and adopts what an earlier agent left in `dir`, a folder of this datapath's own. On a
+    /// kernel that cannot it fails, and nothing has changed.
+    pub fn open(dir: &Path) -> Result<Self, EbpfError> {
+        let path = root_cgroup().ok_or(EbpfError::NoCgroup)?;
+        let cgroup = File::open(&path).map_err(|source| EbpfError::Cgroup { path, source })?;
+        let pins = Pins::find(dir);
+        let adopted = match &pins {
+            Some(pins) => adopt_maps(pins)?,
+            None => None,
+        };
+        let is_adopted = adopted.is_some();
+        let maps = match adopted {
+            Some(maps) => maps,
+            None => {
+                let maps = MapId::ALL.map(|id| Map::create(id.spec()));
+                Maps(maps.into_iter().collect::<Result<_, _>>()?)
+            }
+        };
+        let all: Vec<&Map> = maps.0.iter().collect();
+        let programs = programs().into_iter().map(|(attach, name, program)| {
+            let loaded = program.load(name, attach, &all)?;
+            Ok((format!("{name}-{:016x}", fnv(&program.bytes())), loaded))
+        });
+        let programs = programs.collect::<Result<Vec<_>, BpfError>>()?;
+        let mut state = State {
+            maps,
+            programs,
+            pins: None,
+            table: None,
+            sandboxes: HashMap::new(),
+        };
+        if let Some(pins) = pins {
+            if is_adopted {
+                state.link(&pins, &cgroup)?;
+                state.pins = Some(pins);
+            } else {
+                tracing::warn!("what an earlier agent left is of another layout and is replaced");
+                pins.unmount()?;
+            }
+        }
+        Ok(Self {
+            dir: dir.to_owned(),
+            cgroup,
+            state: Mutex::new(state),
+        })
+    }
+
+    /// Takes out everything that a datapath left in `dir`.
+    pub fn clear(dir: &Path) -> Result<(), EbpfError> {
+        Ok(Pins::find(dir).map_or(Ok(()), Pins::unmount)?)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sync_inner(&self, name: &str, netns: &Netns, tables: &[ClientTable]) -> Result<Written, Failure> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let cookie = state.know(name, netns)?;
+        if tables.iter().all(|table| table.services.is_empty()) {
+            let removed = state.table()?.services_of(cookie);
+            state.route(name, netns, BTreeSet::new());
+            state.forget(&[cookie])?;
+            return Ok(Written {
+                removed,
+                ..Written::default()
+            });
+        }
+        if state.pins.is_none() {
+            let pins = Pins::mount(&self.dir)?;
+            for id in MapId::ALL {
+                pins.pin(&pin_name(id), state.maps.of(id))?;
+            }
+            state.link(&pins, &self.cgroup)?;
+            state.pins = Some(pins);
+        }
+        let mut written =
+            state.write(|table, maps| table.sync(maps, cookie, hash(name), tables, Instant::now()))?;
+        let vips = state.table()?.vips_of(cookie);
+        state.route(name, netns, vips);
+        written.cut = state.cut(name, netns)?;
+        Ok(written)
+    }
+
+    fn remove_inner(&self, name: &str, netns: Option<&Netns>) -> Result<(), Failure> {
+        let mut state = self.lock();
+        if let Some(netns) = netns {
+            state.know(name, netns)?;
+            state.route(name, netns, BTreeSet::new());
+        }
+        state.sandboxes.remove(name);
+        let cookies = state.table()?.cookies(|found| found == hash(name));
+        state.forget(&cookies)
+    }
+}
+
+impl Datapath for EbpfDatapath {
+    fn name(&self) -> &'static str {
+        "ebpf"
+    }
+
+    fn sync(&self, sandbox: &str, netns: &Netns, tables: &[ClientTable]) -> Result<Written, DatapathError> {
+        self.sync_inner(sandbox, netns, tables)
+            .map_err(|source| DatapathError {
+                doing: "translate virtual addresses".to_owned(),
+                sandbox: sandbox.to_owned(),
+                source,
+            })
+    }
+
+    fn remove(&self, sandbox: &str, netns: Option<&Netns>) -> Result<(), DatapathError> {
+        self.remove_inner(sandbox, netns).map_err(|source| DatapathError {
+            doing: "take out the translation of virtual addresses".to_owned(),
+            sandbox: sandbox.to_owned(),
+            source,
+        })
+    }
+
+    fn retain(&self, sandboxes: &BTreeSet<String>) -> Result<(), DatapathError> {
+        let mut state = self.lock();
+        let names: BTreeSet<u64> = sandboxes.iter().map(|name| hash(name)).collect();
+        let forget = |state: &mut State| {
+            let cookies = state.table()?.cookies(|name| !names.contains(&name));
+            state.forget(&cookies)
+        };
+        state.sandboxes.retain(|name, _| sandboxes.contains(name));
+        forget(&mut state).map_err(|source| DatapathError {
+            doing: "take out the translation of virtual addresses".to_owned(),
+            sandbox: "that is gone".to_owned(),
+            source,
+        })
+    }
+
+    fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {
+        let mut state = self.lock();
+        state.table().ok()?;
+        state.table.as_ref()?.open(&state.maps, service)
+    }
+}
+
+impl State {
+    fn table(&mut self) -> Result<&mut Table, Failure> {
+        if self.table.is_none() {
+            self.table = Some(Table::read(&self.maps)?);
+        }
+        self.table.as_mut().ok_or_else(|| "the table is gone".into())
+    }
+
+    /// Changes the table. After a failure it is read again, as part of the change may be there.
+    fn write<T>(
+        &mut self,
+        change: impl FnOnce(&mut Table, &Maps) -> Result<T, TableError>,
+    ) -> Result<T, Failure> {
+        self.table()?;
+        let mut table = self.table.take().ok_or("the table is gone")?;
+        let done = change(&mut table, &self.maps)?;
+        self.table = Some(table);
+        Ok(done)
+    }
+
+    /// The cookie of a sandbox; what is there of an earlier one of the same name is taken out.
+    fn know(&mut self, name: &str, netns: &Netns) -> Result<u64, Failure> {
+        if let Some(sandbox) = self
+            .sandboxes
+            .get(name)
+            .filter(|sandbox| sandbox.netns == netns.id())
+        {
+            return Ok(sandbox.cookie);
+        }
+        let cookie = netns.cookie()?;
+        let earlier = self.table()?.cookies(|found| found == hash(name));
+        for earlier in earlier.into_iter().filter(|found| *found != cookie) {
+            self.write(|table, maps| table.remove(maps, earlier, Instant::now()))?;
+        }
+        let sandbox = Sandbox {
+            netns: netns.id(),
+            cookie,
+            routes: None,
+            looked: 0,
+        };
+        self.sandboxes.insert(name.to_owned(), sandbox);
+        Ok(cookie)
+    }
+
+    /// Forgets sandboxes, and with the last one takes out everything.
+    fn forget(&mut self, cookies: &[u64]) -> Result<(), Failure> {
+        for &cookie in cookies {
+            self.write(|table, maps| table.remove(maps, cookie, Instant::now()))?;
+        }
+        if self.table()?.is_empty()
+            && let Some(pins) = self.pins.take()
+        {
+            pins.unmount()?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the programs, or takes the places of an earlier agent's.
+    fn link(&self, pins: &Pins, cgroup: &File) -> Result<(), BpfError> {
+        let names = pins.names()?;
+        for (name, program) in &self.programs {
+            let prefix = name.rsplit_once('-').map_or(name.as_str(), |(prefix, _)| prefix);
+            let is_earlier =
+                |found: &&String| found.rsplit_once('-').is_some_and(|(found, _)| found == prefix);
+            match names.iter().find(is_earlier) {
+                Some(found) if found == name => {}
+                Some(found) => {
+                    if let Some(link) = pins.link(found)? {
+                        program.replace_at(&link)?;
+                        pins.rename(found, name)?;
+                    }
+                }
+                None => pins.pin(name, &program.attach(cgroup.as_fd())?)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Has a sandbox take its virtual addresses for its own: it answers pings, and what the programs let pass or do
+    /// not see is refused and not lost. Where that fails, as without IPv6, only this is missing.
+    fn route(&mut self, name: &str, netns: &Netns, wanted: BTreeSet<IpAddr>) {
+        let Some(sandbox) = self.sandboxes.get_mut(name) else {
+            return;
+        };
+        if sandbox.routes.as_ref() == Some(&wanted) {
+            return;
+        }
+        let mut change = || -> Result<(), Failure> {
+            let mut socket = RouteSocket::open(netns)?;
+            let there: BTreeSet<IpAddr> = match sandbox.routes.take() {
+                Some(routes) => routes,
+                None => socket
+                    .local_routes(ROUTE_PROTOCOL)?
+                    .into_iter()
+                    .map(|route| route.to)
+                    .collect(),
+            };
+            let route = |to: &IpAddr| LocalRoute {
+                to: *to,
+                protocol: ROUTE_PROTOCOL,
+            };
+            let mut batch = Batch::new();
+            batch.add(wanted.difference(&there).map(|to| route(to).add()));
+            batch.add(there.difference(&wanted).map(|to| route(to).delete()));
+            if !batch.is_empty() {
+                socket.execute(batch)?;
+            }
+            Ok(())
+        };
+        match change() {
+            Ok(()) => sandbox.routes = Some(wanted),
+            Err(error) => tracing::warn!(sandbox = %name, %error, "virtual addresses do not answer pings"),
+        }
+    }
+
+    /// Closes the sockets whose backend is down or gone, and says how many.
+    fn cut(&mut self, name: &str, netns: &Netns) -> Result<usize, Failure> {
+        self.table()?;
+        let Some(table) = &self.table else { return Ok(0) };
+        let (losses, living) = (table.losses, table.living());
+        let Some(sandbox) = self
+            .sandboxes
+            .get_mut(name)
+            .filter(|sandbox| sandbox.looked < losses)
+        else {
+            return Ok(0);
+        };
+        let vips = sandbox.routes.clone().unwrap_or_default();
+        let (sockets, flows) = (self.maps.of(MapId::Sockets), self.maps.of(MapId::Flows));
+        let close = || -> Result<usize, Failure> {
+            let diag = netns.run(Diag::open)??;
+            let mut cut = 0;
+            for socket in diag.connected(sockets)? {
+                let backend = match socket.transport {
+                    Transport::Tcp => socket.stored.as_deref().and_then(SocketEntry::decode),
+                    // What is kept with datagram sockets is not shown.
+                    Transport::Udp => flows
+                        .get(&way_back(socket.cookie, socket.peer, socket.peer_port))?
+                        .map(|flow| SocketEntry::of_flow(socket.peer, &flow)),
+                };
+                let is_stale = match backend.filter(|backend| backend.peer == socket.peer) {
+                    Some(backend) => living.get(&backend.number) != Some(&backend.tag),
+                    // It was connected before the address was a virtual one.
+                    None => socket.transport == Transport::Udp && vips.contains(&socket.peer),
+                };
+                cut += usize::from(is_stale && diag.close(&socket)?);
+            }
+            Ok(cut)
+        };
+        match close() {
+            Ok(cut) => {
+                sandbox.looked = losses;
+                Ok(cut)
+            }
+            Err(error) => {
+                tracing::warn!(sandbox = %name, %error, "connections to backends that are gone are not cut");
+                Ok(0)
+            }
+        }
+    }
+}
+
+fn adopt_maps(pins: &Pins) -> Result<Option<Maps>, BpfError> {
+    let maps = MapId::ALL.map(|id| pins.map(&pin_name(id), id.spec()));
+    let maps = maps.into_iter().collect::<Result<Option<Vec<_>>, _>>()?;
+    Ok(maps.map(Maps))
+}
+
+fn pin_name(id: MapId) -> String {
+    format!("{}-{LAYOUT}", id.spec().name)
+}
+
+fn hash(name: &str) -> u64 {
+    fnv(name.as_bytes())
+}
+
+/// Where the root control group of version 2 is, also beside version 1.
+fn root_cgroup() -> Option<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    table.lines().find_map(|line| {
+        // 36 35 0:26 /root /point options - cgroup2 source options (proc_pid_mountinfo(5))
+        let (place, kind) = line.split_once(" - ")?;
+        let mut fields = place.split(' ').skip(3);
+        let is_root = kind.starts_with("cgroup2 ") && fields.next() == Some("/");
+        is_root.then(|| fields.next().map(PathBuf::from)).flatten()
+    })
+}

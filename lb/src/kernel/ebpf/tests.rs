@@ -1,0 +1,303 @@
+//! What only this datapath does.
+
+use std::{
+    io::{Read, Write},
+    process::Command,
+    time::Duration,
+};
+
+use super::*;
+use crate::{
+    BackendState, Scheduler,
+    kernel::tests::bed::{table, *},
+};
+
+/// A folder for pins, which leaves nothing behind.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    /// None where BPF cannot be used.
+    fn new() -> Option<(Self, Bed)> {
+        let place = Self(tempfile::tempdir().unwrap());
+        if let Err(error) = Map::create(MapId::Sockets.spec()) {
+            eprintln!("skipped, needs root outside of user namespaces: {error}");
+            return None;
+        }
+        Some((place, Bed::new()?))
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.0.path().join("bpf")
+    }
+
+    fn datapath(&self) -> EbpfDatapath {
+        EbpfDatapath::open(&self.dir()).unwrap()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = EbpfDatapath::clear(&self.dir());
+    }
+}
+
+/// Everything in the maps but what the programs count.
+fn contents(datapath: &EbpfDatapath) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let state = datapath.lock();
+    let ids = [
+        MapId::Sandboxes,
+        MapId::Vips,
+        MapId::Services,
+        MapId::Ledger,
+        MapId::Slots,
+        MapId::Backends,
+    ];
+    let entries = |id: &MapId| -> Vec<(Vec<u8>, Vec<u8>)> {
+        let map = state.maps.of(*id);
+        match id {
+            // The rest of these are zeros.
+            MapId::Slots | MapId::Backends => (0..16u32)
+                .map(|n| n.to_ne_bytes())
+                .map(|key| (key.to_vec(), map.get(&key).unwrap().unwrap()))
+                .collect(),
+            _ => map.entries().unwrap(),
+        }
+    };
+    let mut all: Vec<_> = ids.iter().flat_map(entries).collect();
+    all.sort();
+    all
+}
+
+fn local_routes(netns: &Netns) -> usize {
+    RouteSocket::open(netns)
+        .unwrap()
+        .local_routes(ROUTE_PROTOCOL)
+        .unwrap()
+        .len()
+}
+
+#[test]
+fn it_works_without_an_agent_and_the_next_one_adopts_it_unchanged() {
+    let Some((place, bed)) = Place::new() else { return };
+    let mut api = service(Scheduler::LeastConnections);
+    api.id = ServiceId([9; 16]);
+    api.vips = vec![ip("10.9.0.102")];
+    let mut web = service(Scheduler::RoundRobin);
+    web.ports = vec!["80:8000".parse().unwrap(), "81:8000".parse().unwrap()];
+    let first = place.datapath();
+    let both = table(&[web.clone(), api.clone()]);
+    assert_eq!(first.sync("c", &bed.client, &both).unwrap().changed, 2);
+    assert!(first.sync("c", &bed.client, &both).unwrap().is_nothing());
+    let (mut stream, _) = bed.open(VIP, 80).unwrap();
+    let (held, _) = bed.open("10.9.0.102", PORT).unwrap();
+    let before = contents(&first);
+    drop(first);
+    assert!(bed.call("10.9.0.102", PORT).is_ok(), "it works without an agent");
+
+    let second = place.datapath();
+    assert!(second.sync("c", &bed.client, &both).unwrap().is_nothing());
+    let turns = |contents: &[(Vec<u8>, Vec<u8>)]| contents.len();
+    assert_eq!(turns(&contents(&second)), turns(&before));
+    let open = |id| second.connections(id).map(|open| open.values().sum::<u64>());
+    assert_eq!((open(web.id), open(api.id)), (Some(1), Some(1)));
+    drop(held);
+    eventually(Some(0), || open(api.id));
+
+    web.ports.pop();
+    web.backends[1].state = BackendState::Draining;
+    let written = second.sync("c", &bed.client, &only(&web)).unwrap();
+    assert_eq!((written.changed, written.removed), (1, 1));
+    assert!(bed.call(VIP, 81).is_err() && bed.call("10.9.0.102", PORT).is_err());
+    stream.write_all(b"x").unwrap();
+    stream.read_exact(&mut [0]).unwrap();
+}
+
+#[test]
+fn the_same_agent_again_writes_nothing() {
+    let Some((place, bed)) = Place::new() else { return };
+    let tables = table(&[service(Scheduler::WeightedRoundRobin)]);
+    let first = place.datapath();
+    first.sync("c", &bed.client, &tables).unwrap();
+    let before = contents(&first);
+    drop(first);
+    let second = place.datapath();
+    second.sync("c", &bed.client, &tables).unwrap();
+    assert_eq!(contents(&second), before);
+}
+
+#[test]
+fn removal_leaves_nothing() {
+    let Some((place, bed)) = Place::new() else { return };
+    let other = Netns::create().unwrap();
+    let tables = table(&[service(Scheduler::LeastConnections)]);
+    let first = place.datapath();
+    first.sync("c", &bed.client, &tables).unwrap();
+    first.sync("other", &other, &tables).unwrap();
+    assert!(place.dir().exists() && local_routes(&bed.client) == 2);
+    first.remove("other", Some(&other)).unwrap();
+    assert!(bed.call(VIP, PORT).is_ok());
+    first.remove("c", Some(&bed.client)).unwrap();
+    assert!(
+        contents(&first)
+            .iter()
+            .all(|(_, value)| value.iter().all(|byte| *byte == 0) || value.len() == layout::slot::LEN)
+    );
+    assert!(!place.dir().exists() && local_routes(&bed.client) == 0);
+    assert!(
+        bed.client
+            .run(|| std::net::TcpStream::connect_timeout(&(ip(VIP), PORT).into(), Duration::from_millis(200)))
+            .unwrap()
+            .is_err()
+    );
+
+    // By an empty sync, by an agent that did not put it there, and when the sandbox is long gone.
+    assert_eq!(first.sync("c", &bed.client, &tables).unwrap().changed, 1);
+    assert_eq!(first.sync("c", &bed.client, &[]).unwrap().removed, 1);
+    assert!(!place.dir().exists());
+    first.sync("c", &bed.client, &tables).unwrap();
+    drop(first);
+    place.datapath().remove("c", Some(&bed.client)).unwrap();
+    assert!(!place.dir().exists());
+    place.datapath().sync("other", &other, &tables).unwrap();
+    drop(other);
+    let next = place.datapath();
+    next.sync("c", &bed.client, &tables).unwrap();
+    assert_eq!(
+        contents(&next).iter().filter(|(key, _)| key.len() == 8).count(),
+        2
+    );
+    next.retain(&["c".to_owned()].into()).unwrap();
+    assert_eq!(
+        contents(&next).iter().filter(|(key, _)| key.len() == 8).count(),
+        1
+    );
+    assert!(bed.call(VIP, PORT).is_ok());
+    next.retain(&BTreeSet::new()).unwrap();
+    assert!(!place.dir().exists());
+}
+
+#[test]
+fn the_same_address_on_two_networks_is_two_services() {
+    let (Some((place, bed)), Some(other)) = (Place::new(), Bed::new()) else {
+        return;
+    };
+    let datapath = place.datapath();
+    let mut one = service(Scheduler::RoundRobin);
+    one.backends.truncate(1);
+    let mut two = service(Scheduler::RoundRobin);
+    two.id = ServiceId([8; 16]);
+    two.backends = vec![backend(2)];
+    let mut second = only(&two);
+    second[0].network = weft_types::NetworkId([0xbb; 16]);
+    datapath.sync("c", &bed.client, &only(&one)).unwrap();
+    datapath.sync("other", &other.client, &second).unwrap();
+    assert_eq!(bed.call(VIP, PORT).unwrap().backend, ip("10.9.0.11"));
+    assert_eq!(other.call(VIP, PORT).unwrap().backend, ip("10.9.0.12"));
+    // A sandbox joins the other network and leaves the first.
+    datapath.sync("c", &bed.client, &second).unwrap();
+    assert_eq!(bed.call(VIP, PORT).unwrap().backend, ip("10.9.0.12"));
+    assert_eq!(datapath.connections(one.id), None);
+}
+
+#[test]
+fn a_killed_client_and_a_connection_that_was_never_made_are_not_counted() {
+    let Some((place, bed)) = Place::new() else { return };
+    let datapath = place.datapath();
+    let mut web = service(Scheduler::LeastConnections);
+    // Nobody listens at the target.
+    web.ports = vec![format!("80:{PORT}").parse().unwrap(), "81:9999".parse().unwrap()];
+    datapath.sync("c", &bed.client, &only(&web)).unwrap();
+    let open = || {
+        datapath
+            .connections(web.id)
+            .map(|open| open.values().sum::<u64>())
+    };
+    let spawned = bed.client.run(|| {
+        Command::new("bash")
+            .args([
+                "-c",
+                &format!("exec 3<>/dev/tcp/{VIP}/80; read -u 3 line; echo ready; exec sleep 1000"),
+            ])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+    });
+    let mut client = spawned.unwrap().unwrap();
+    client.stdout.take().unwrap().read_exact(&mut [0; 6]).unwrap();
+    assert_eq!(open(), Some(1));
+    client.kill().unwrap();
+    client.wait().unwrap();
+    eventually(Some(0), open);
+
+    let refused = bed.client.run(|| {
+        let socket = nix::sys::socket::socket(
+            nix::sys::socket::AddressFamily::Inet,
+            nix::sys::socket::SockType::Stream,
+            nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+            None,
+        );
+        let socket = socket.unwrap();
+        let addr =
+            nix::sys::socket::SockaddrIn::from(std::net::SocketAddrV4::new([10, 9, 0, 100].into(), 81));
+        let error = nix::sys::socket::connect(std::os::fd::AsRawFd::as_raw_fd(&socket), &addr).unwrap_err();
+        (socket, error)
+    });
+    let (socket, error) = refused.unwrap();
+    assert_eq!(error, nix::errno::Errno::ECONNREFUSED);
+    eventually(Some(0), open);
+    drop(socket);
+    assert_eq!(open(), Some(0));
+}
+
+#[test]
+fn ten_thousand_services_are_written_at_once_and_changed_one_by_one() {
+    let Some((place, bed)) = Place::new() else { return };
+    let backends: Vec<_> = (0..10u8)
+        .map(|n| crate::Backend {
+            endpoint: EndpointId([n + 1; 16]),
+            addrs: vec![IpAddr::from([10, 9, 0, 11 + n])],
+            ..backend(1)
+        })
+        .collect();
+    let services: Vec<_> = (0..10_000u16)
+        .map(|n| {
+            let mut id = [0; 16];
+            id[..2].copy_from_slice(&n.to_be_bytes());
+            crate::Service {
+                id: ServiceId(id),
+                vips: vec![IpAddr::from([10, 10, (n >> 8) as u8, n as u8])],
+                ports: vec!["80:8000".parse().unwrap()],
+                backends: backends.clone(),
+                ..service(Scheduler::RoundRobin)
+            }
+        })
+        .collect();
+    let datapath = place.datapath();
+    let started = Instant::now();
+    assert_eq!(
+        datapath
+            .sync("c", &bed.client, &table(&services))
+            .unwrap()
+            .changed,
+        10_000
+    );
+    let all = started.elapsed();
+    let mut changed = services.clone();
+    changed[500].backends.truncate(1);
+    let started = Instant::now();
+    assert_eq!(
+        datapath.sync("c", &bed.client, &table(&changed)).unwrap().changed,
+        1
+    );
+    eprintln!(
+        "10,000 services in {all:?}, one change in {:?}",
+        started.elapsed()
+    );
+    assert_eq!(bed.call("10.10.1.244", 80).unwrap().backend, ip("10.9.0.11"));
+    let adopted = place.datapath();
+    assert!(
+        adopted
+            .sync("c", &bed.client, &table(&changed))
+            .unwrap()
+            .is_nothing()
+    );
+}

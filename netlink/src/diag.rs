@@ -1,0 +1,274 @@
+//! The sockets of a network namespace (sock_diag(7)), what BPF programs keep with them, and closing them.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr},
+    os::fd::{AsFd, AsRawFd},
+};
+
+use netlink_sys::{Socket as Netlink, SocketAddr};
+use nix::sys::{
+    socket::{setsockopt, sockopt},
+    time::{TimeVal, TimeValLike},
+};
+
+use crate::{
+    bpf::Map,
+    nft::nfnl::{attribute, attributes},
+};
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
+const REQ_SK_BPF_STORAGES: u16 = 2;
+const REQ_MAP_FD: u16 = 1;
+const INET_DIAG_SK_BPF_STORAGES: u16 = 20;
+const SK_DIAG_BPF_STORAGE: u16 = 1;
+const SK_DIAG_BPF_STORAGE_MAP_VALUE: u16 = 3;
+const HEADER_LEN: usize = 16;
+const ID_LEN: usize = 48;
+const ID_AT: usize = 4;
+/// `struct inet_diag_msg`
+const MESSAGE_LEN: usize = 72;
+const RECEIVE_LEN: usize = 64 * 1024;
+const ANSWER_TIMEOUT_SECS: i64 = 10;
+
+/// Why sockets could not be listed or closed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing}{}", likely_cause(source))]
+pub struct DiagError {
+    doing: &'static str,
+    #[source]
+    source: io::Error,
+}
+
+fn likely_cause(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => ": needs CAP_NET_ADMIN over this network namespace",
+        Some(libc::ENOENT) => ": the kernel lacks inet_diag (CONFIG_INET_DIAG, CONFIG_INET_UDP_DIAG)",
+        Some(libc::EOPNOTSUPP) => ": the kernel cannot close sockets of others (CONFIG_INET_DIAG_DESTROY)",
+        _ => "",
+    }
+}
+
+/// A transport protocol whose sockets can be listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Transport {
+    Tcp,
+    Udp,
+}
+
+/// A connected socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectedSocket {
+    /// Its protocol.
+    pub transport: Transport,
+    /// Where it is connected to.
+    pub peer: IpAddr,
+    /// To which port.
+    pub peer_port: u16,
+    /// Its cookie, by which BPF programs know it.
+    pub cookie: u64,
+    /// What the asked map keeps with it; the kernel does not say for UDP.
+    pub stored: Option<Vec<u8>>,
+    family: u8,
+    id: [u8; ID_LEN],
+}
+
+/// Asks about the sockets of one network namespace.
+pub struct Diag {
+    socket: Netlink,
+}
+
+impl Diag {
+    /// Connects to the network namespace of the calling thread.
+    pub fn open() -> Result<Self, DiagError> {
+        let open = || -> io::Result<Netlink> {
+            let mut socket = Netlink::new(libc::NETLINK_SOCK_DIAG as isize)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            setsockopt(
+                &socket,
+                sockopt::ReceiveTimeout,
+                &TimeVal::seconds(ANSWER_TIMEOUT_SECS),
+            )?;
+            Ok(socket)
+        };
+        let socket = open().map_err(|source| DiagError {
+            doing: "open a socket to list sockets",
+            source,
+        })?;
+        Ok(Self { socket })
+    }
+
+    /// All sockets that have a peer, with what a map of [`MapKind::Sockets`](crate::bpf::MapKind::Sockets) keeps
+    /// with them.
+    pub fn connected(&self, map: &Map) -> Result<Vec<ConnectedSocket>, DiagError> {
+        let mut found = Vec::new();
+        for transport in [Transport::Tcp, Transport::Udp] {
+            for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
+                let sockets = self.dump(transport, family, map).map_err(|source| DiagError {
+                    doing: "list the sockets of the network namespace",
+                    source,
+                })?;
+                found.extend(sockets);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Closes a socket under its program, which sees the connection aborted; the peer of a TCP connection gets a
+    /// reset. Says whether it was still there.
+    pub fn close(&self, socket: &ConnectedSocket) -> Result<bool, DiagError> {
+        let request = request(
+            SOCK_DESTROY,
+            (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16,
+            socket.transport,
+            socket.family,
+            &socket.id,
+            &[],
+        );
+        let close = || -> io::Result<bool> {
+            self.socket.send(&request, 0)?;
+            let mut done = None;
+            while done.is_none() {
+                for_each(&self.receive()?, |kind, body| {
+                    if kind == libc::NLMSG_ERROR as u16 {
+                        done = Some(errno(body));
+                    }
+                });
+            }
+            match done.flatten() {
+                None => Ok(true),
+                Some(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+                Some(error) => Err(error),
+            }
+        };
+        close().map_err(|source| DiagError {
+            doing: "close a socket",
+            source,
+        })
+    }
+
+    fn dump(&self, transport: Transport, family: u8, map: &Map) -> io::Result<Vec<ConnectedSocket>> {
+        // INET_DIAG_REQ_SK_BPF_STORAGES { SK_DIAG_BPF_STORAGE_REQ_MAP_FD: fd }
+        let mut attrs = Vec::new();
+        for (len, kind) in [(12u16, REQ_SK_BPF_STORAGES), (8, REQ_MAP_FD)] {
+            attrs.extend(len.to_ne_bytes());
+            attrs.extend(kind.to_ne_bytes());
+        }
+        attrs.extend(map.as_fd().as_raw_fd().to_ne_bytes());
+        let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+        let request = request(
+            SOCK_DIAG_BY_FAMILY,
+            flags,
+            transport,
+            family,
+            &[0; ID_LEN],
+            &attrs,
+        );
+        self.socket.send(&request, 0)?;
+        let (mut found, mut done) = (Vec::new(), None);
+        while done.is_none() {
+            for_each(&self.receive()?, |kind, body| {
+                if kind == libc::NLMSG_DONE as u16 {
+                    done.get_or_insert(None);
+                } else if kind == libc::NLMSG_ERROR as u16 {
+                    done.get_or_insert_with(|| errno(body));
+                } else {
+                    found.extend(connected(transport, body));
+                }
+            });
+        }
+        done.flatten().map_or(Ok(found), Err)
+    }
+
+    fn receive(&self) -> io::Result<Vec<u8>> {
+        let mut buffer = Vec::with_capacity(RECEIVE_LEN);
+        loop {
+            match self.socket.recv(&mut buffer, 0) {
+                Ok(_) => return Ok(buffer),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// A message with `struct inet_diag_req_v2`.
+fn request(
+    kind: u16,
+    flags: u16,
+    transport: Transport,
+    family: u8,
+    id: &[u8; ID_LEN],
+    attrs: &[u8],
+) -> Vec<u8> {
+    let protocol = match transport {
+        Transport::Tcp => libc::IPPROTO_TCP,
+        Transport::Udp => libc::IPPROTO_UDP,
+    };
+    let mut message = Vec::new();
+    message.extend(((HEADER_LEN + 8 + ID_LEN + attrs.len()) as u32).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend([family, protocol as u8, 0, 0]);
+    message.extend(u32::MAX.to_ne_bytes());
+    message.extend(id);
+    message.extend(attrs);
+    message
+}
+
+fn connected(transport: Transport, body: &[u8]) -> Option<ConnectedSocket> {
+    let family = *body.first()?;
+    let id: [u8; ID_LEN] = body.get(ID_AT..ID_AT + ID_LEN)?.try_into().ok()?;
+    let peer_port = u16::from_be_bytes([id[2], id[3]]);
+    if peer_port == 0 {
+        return None;
+    }
+    let peer = if i32::from(family) == libc::AF_INET {
+        IpAddr::from(<[u8; 4]>::try_from(&id[20..24]).ok()?)
+    } else {
+        Ipv6Addr::from(<[u8; 16]>::try_from(&id[20..36]).ok()?).to_canonical()
+    };
+    let storages = attribute(body.get(MESSAGE_LEN..)?, INET_DIAG_SK_BPF_STORAGES);
+    let stored = storages.and_then(|storages| {
+        let of_map = attributes(storages).find(|(kind, _)| *kind == SK_DIAG_BPF_STORAGE)?;
+        Some(attribute(of_map.1, SK_DIAG_BPF_STORAGE_MAP_VALUE)?.to_vec())
+    });
+    Some(ConnectedSocket {
+        transport,
+        peer,
+        peer_port,
+        cookie: u64::from_ne_bytes(id[40..48].try_into().ok()?),
+        stored,
+        family,
+        id,
+    })
+}
+
+/// Splits a datagram into messages: their kind and what follows the header.
+fn for_each(mut bytes: &[u8], mut each: impl FnMut(u16, &[u8])) {
+    while let Some(header) = bytes.get(..HEADER_LEN) {
+        let len = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        let Some(body) = bytes.get(HEADER_LEN..len) else {
+            return;
+        };
+        each(u16::from_ne_bytes([header[4], header[5]]), body);
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+}
+
+/// Reads an `NLMSG_ERROR`; an acknowledgement is one with the number 0.
+fn errno(body: &[u8]) -> Option<io::Error> {
+    let number = body
+        .get(..4)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(i32::from_ne_bytes);
+    match number {
+        Some(0) => None,
+        Some(number) => Some(io::Error::from_raw_os_error(-number)),
+        None => Some(io::ErrorKind::InvalidData.into()),
+    }
+}
