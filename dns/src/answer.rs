@@ -4,7 +4,7 @@ use hickory_proto::{
     op::Query,
     rr::{
         DNSClass, Name, RData, Record, RecordType,
-        rdata::{HINFO, PTR, SOA},
+        rdata::{HINFO, PTR, SOA, SRV},
     },
 };
 use ipnet::IpNet;
@@ -13,7 +13,7 @@ use weft_types::NetworkId;
 
 use crate::{
     reverse::{Reverse, zone_labels},
-    zone::{Addresses, Found, NetworkZone, Zone},
+    zone::{Addresses, Found, Located, NetworkZone, Zone},
 };
 
 /// For how long an answer or a refusal may be kept: addresses come and go, so hardly at all.
@@ -27,6 +27,11 @@ pub const MAX_RECORDS: usize = 64;
 /// a message over TCP in both families.
 pub const MAX_TASKS: usize = 2_000;
 
+/// An SRV record has an owner that is compressed, a fixed part, and a name.
+const SRV_WITHOUT_NAME: usize = 18;
+/// Room in a message over TCP, which is about a thousand targets.
+const MAX_SRV_BYTES: usize = 60_000;
+
 /// Who asks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Asker {
@@ -39,6 +44,13 @@ pub struct Asker {
 pub enum Answer {
     /// NOERROR with these records, at least one.
     Records(Vec<Record>),
+    /// NOERROR with SRV records, at least one, and the addresses of their targets.
+    Located {
+        /// The SRV records.
+        records: Vec<Record>,
+        /// What the asker would ask next; left out as far as it does not fit.
+        addresses: Vec<Record>,
+    },
     /// NOERROR without records: the name exists, but has nothing of the type asked for (RFC 2308).
     NoData {
         /// Says for how long this may be remembered.
@@ -99,17 +111,14 @@ impl<'a> Question<'a> {
     fn under_domain(&self, name: &str, rng: &mut impl Rng) -> Answer {
         let domain = usize::from(self.zone.domain_name().num_labels());
         if name.is_empty() {
-            return match self.query.query_type() {
-                RecordType::SOA => Answer::Records(vec![self.soa(domain)]),
-                _ => self.no_data(domain),
-            };
+            return self.start(domain);
         }
         for network in self.networks() {
             match strip(name, network.name()) {
                 Some("") => return self.no_data(domain),
                 Some(name) => {
                     if let Some(found) = network.find(name) {
-                        return self.found(found, domain, rng);
+                        return self.found(found, network, domain, rng);
                     }
                 }
                 // Something is below `b` when a network is called `a.b` (RFC 8020).
@@ -118,6 +127,15 @@ impl<'a> Question<'a> {
             }
         }
         self.nx_domain(domain)
+    }
+
+    /// Where a zone of ours starts.
+    fn start(&self, zone_labels: usize) -> Answer {
+        match self.query.query_type() {
+            RecordType::SOA => Answer::Records(vec![self.soa(zone_labels)]),
+            RecordType::ANY => Answer::Records(vec![self.minimal_any()]),
+            _ => self.no_data(zone_labels),
+        }
     }
 
     /// `NAME` or `NAME.NETWORK`, or a name that has nothing to do with us.
@@ -134,12 +152,12 @@ impl<'a> Question<'a> {
         }
         for network in self.networks() {
             if let Some(found) = network.find(name) {
-                return self.found(found, 0, rng);
+                return self.found(found, network, 0, rng);
             }
         }
         for network in self.networks() {
             if let Some(found) = strip(name, network.name()).and_then(|name| network.find(name)) {
-                return self.found(found, network.name().split('.').count(), rng);
+                return self.found(found, network, network.name().split('.').count(), rng);
             }
         }
         // A validating resolver walks down from the root and asks for the keys of top-level domains.
@@ -175,6 +193,10 @@ impl<'a> Question<'a> {
         let labels = zone_labels(subnet).min(usize::from(self.query.name().num_labels()));
         match reverse {
             Reverse::Below(_) => Some(self.nx_domain(labels)),
+            // Only the start of the subnet's own zone has as few labels as it.
+            Reverse::Prefix(_) if zone_labels(subnet) == usize::from(self.query.name().num_labels()) => {
+                Some(self.start(labels))
+            }
             Reverse::Prefix(_) => Some(self.no_data(labels)),
             Reverse::Address(address) => Some(
                 self.networks()
@@ -224,10 +246,17 @@ impl<'a> Question<'a> {
         }
     }
 
-    fn found(&self, found: Found<'_>, zone_labels: usize, rng: &mut impl Rng) -> Answer {
+    fn found(
+        &self,
+        found: Found<'_>,
+        network: &NetworkZone,
+        zone_labels: usize,
+        rng: &mut impl Rng,
+    ) -> Answer {
         let (addresses, limit) = match found {
             Found::Name(addresses) => (addresses, MAX_RECORDS),
             Found::Tasks(addresses) => (addresses, MAX_TASKS),
+            Found::Port(located) => return self.located(&located, network, zone_labels, rng),
         };
         let Addresses { v4, v6 } = addresses;
         match self.query.query_type() {
@@ -239,6 +268,56 @@ impl<'a> Question<'a> {
             }
             RecordType::ANY if !addresses.is_empty() => Answer::Records(vec![self.minimal_any()]),
             _ => self.no_data(zone_labels),
+        }
+    }
+
+    /// Where a service is, and on which port. Each target is a name under our domain that has exactly
+    /// the addresses meant, whatever else its endpoint is called.
+    fn located(
+        &self,
+        located: &Located<'_>,
+        network: &NetworkZone,
+        zone_labels: usize,
+        rng: &mut impl Rng,
+    ) -> Answer {
+        let is_any = self.query.query_type() == RecordType::ANY;
+        if self.query.query_type() != RecordType::SRV && !is_any {
+            return self.no_data(zone_labels);
+        }
+        let mut targets: Vec<(String, Vec<IpAddr>)> = match located.virtual_name {
+            Some((name, vips)) => vec![(name.to_owned(), vips.to_vec())],
+            None => network.backends(located).into_iter().collect(),
+        };
+        targets.shuffle(rng);
+        let port = match located.virtual_name {
+            Some(_) => located.port.port,
+            None => located.port.target,
+        };
+        let (mut records, mut addresses, mut length) = (Vec::new(), Vec::new(), 0);
+        for (name, of) in targets {
+            let Some(target) = self.full_name(&name, network) else {
+                continue;
+            };
+            // A name in a target is never compressed (RFC 2782), and all of them have to fit.
+            length += target.len() + SRV_WITHOUT_NAME;
+            if length > MAX_SRV_BYTES {
+                break;
+            }
+            addresses.extend(of.into_iter().map(|address| {
+                let data = match address {
+                    IpAddr::V4(address) => RData::A(address.into()),
+                    IpAddr::V6(address) => RData::AAAA(address.into()),
+                };
+                Record::from_rdata(target.clone(), TTL_SECS, data)
+            }));
+            records.push(self.record(RData::SRV(SRV::new(0, 0, port, target))));
+        }
+        if records.is_empty() {
+            self.no_data(zone_labels)
+        } else if is_any {
+            Answer::Records(vec![self.minimal_any()])
+        } else {
+            Answer::Located { records, addresses }
         }
     }
 

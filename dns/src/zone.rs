@@ -9,6 +9,11 @@ use ipnet::IpNet;
 use weft_types::{EndpointId, NetworkId};
 
 use crate::shards::Shards;
+pub(crate) use service::Located;
+use service::ServiceEntry;
+pub use service::{EndpointMode, Port, Protocol, Service};
+
+mod service;
 
 /// A domain that names cannot be put under.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,6 +70,12 @@ impl Zone {
         self.networks.values().map(Arc::as_ref)
     }
 
+    /// Whether an address is in a subnet of any network.
+    pub(crate) fn covers(&self, address: IpAddr) -> bool {
+        let mut subnets = self.networks().flat_map(NetworkZone::subnets);
+        subnets.any(|subnet| subnet.contains(&address))
+    }
+
     /// The domain in lower case, without the dot at the end.
     pub(crate) fn domain(&self) -> &str {
         &self.domain
@@ -98,26 +109,6 @@ pub struct Endpoint {
     pub names: Vec<String>,
     /// Its addresses on this network.
     pub addresses: Vec<IpAddr>,
-}
-
-/// What the name of a service gives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EndpointMode {
-    /// The virtual addresses.
-    Vip,
-    /// The addresses of the healthy backends, shuffled.
-    DnsRr,
-}
-
-/// Where a service is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Service {
-    /// What its name gives.
-    pub mode: EndpointMode,
-    /// Its virtual addresses; none in `DnsRr` mode.
-    pub vips: Vec<IpAddr>,
-    /// Addresses of the backends that are healthy now, and only those.
-    pub backends: Vec<IpAddr>,
 }
 
 /// Addresses by family, sorted, each once.
@@ -162,13 +153,6 @@ struct Holders {
     addresses: Addresses,
 }
 
-#[derive(Debug, Clone)]
-struct ServiceEntry {
-    vips: Vec<IpAddr>,
-    name: Addresses,
-    tasks: Addresses,
-}
-
 /// What one address is called.
 #[derive(Debug, Clone)]
 struct Pointer {
@@ -184,6 +168,8 @@ pub(crate) enum Found<'a> {
     Name(&'a Addresses),
     /// `tasks.SERVICE`: the asker wants to know all of them.
     Tasks(&'a Addresses),
+    /// `_PORT._PROTOCOL` before one of these: where to connect to, and to which port.
+    Port(Located<'a>),
 }
 
 impl NetworkZone {
@@ -261,8 +247,6 @@ impl NetworkZone {
         if !is_host_name(&name) {
             return;
         }
-        let vips: Addresses = service.vips.iter().copied().collect();
-        let tasks: Addresses = service.backends.into_iter().collect();
         for vip in &service.vips {
             self.reverse.entry_or_default(*vip).push(Pointer {
                 endpoint: None,
@@ -270,15 +254,7 @@ impl NetworkZone {
             });
         }
         self.add_parents(&name);
-        let entry = ServiceEntry {
-            name: match service.mode {
-                EndpointMode::Vip => vips,
-                EndpointMode::DnsRr => tasks.clone(),
-            },
-            vips: service.vips,
-            tasks,
-        };
-        self.services.insert(name.into(), entry);
+        self.services.insert(name.into(), ServiceEntry::new(service));
     }
 
     /// Forgets a service; one that is not known is forgotten already.
@@ -338,7 +314,7 @@ impl NetworkZone {
     }
 
     /// Looks a lower-case name up; a service hides an endpoint of the same name.
-    pub(crate) fn find(&self, name: &str) -> Option<Found<'_>> {
+    pub(crate) fn find<'a>(&'a self, name: &'a str) -> Option<Found<'a>> {
         if let Some(service) = self.services.get(name) {
             return Some(Found::Name(&service.name));
         }
@@ -351,7 +327,44 @@ impl NetworkZone {
         {
             return Some(Found::Tasks(&service.tasks));
         }
-        self.parents.get(name).map(|_| Found::Name(Addresses::NONE))
+        match self.parents.get(name) {
+            Some(_) => Some(Found::Name(Addresses::NONE)),
+            None => self.find_port(name),
+        }
+    }
+
+    /// `_PORT._PROTOCOL.SERVICE` and `_PORT._PROTOCOL.tasks.SERVICE` (RFC 2782).
+    fn find_port<'a>(&'a self, name: &'a str) -> Option<Found<'a>> {
+        let (first, rest) = name.strip_prefix('_').and_then(|name| name.split_once('.'))?;
+        if let Some((service, _)) = self.service_or_tasks(rest) {
+            // `_tcp.web` has names below it.
+            return service.has(first).then_some(Found::Name(Addresses::NONE));
+        }
+        let (protocol, rest) = rest.strip_prefix('_')?.split_once('.')?;
+        let (service, virtual_name) = self.service_or_tasks(rest)?;
+        service.locate(first, protocol, virtual_name).map(Found::Port)
+    }
+
+    /// The service behind `SERVICE`, with that name, or behind `tasks.SERVICE`.
+    fn service_or_tasks<'a>(&'a self, name: &'a str) -> Option<(&'a ServiceEntry, Option<&'a str>)> {
+        if let Some(service) = self.services.get(name) {
+            return Some((service, Some(name)));
+        }
+        let service = self.services.get(name.strip_prefix("tasks.")?)?;
+        Some((service, None))
+    }
+
+    /// The backends of a service by the name each has for itself, with its addresses.
+    pub(crate) fn backends(&self, located: &Located<'_>) -> BTreeMap<String, Vec<IpAddr>> {
+        let v4 = located.tasks.v4.iter().map(|address| IpAddr::V4(*address));
+        let mut backends: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+        for address in v4.chain(located.tasks.v6.iter().map(|address| IpAddr::V6(*address))) {
+            let pointers = self.reverse.get(&address).into_iter().flatten();
+            for endpoint in pointers.filter_map(|pointer| pointer.endpoint) {
+                backends.entry(endpoint.short()).or_default().push(address);
+            }
+        }
+        backends
     }
 
     /// The names of an address, inside the network; empty when it has none.

@@ -19,7 +19,7 @@ async fn a_foreign_name_is_asked_over_the_transport_it_came_on() {
         shown.contains("192.0.2.53") && shown.contains("NOERROR") && !shown.contains(" aa "),
         "{shown}"
     );
-    assert_eq!(running.dig("example.com +short +tcp").await, ANSWER.to_string());
+    assert_eq!(running.dig("example.org +short +tcp").await, ANSWER.to_string());
     assert_eq!(resolver.asked(), 2);
     assert_eq!(running.server.counts().forwarded, 2);
 }
@@ -46,8 +46,8 @@ async fn our_names_and_internal_networks_never_reach_a_resolver() {
 async fn a_silent_resolver_is_passed_over_and_then_asked_last() {
     let [silent, good] = [Behaviour::Silent, Behaviour::Answer(ANSWER)].map(Resolver::start);
     let running = start(upstreams(&[silent.address, good.address]));
-    for _ in 0..3 {
-        assert_eq!(running.dig("example.com +short").await, ANSWER.to_string());
+    for name in ["a.example", "b.example", "c.example"] {
+        assert_eq!(running.dig(&format!("{name} +short")).await, ANSWER.to_string());
     }
     assert_eq!((silent.asked(), good.asked()), (1, 3));
 }
@@ -61,7 +61,7 @@ async fn a_port_nobody_listens_on_is_passed_over_at_once() {
     let good = Resolver::start(Behaviour::Answer(ANSWER));
     let running = start(upstreams(&[closed, good.address]));
     assert_eq!(running.dig("example.com +short").await, ANSWER.to_string());
-    assert_eq!(running.dig("example.com +short +tcp").await, ANSWER.to_string());
+    assert_eq!(running.dig("example.org +short +tcp").await, ANSWER.to_string());
 }
 
 #[tokio::test]
@@ -133,4 +133,88 @@ async fn a_waiting_question_holds_up_nobody_and_too_many_are_refused_at_once() {
     assert!(shown.iter().all(|shown| shown.contains("SERVFAIL")), "{shown:?}");
     assert_eq!(running.server.counts().forward_failed, 3);
     assert!(silent.asked() <= 4);
+}
+
+#[tokio::test]
+async fn an_answer_is_kept_for_as_long_as_it_says_and_for_every_spelling() {
+    let resolver = Resolver::start(Behaviour::Answer(ANSWER));
+    let running = start(upstreams(&[resolver.address]));
+    assert_eq!(running.dig("example.com +short").await, ANSWER.to_string());
+    let shown = running.dig("eXample.COM").await;
+    assert!(
+        shown.contains(";eXample.COM.") && shown.contains("\neXample.COM."),
+        "{shown}"
+    );
+    assert_eq!(running.dig("example.com +tcp +short").await, ANSWER.to_string());
+    assert_eq!(resolver.asked(), 1);
+    // Other questions, and who asks for signatures, for what is not validated or for no recursion.
+    for args in ["AAAA", "+dnssec", "+cd", "+norec", "+norec"] {
+        running.dig(&format!("example.com {args}")).await;
+    }
+    assert_eq!(resolver.asked(), 6);
+}
+
+#[tokio::test]
+async fn what_does_not_exist_is_remembered_if_its_zone_says_for_how_long() {
+    for (is_kept, asked) in [(true, 1), (false, 2)] {
+        let resolver = Resolver::start(Behaviour::Unknown { is_kept });
+        let running = start(upstreams(&[resolver.address]));
+        for _ in 0..2 {
+            let shown = running.dig("nosuch.example").await;
+            assert!(shown.contains("status: NXDOMAIN"), "{shown}");
+            assert_eq!(
+                shown.contains("\nexample.") && shown.contains("SOA"),
+                is_kept,
+                "{shown}"
+            );
+        }
+        assert_eq!(resolver.asked(), asked);
+    }
+}
+
+#[tokio::test]
+async fn a_foreign_answer_never_points_into_an_overlay_network() {
+    for address in [[10, 32, 0, 11], [10, 33, 9, 9]] {
+        let resolver = Resolver::start(Behaviour::Answer(address.into()));
+        let running = start(upstreams(&[resolver.address]));
+        // From the resolver, and then from the cache.
+        for args in ["", "+tcp"] {
+            let shown = running.dig(&format!("rebind.example {args}")).await;
+            assert!(
+                shown.contains("NOERROR") && shown.contains("ANSWER: 0,"),
+                "{shown}"
+            );
+        }
+        assert_eq!((running.server.counts().rebinding, resolver.asked()), (2, 1));
+    }
+}
+
+#[tokio::test]
+async fn ports_and_spelling_of_questions_are_random() {
+    let resolver = Resolver::start(Behaviour::Answer(ANSWER));
+    let running = start(upstreams(&[resolver.address]));
+    for n in 0..8 {
+        assert_eq!(
+            running.dig(&format!("a-long-name-{n}.example +short")).await,
+            ANSWER.to_string()
+        );
+    }
+    let seen = resolver.seen();
+    let ports: std::collections::BTreeSet<_> = seen.iter().map(|(from, _)| from.port()).collect();
+    assert!(ports.len() > 6, "{ports:?}");
+    assert!(
+        seen.iter().all(|(_, name)| *name != name.to_lowercase()),
+        "{seen:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_resolver_that_does_not_keep_the_spelling_is_asked_over_tcp() {
+    let resolver = Resolver::start(Behaviour::Lower(ANSWER));
+    let running = start(upstreams(&[resolver.address]));
+    assert_eq!(
+        running.dig("a-long-name.example +short").await,
+        ANSWER.to_string()
+    );
+    assert_eq!(resolver.asked(), 2);
 }

@@ -235,6 +235,7 @@ impl Control {
                         mode,
                         vips: service.vips.clone(),
                         backends,
+                        ports: service.ports.iter().map(dns_port).collect(),
                     },
                 );
             }
@@ -278,6 +279,18 @@ fn local_endpoint(spec: &super::records::EndpointSpec, network: &NetworkSpec) ->
         },
         gateway: gateways.filter(|_| spec.gives_default_route).collect(),
         ifname: None,
+    }
+}
+
+fn dns_port(port: &ServicePort) -> weft_dns::Port {
+    weft_dns::Port {
+        name: port.name.clone(),
+        port: port.port,
+        target: port.target,
+        protocol: match port.protocol {
+            Protocol::Tcp => weft_dns::Protocol::Tcp,
+            Protocol::Udp => weft_dns::Protocol::Udp,
+        },
     }
 }
 

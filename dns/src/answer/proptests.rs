@@ -5,9 +5,11 @@ use rand::{SeedableRng, rngs::SmallRng};
 use weft_types::EndpointId;
 
 use super::*;
-use crate::{Endpoint, EndpointMode, Service};
+use crate::{Endpoint, EndpointMode, Port, Protocol, Service};
 
-const LABELS: [&str; 8] = ["a", "b", "web", "tasks", "x.y", "weft", "internal", "app"];
+const LABELS: [&str; 10] = [
+    "a", "b", "web", "tasks", "x.y", "weft", "internal", "app", "_a", "_tcp",
+];
 
 #[derive(Debug, Clone)]
 enum Change {
@@ -53,6 +55,12 @@ fn apply(network: &mut NetworkZone, of: u8, change: &Change) {
                     mode,
                     vips,
                     backends: vec![at(*address)],
+                    ports: vec![Port {
+                        name: Some("a".into()),
+                        port: 80,
+                        target: 8080,
+                        protocol: Protocol::Tcp,
+                    }],
                 },
             );
         }

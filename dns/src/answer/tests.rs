@@ -4,7 +4,7 @@ use rand::{SeedableRng, rngs::SmallRng};
 use weft_types::EndpointId;
 
 use super::*;
-use crate::{Endpoint, EndpointMode, Service};
+use crate::{Endpoint, EndpointMode, Port, Protocol, Service};
 
 const FRONT: NetworkId = NetworkId([1; 16]);
 const BACK: NetworkId = NetworkId([2; 16]);
@@ -23,6 +23,16 @@ fn service(mode: EndpointMode, vips: &[&str], backends: &[&str]) -> Service {
         mode,
         vips: parse(vips),
         backends: parse(backends),
+        ports: vec![],
+    }
+}
+
+fn port(name: Option<&str>, port: u16, target: u16, protocol: Protocol) -> Port {
+    Port {
+        name: name.map(str::to_owned),
+        port,
+        target,
+        protocol,
     }
 }
 
@@ -59,6 +69,28 @@ fn zone() -> Zone {
             &["10.32.0.11", "10.32.0.13", "fd00:32::13"],
         ),
     );
+    front.set_service(
+        "Api",
+        Service {
+            ports: vec![
+                port(Some("Http"), 80, 8080, Protocol::Tcp),
+                port(None, 443, 8443, Protocol::Tcp),
+                port(Some("dns"), 53, 5353, Protocol::Udp),
+            ],
+            ..service(EndpointMode::Vip, &["10.32.0.4"], &["10.32.0.11", "10.32.0.12"])
+        },
+    );
+    front.set_service(
+        "grpc",
+        Service {
+            ports: vec![port(Some("grpc"), 50051, 50051, Protocol::Tcp)],
+            ..service(
+                EndpointMode::DnsRr,
+                &[],
+                &["10.32.0.11", "10.32.0.13", "fd00:32::13"],
+            )
+        },
+    );
     front.set_service("sick", service(EndpointMode::DnsRr, &[], &[]));
     front.set_service("down", service(EndpointMode::Vip, &["10.32.0.3"], &[]));
 
@@ -86,6 +118,15 @@ fn show(answer: &Answer) -> String {
             assert!(records.iter().all(|record| record.ttl == TTL_SECS));
             let data: BTreeSet<_> = records.iter().map(|record| record.data.to_string()).collect();
             data.into_iter().collect::<Vec<_>>().join(" ")
+        }
+        Answer::Located { records, addresses } => {
+            assert!(!records.is_empty());
+            let all = records.iter().chain(addresses).map(|record| match &record.data {
+                RData::SRV(_) => record.data.to_string(),
+                data => format!("{} at {data}", record.name),
+            });
+            let all: BTreeSet<_> = all.collect();
+            all.into_iter().collect::<Vec<_>>().join(", ")
         }
         Answer::NoData { soa: record } => format!("nodata in {}", soa(record)),
         Answer::NxDomain { soa: record } => format!("nxdomain in {}", soa(record)),
@@ -167,6 +208,70 @@ fn services_hide_endpoints_and_tasks_are_their_healthy_backends() {
 }
 
 #[test]
+fn ports_of_services_are_found_by_name_and_number() {
+    let api = "0 0 80 api.front.weft.internal., api.front.weft.internal. at 10.32.0.4";
+    let tasks = "0 0 8080 a1a1a1a1a1a1.front.weft.internal., 0 0 8080 a2a2a2a2a2a2.front.weft.internal., \
+                 a1a1a1a1a1a1.front.weft.internal. at 10.32.0.11, \
+                 a2a2a2a2a2a2.front.weft.internal. at 10.32.0.12";
+    let grpc = "0 0 50051 a1a1a1a1a1a1.front.weft.internal., 0 0 50051 a3a3a3a3a3a3.front.weft.internal., \
+                a1a1a1a1a1a1.front.weft.internal. at 10.32.0.11, \
+                a3a3a3a3a3a3.front.weft.internal. at 10.32.0.13, \
+                a3a3a3a3a3a3.front.weft.internal. at fd00:32::13";
+    check(
+        &[FRONT],
+        &[
+            ("_http._tcp.api", "SRV", api),
+            ("_HTTP._tcp.api.front", "SRV", api),
+            ("_http._TCP.Api.front.weft.internal", "SRV", api),
+            ("_80._tcp.api", "SRV", api),
+            (
+                "_443._tcp.api",
+                "SRV",
+                "0 0 443 api.front.weft.internal., api.front.weft.internal. at 10.32.0.4",
+            ),
+            (
+                "_dns._udp.api",
+                "SRV",
+                "0 0 53 api.front.weft.internal., api.front.weft.internal. at 10.32.0.4",
+            ),
+            ("_http._tcp.tasks.api", "SRV", tasks),
+            ("_http._tcp.tasks.api.front.weft.internal", "SRV", tasks),
+            ("_grpc._tcp.grpc", "SRV", grpc),
+            ("_grpc._tcp.tasks.grpc", "SRV", grpc),
+            ("_http._tcp.api", "A", "nodata in ."),
+            ("_http._tcp.api", "ANY", "RFC8482 "),
+            ("_tcp.api.front.weft.internal", "SRV", "nodata in weft.internal."),
+            ("_http._udp.api", "SRV", "forward"),
+            (
+                "_http._udp.api.front.weft.internal",
+                "SRV",
+                "nxdomain in weft.internal.",
+            ),
+            ("_sctp.api.front.weft.internal", "A", "nxdomain in weft.internal."),
+            (
+                "_http._tcp.dual.front.weft.internal",
+                "SRV",
+                "nxdomain in weft.internal.",
+            ),
+            (
+                "_8080._tcp.api.front.weft.internal",
+                "SRV",
+                "nxdomain in weft.internal.",
+            ),
+            ("api", "SRV", "nodata in ."),
+        ],
+    );
+    check(
+        &[BACK],
+        &[(
+            "_http._tcp.api.front.weft.internal",
+            "SRV",
+            "nxdomain in weft.internal.",
+        )],
+    );
+}
+
+#[test]
 fn a_known_name_without_the_type_asked_for_has_no_data() {
     check(
         &[FRONT],
@@ -195,6 +300,7 @@ fn names_between_existing_ones_and_the_root_exist() {
                 "SOA",
                 "ns.weft.internal. hostmaster.weft.internal. 1 1 1 1 1",
             ),
+            ("weft.internal", "ANY", "RFC8482 "),
             ("front.weft.internal", "A", "nodata in weft.internal."),
             ("b.weft.internal", "A", "nodata in weft.internal."),
             ("a.b.weft.internal", "A", "nodata in weft.internal."),
@@ -322,7 +428,13 @@ fn addresses_resolve_to_full_names_and_reverse_zones_are_never_forwarded() {
                 "PTR",
                 "nxdomain in 1.32.10.in-addr.arpa.",
             ),
-            ("1.32.10.in-addr.arpa", "SOA", "nodata in 1.32.10.in-addr.arpa."),
+            (
+                "1.32.10.in-addr.arpa",
+                "SOA",
+                "ns.weft.internal. hostmaster.weft.internal. 1 1 1 1 1",
+            ),
+            ("1.32.10.in-addr.arpa", "NS", "nodata in 1.32.10.in-addr.arpa."),
+            ("1.32.10.in-addr.arpa", "ANY", "RFC8482 "),
             ("32.10.in-addr.arpa", "SOA", "forward"),
             ("10.in-addr.arpa", "SOA", "forward"),
             ("1.16.32.10.in-addr.arpa", "PTR", "forward"),
@@ -435,6 +547,7 @@ fn every_address_comes_first_about_equally_often_and_large_answers_are_samples()
             mode: EndpointMode::DnsRr,
             vips: vec![],
             backends: backends[..4].into(),
+            ports: vec![],
         },
     );
     network.set_service(
@@ -443,6 +556,7 @@ fn every_address_comes_first_about_equally_often_and_large_answers_are_samples()
             mode: EndpointMode::DnsRr,
             vips: vec![],
             backends,
+            ports: vec![],
         },
     );
     let asker = Asker {

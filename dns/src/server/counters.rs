@@ -34,9 +34,11 @@ counters! {
     refused,
     /// Of the forwarded ones, those that nobody answered in time or that were too many.
     forward_failed,
+    /// Replies of others that pointed into an overlay network and lost those records.
+    rebinding,
     /// Messages that were no questions.
     malformed,
-    /// TCP connections closed at once, because there were too many.
+    /// TCP connections closed because there were too many.
     connections_refused,
 }
 

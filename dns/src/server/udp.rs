@@ -1,26 +1,26 @@
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::poll_fn, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
 
-use rand::{SeedableRng, rngs::SmallRng};
+use hickory_server::{
+    net::{runtime::TokioTime, xfer::Protocol},
+    server::RequestHandler,
+};
 use tokio::{net::UdpSocket, task::JoinSet};
 
 use super::{
-    Context, Outcome,
-    forward::Transport,
-    wire::{MAX_UDP, Request, write_code, write_truncated},
+    answerer::Answerer,
+    reply::Reply,
+    request::{MAX_REQUEST, read},
 };
-use hickory_proto::op::ResponseCode;
 
-/// No question is as long as this.
-const MAX_REQUEST: usize = 4_096;
+/// Questions of a server that wait for somebody else. The forwarder has its own limits; these are for
+/// replies that the kernel does not take at once.
+const MAX_WAITING: usize = 2_048;
 
 /// Answers datagrams, one after the other: an answer takes microseconds, and only forwarding waits.
-pub(crate) async fn serve(socket: UdpSocket, context: Arc<Context>) {
+pub(crate) async fn serve(socket: UdpSocket, answerer: Arc<Answerer>) {
     let socket = Arc::new(socket);
-    let mut rng = SmallRng::from_rng(&mut rand::rng());
     let mut message = vec![0; MAX_REQUEST];
-    let mut reply = Vec::with_capacity(MAX_UDP);
-    // Bounded by the forwarder, which answers at once when there are too many.
-    let mut forwards = JoinSet::new();
+    let mut waiting = JoinSet::new();
     loop {
         let (length, client) = match socket.recv_from(&mut message).await {
             Ok(received) => received,
@@ -32,41 +32,30 @@ pub(crate) async fn serve(socket: UdpSocket, context: Arc<Context>) {
             }
         };
         let message = &message[..length];
-        reply.clear();
-        match context.handle(message, client.ip(), Transport::Udp, &mut rng, &mut reply) {
-            Outcome::Reply => send(&socket, &reply, client).await,
-            Outcome::Nothing => {}
-            Outcome::Forward => {
-                while forwards.try_join_next().is_some() {}
-                forwards.spawn(forward(
-                    Arc::clone(&socket),
-                    Arc::clone(&context),
-                    message.to_vec(),
-                    client,
-                ));
+        let request = match read(message, client, Protocol::Udp) {
+            Ok(request) => request,
+            Err(malformed) => {
+                answerer.counters.malformed.increment();
+                if let Some(reply) = malformed.reply(message) {
+                    send(&socket, &reply, client).await;
+                }
+                continue;
+            }
+        };
+        let reply = Reply::datagram(&request, Arc::clone(&socket));
+        let handler = Arc::clone(&answerer);
+        let mut handling = Box::pin(async move {
+            handler.handle_request::<_, TokioTime>(&request, reply).await;
+        });
+        // An answer of ours is sent by the first poll; what has to wait goes on in a task of its own.
+        let first = poll_fn(|context| Poll::Ready(handling.as_mut().poll(context))).await;
+        if first.is_pending() {
+            while waiting.try_join_next().is_some() {}
+            if waiting.len() < MAX_WAITING {
+                waiting.spawn(handling);
             }
         }
     }
-}
-
-async fn forward(socket: Arc<UdpSocket>, context: Arc<Context>, message: Vec<u8>, client: SocketAddr) {
-    let Ok(request) = Request::parse(&message) else {
-        return;
-    };
-    let reply = match context.forward(&request, Transport::Udp, client.ip()).await {
-        Some(reply) if reply.len() <= request.udp_limit() => reply,
-        Some(_) => {
-            let mut reply = Vec::new();
-            write_truncated(&mut reply, &request);
-            reply
-        }
-        None => {
-            let mut reply = Vec::new();
-            write_code(&mut reply, &request, ResponseCode::ServFail);
-            reply
-        }
-    };
-    send(&socket, &reply, client).await;
 }
 
 async fn send(socket: &UdpSocket, reply: &[u8], client: SocketAddr) {

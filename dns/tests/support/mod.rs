@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     process::Output,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -13,8 +13,8 @@ use std::{
 
 use arc_swap::ArcSwap;
 use hickory_proto::{
-    op::{Message, MessageType, ResponseCode},
-    rr::{RData, Record},
+    op::{Message, MessageType, Query, ResponseCode},
+    rr::{RData, Record, rdata::SOA},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -22,7 +22,8 @@ use tokio::{
     task::JoinHandle,
 };
 use weft_dns::{
-    Asker, Endpoint, EndpointMode, Forwarder, ForwarderConfig, NetworkZone, Server, Service, Upstreams, Zone,
+    Asker, Endpoint, EndpointMode, Forwarder, ForwarderConfig, NetworkZone, Port, Protocol, Server, Service,
+    Upstreams, Zone,
 };
 use weft_types::{EndpointId, NetworkId};
 
@@ -84,6 +85,12 @@ fn zone() -> Zone {
         mode: EndpointMode::Vip,
         vips: vec![[10, 32, 0, 2].into()],
         backends,
+        ports: vec![Port {
+            name: Some("http".into()),
+            port: 80,
+            target: 8080,
+            protocol: Protocol::Tcp,
+        }],
     };
     front.set_service("web", web);
     let mut back = NetworkZone::new("back", true, vec!["10.33.0.0/16".parse().unwrap()]);
@@ -146,12 +153,20 @@ pub(crate) enum Behaviour {
     Code(ResponseCode),
     /// Replies with a wrong id and a wrong name first.
     ForgedFirst(Ipv4Addr),
+    /// Replies in lower case, whatever the spelling of the question.
+    Lower(Ipv4Addr),
+    /// NXDOMAIN, with an SOA record if that may be remembered.
+    Unknown {
+        is_kept: bool,
+    },
     Silent,
 }
 
 pub(crate) struct Resolver {
     pub(crate) address: SocketAddr,
     asked: Arc<AtomicUsize>,
+    /// Where questions came from and how their names were spelt.
+    seen: Arc<Mutex<Vec<(SocketAddr, String)>>>,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -172,15 +187,21 @@ impl Resolver {
             TcpListener::from_std(tcp).unwrap(),
         );
         let asked = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::default();
         let tasks = [
-            tokio::spawn(resolve_udp(udp, behaviour, Arc::clone(&asked))),
+            tokio::spawn(resolve_udp(udp, behaviour, Arc::clone(&asked), Arc::clone(&seen))),
             tokio::spawn(resolve_tcp(tcp, behaviour, Arc::clone(&asked))),
         ];
         Self {
             address: (Ipv4Addr::LOCALHOST, port).into(),
             asked,
+            seen,
             tasks,
         }
+    }
+
+    pub(crate) fn seen(&self) -> Vec<(SocketAddr, String)> {
+        self.seen.lock().unwrap().clone()
     }
 
     pub(crate) fn asked(&self) -> usize {
@@ -188,10 +209,19 @@ impl Resolver {
     }
 }
 
-async fn resolve_udp(socket: UdpSocket, behaviour: Behaviour, asked: Arc<AtomicUsize>) {
+async fn resolve_udp(
+    socket: UdpSocket,
+    behaviour: Behaviour,
+    asked: Arc<AtomicUsize>,
+    seen: Arc<Mutex<Vec<(SocketAddr, String)>>>,
+) {
     let mut buffer = [0; 2048];
     while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
         asked.fetch_add(1, Ordering::Relaxed);
+        let name = Message::from_vec(&buffer[..length]).unwrap().queries[0]
+            .name()
+            .to_string();
+        seen.lock().unwrap().push((client, name));
         for reply in replies(&buffer[..length], behaviour) {
             socket.send_to(&reply, client).await.unwrap();
         }
@@ -213,12 +243,26 @@ async fn resolve_tcp(listener: TcpListener, behaviour: Behaviour, asked: Arc<Ato
 fn replies(message: &[u8], behaviour: Behaviour) -> Vec<Vec<u8>> {
     let mut message = Message::from_vec(message).unwrap();
     message.metadata.message_type = MessageType::Response;
+    message.metadata.authentic_data = false;
     let name = message.queries[0].name().clone();
     let address = |address: Ipv4Addr| Record::from_rdata(name.clone(), 300, RData::A(address.into()));
     match behaviour {
         Behaviour::Silent => return vec![],
         Behaviour::Code(code) => message.metadata.response_code = code,
         Behaviour::Answer(answer) | Behaviour::ForgedFirst(answer) => message.answers.push(address(answer)),
+        Behaviour::Lower(answer) => {
+            message.answers.push(address(answer));
+            let query = Query::query(name.to_lowercase(), message.queries[0].query_type());
+            message.queries = vec![query];
+        }
+        Behaviour::Unknown { is_kept } => {
+            message.metadata.response_code = ResponseCode::NXDomain;
+            if is_kept {
+                let soa = SOA::new(name.clone(), name.clone(), 1, 2, 3, 4, 60);
+                let soa = Record::from_rdata(name.base_name(), 300, RData::SOA(soa));
+                message.authorities.push(soa);
+            }
+        }
         Behaviour::Many(count) => {
             message
                 .answers
