@@ -78,6 +78,8 @@ impl LabDir {
             }
         };
         let mut labs: Vec<_> = entries.flatten().map(|entry| Self::at(entry.path())).collect();
+        // Whatever else somebody put there.
+        labs.retain(|lab| check_name("a lab", &lab.name).is_ok() && lab.path.is_dir());
         labs.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(labs)
     }

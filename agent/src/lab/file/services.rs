@@ -12,6 +12,8 @@ use super::{
     tree::{Entry, Node, Pos, Value},
 };
 
+/// Letters in a name.
+const MAX_NAME: usize = 63;
 /// Replicas of one service.
 const MAX_REPLICAS: u64 = 1000;
 
@@ -24,12 +26,39 @@ pub(super) fn read(
     let mut services = Vec::new();
     for Entry { key, pos, value } in reader.entries(node, "`services`")? {
         reader.name(*pos, key, "a service")?;
-        services.push(read_service(reader, key, *pos, value, hosts, networks)?);
+        let service = read_service(reader, key, *pos, value, hosts, networks)?;
+        check_replica_names(reader, *pos, &service, hosts)?;
+        services.push(service);
     }
     if services.is_empty() {
         return Err(reader.error(node.pos, "`services` is empty"));
     }
     Ok(services)
+}
+
+/// Replicas are called like web-1, and share that with hosts where both can be named.
+fn check_replica_names(
+    reader: &Reader,
+    pos: Pos,
+    service: &ServiceSpec,
+    hosts: &[String],
+) -> Result<(), FileError> {
+    let ServiceSpec { name, replicas, .. } = service;
+    let last = format!("{name}-{replicas}");
+    if last.len() > MAX_NAME {
+        let message = format!("the replica `{last}` would have more than {MAX_NAME} letters in its name");
+        return Err(reader.error(pos, message));
+    }
+    match hosts
+        .iter()
+        .find(|host| (1..=*replicas).any(|number| **host == format!("{name}-{number}")))
+    {
+        Some(host) => Err(reader.error(
+            pos,
+            format!("service `{name}` has a replica `{host}`, and a host has that name"),
+        )),
+        None => Ok(()),
+    }
 }
 
 fn read_service(

@@ -141,6 +141,14 @@ fn wrong_values_are_refused_where_they_stand() {
             "must be a whole number from 0 to 1000, not 1001",
         ),
         (
+            service(&format!("{whoami}deploy: {{ replicas: 2 }}")) + "x-weft: { hosts: [h1, web-2] }\n",
+            "service `web` has a replica `web-2`, and a host has that name",
+        ),
+        (
+            service(whoami).replace("web", &"w".repeat(62)),
+            "-1` would have more than 63 letters in its name",
+        ),
+        (
             service("x-weft: { builtin: whoami, hosts: [h9] }"),
             "the lab has no host `h9`; did you mean `h1`?",
         ),

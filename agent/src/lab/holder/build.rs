@@ -82,10 +82,12 @@ pub(super) async fn build(dir: &LabDir, topology: &Topology) -> Result<Running, 
     let agents = cluster::start_agents(&site, &hosts).await?;
     site.done("agents", format!("{} running", agents.len()))?;
     let node_count = cluster::join_all_hosts(&site).await?;
-    site.done(
-        "cluster",
-        format!("{} made it, all {node_count} nodes know each other", names[0]),
-    )?;
+    let made = format!("{} made it", names[0]);
+    let cluster = match node_count {
+        1 => made,
+        _ => format!("{made}, all {node_count} nodes know each other"),
+    };
+    site.done("cluster", cluster)?;
 
     let hosts = hosts.into_iter().zip(agents).map(|(host, agent)| {
         (
