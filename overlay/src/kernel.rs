@@ -160,6 +160,28 @@ impl Kernel {
             .transpose()
     }
 
+    /// Whether a link, by its index in a network's namespace or else in the host's, is one that this made, or found
+    /// when it last looked, and did not delete since.
+    pub fn has_link(&self, network: Option<NetworkId>, link: u32) -> bool {
+        let link = Some(link);
+        let Some(network) = network else {
+            return self.spaces.values().any(|space| space.links.uplink_host == link);
+        };
+        self.spaces.get(&network).is_some_and(|space| {
+            let Links {
+                bridge,
+                vxlan,
+                uplink,
+                ..
+            } = space.links;
+            [Some(bridge), vxlan, uplink].contains(&link)
+                || space
+                    .endpoints
+                    .values()
+                    .any(|endpoint| Some(endpoint.port) == link)
+        })
+    }
+
     /// The name of an endpoint's interface in its sandbox, if it has one.
     pub fn ifname(&self, network: NetworkId, endpoint: EndpointId) -> Option<&str> {
         let handle = self.spaces.get(&network)?.endpoints.get(&endpoint)?;

@@ -46,6 +46,11 @@ pub(super) enum Order {
     Clear,
     /// Somebody else may have changed what is ours.
     Look,
+    /// A link of ours was deleted, by whomever, in the namespace of a network or the host's.
+    Deleted {
+        network: Option<NetworkId>,
+        link: u32,
+    },
     End,
 }
 
@@ -183,15 +188,24 @@ impl Host {
         loop {
             match orders.recv_timeout(LOOK_EVERY) {
                 Ok(first) => {
+                    let mut changed = false;
                     for order in std::iter::once(first).chain(orders.try_iter()) {
                         match order {
                             Order::Apply(state) => self.state = Some(*state),
                             Order::Clear => self.state = None,
                             Order::Look => self.read_back(),
+                            // Those that we deleted ourselves are forgotten by now.
+                            Order::Deleted { network, link } if !self.kernel.has_link(network, link) => {
+                                continue;
+                            }
+                            Order::Deleted { .. } => self.read_back(),
                             Order::End => return,
                         }
+                        changed = true;
                     }
-                    self.apply();
+                    if changed {
+                        self.apply();
+                    }
                 }
                 Err(RecvTimeoutError::Timeout) => self.look(),
                 Err(RecvTimeoutError::Disconnected) => return,

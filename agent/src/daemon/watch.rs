@@ -29,7 +29,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Whatever is noticed is said as [`Order::Look`]. Must be called within a tokio runtime.
+    /// Whatever is noticed is said as [`Order::Look`] or [`Order::Deleted`]. Must be called within a tokio runtime.
     pub(super) fn new(orders: Sender<Order>) -> Self {
         Self {
             runtime: runtime::Handle::current(),
@@ -48,7 +48,9 @@ impl Watch {
         // Read after the monitor is open, so that no change falls between the two.
         let known = RouteSocket::open(netns)?.links()?;
         let known = known.into_iter().map(|link| (link.index, link)).collect();
-        let task = self.runtime.spawn(follow(monitor, known, self.orders.clone()));
+        let task = self
+            .runtime
+            .spawn(follow(what, monitor, known, self.orders.clone()));
         self.watched.insert(what, task);
         Ok(())
     }
@@ -74,18 +76,28 @@ impl Drop for Watch {
     }
 }
 
-async fn follow(mut monitor: Monitor, mut known: HashMap<u32, Link>, orders: Sender<Order>) {
+async fn follow(
+    network: Option<NetworkId>,
+    mut monitor: Monitor,
+    mut known: HashMap<u32, Link>,
+    orders: Sender<Order>,
+) {
     while let Some(event) = monitor.next().await {
-        let suspicious = match event {
+        let order = match event {
             Event::Changed(now) => {
                 let before = known.insert(now.index, (*now).clone());
-                before.is_some_and(|before| is_damage(&before, &now))
+                before
+                    .is_some_and(|before| is_damage(&before, &now))
+                    .then_some(Order::Look)
             }
-            // Or we deleted it ourselves; then a look finds nothing to do.
-            Event::Deleted(link) => known.remove(&link.index).is_some_and(|link| is_ours(&link)),
-            Event::Overrun => true,
+            Event::Deleted(link) => {
+                let link = link.index;
+                let ours = known.remove(&link).is_some_and(|link| is_ours(&link));
+                ours.then_some(Order::Deleted { network, link })
+            }
+            Event::Overrun => Some(Order::Look),
         };
-        if suspicious && orders.send(Order::Look).is_err() {
+        if order.is_some_and(|order| orders.send(order).is_err()) {
             return;
         }
     }

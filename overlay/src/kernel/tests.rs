@@ -296,6 +296,48 @@ fn reaches(from: &Netns, to: &Netns, address: IpAddr) -> bool {
 }
 
 #[test]
+fn links_are_known_as_ours_until_we_delete_them() {
+    let Some(mut lab) = Lab::new(1) else { return };
+    lab.attach(0, APP, 11, 11, false);
+    lab.attach(0, APP, 12, 12, false);
+    lab.reconcile();
+    let host = &mut lab.hosts[0];
+    let ours = |netns: &Netns| -> Vec<u32> {
+        let links = RouteSocket::open(netns).unwrap().links().unwrap();
+        let marked = |link: &weft_netlink::route::Link| {
+            link.alias
+                .as_deref()
+                .is_some_and(|alias| alias.starts_with("weft:"))
+        };
+        links
+            .iter()
+            .filter(|link| marked(link))
+            .map(|link| link.index)
+            .collect()
+    };
+    let space = host.kernel.namespace(APP).unwrap().unwrap();
+    let (inside, outside) = (ours(&space), ours(&host.netns));
+    // Bridge, VXLAN, uplink, two ports; the uplink's other end.
+    assert_eq!((inside.len(), outside.len()), (5, 1));
+    assert!(inside.iter().all(|link| host.kernel.has_link(Some(APP), *link)));
+    assert!(outside.iter().all(|link| host.kernel.has_link(None, *link)));
+    assert!(!host.kernel.has_link(None, 1) && !host.kernel.has_link(Some(TWIN), inside[0]));
+
+    host.desired
+        .networks
+        .get_mut(&APP)
+        .unwrap()
+        .endpoints
+        .remove(&endpoint(12));
+    host.kernel.reconcile(&host.desired).unwrap();
+    let left = ours(&space);
+    assert_eq!(left.len(), 4);
+    for link in inside {
+        assert_eq!(host.kernel.has_link(Some(APP), link), left.contains(&link));
+    }
+}
+
+#[test]
 fn sandboxes_on_two_hosts_reach_each_other_and_removal_leaves_nothing() {
     for ipv6_underlay in [false, true] {
         let Some(mut lab) = Lab::new(2) else { return };
