@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Instant};
 
-use crate::bed::{Lab, User, answers, each, start, url};
+use crate::bed::{Lab, User, answers, each, shop_with, start, url};
 
 #[test]
 fn twelve_calls_are_spread_evenly_by_name_and_by_both_addresses() {
@@ -50,8 +50,9 @@ fn rush(shop: &Lab<'_>) -> (BTreeMap<String, u32>, f64) {
 #[test]
 fn least_connection_spares_a_slow_replica_and_round_robin_does_not() {
     let me = User::me();
-    let shop = me.shop();
-    // As the file has it: `api` has a replica that takes 300 ms, and its scheduler is `lc`.
+    // `api` has a slow replica, and its scheduler is `lc`.
+    let text = shop_with("delay_ms: [0, 0, 300]", "delay_ms: [0, 0, 600]");
+    let shop = me.up(&me.file("shop.yaml", &text));
     let (lc, lc_seconds) = rush(&shop);
     let update = [
         "weft",
