@@ -58,7 +58,9 @@ pub fn run(options: AgentOptions) -> anyhow::Result<()> {
 }
 
 fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("WEFT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // The DNS library warns of each forged reply, with the names that workloads ask for.
+    let default = || EnvFilter::new("info,hickory_net=error");
+    let filter = EnvFilter::try_from_env("WEFT_LOG").unwrap_or_else(|_| default());
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
