@@ -87,14 +87,15 @@ const MAGIC: [u8; 2] = [b'W', 1];
 const CLEAR: usize = MAGIC.len() + 1 + NONCE;
 const NONCE: usize = 24;
 const TAG: usize = 16;
-/// Sender, session, counter, whether addressed, pair tag.
-const INNER: usize = 32 + 8 + 8 + 1 + TAG;
+/// Sender, whether addressed, pair tag.
+const INNER: usize = 32 + 1 + TAG;
 /// What sealing adds to a body.
 pub(crate) const OVERHEAD: usize = CLEAR + INNER + TAG;
 
 /// Seals and opens everything this node sends and receives.
 ///
-/// A nonce is 16 random bytes chosen at start and a counter. 24 bytes, and so XChaCha20, because all nodes
+/// A nonce is 16 random bytes chosen at start, of which eight are the session, and a counter; so both need
+/// not be sent a second time, and the seal vouches for them as for everything else. 24 bytes, and so XChaCha20, because all nodes
 /// of a cluster seal under one key and restart often: with the 12 bytes of plain ChaCha20-Poly1305 (RFC
 /// 8439) two of them would sooner or later use a nonce twice, which gives the key stream away.
 pub(crate) struct Sealer {
@@ -103,7 +104,7 @@ pub(crate) struct Sealer {
     node: NodeId,
     pub(crate) session: u64,
     counter: u64,
-    prefix: [u8; 16],
+    salt: [u8; 8],
     pairs: PairKeys,
 }
 
@@ -115,8 +116,8 @@ impl Sealer {
         limit: usize,
         rng: &mut impl Rng,
     ) -> Self {
-        let mut prefix = [0; 16];
-        rng.fill_bytes(&mut prefix);
+        let mut salt = [0; 8];
+        rng.fill_bytes(&mut salt);
         let session = rng.next_u64();
         Self {
             cluster,
@@ -124,7 +125,7 @@ impl Sealer {
             node: identity.node(),
             session,
             counter: 0,
-            prefix,
+            salt,
             pairs: PairKeys::new(identity, limit),
         }
     }
@@ -133,12 +134,11 @@ impl Sealer {
     pub(crate) fn seal(&mut self, channel: Channel, to: Option<&NodeId>, body: &[u8]) -> Option<Bytes> {
         self.counter += 1;
         let mut nonce = [0; NONCE];
-        nonce[..16].copy_from_slice(&self.prefix);
+        nonce[..8].copy_from_slice(&self.session.to_be_bytes());
+        nonce[8..16].copy_from_slice(&self.salt);
         nonce[16..].copy_from_slice(&self.counter.to_be_bytes());
         let mut inner = Vec::with_capacity(INNER + body.len() + TAG);
         inner.extend_from_slice(&self.node.0);
-        inner.extend_from_slice(&self.session.to_be_bytes());
-        inner.extend_from_slice(&self.counter.to_be_bytes());
         inner.push(u8::from(to.is_some()));
         let tag = match to {
             Some(to) => pair_tag(self.pairs.with(to)?, &nonce, channel, to, &inner, body),
@@ -179,9 +179,9 @@ impl Sealer {
         let body = inner.split_off(INNER);
         let (head, tag) = inner.split_at(INNER - TAG);
         let from = NodeId(head[..32].try_into().expect("32 bytes"));
-        let session = u64::from_be_bytes(head[32..40].try_into().expect("8 bytes"));
-        let counter = u64::from_be_bytes(head[40..48].try_into().expect("8 bytes"));
-        let authentic = head[48] != 0;
+        let session = u64::from_be_bytes(nonce[..8].try_into().expect("8 bytes"));
+        let counter = u64::from_be_bytes(nonce[16..].try_into().expect("8 bytes"));
+        let authentic = head[32] != 0;
         if authentic {
             let key = self.pairs.with(&from).ok_or(Rejected::Forged)?;
             let expected = pair_tag(key, &nonce, channel, &self.node, head, &body);
