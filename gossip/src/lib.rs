@@ -1,4 +1,17 @@
 //! Who is there and what they said: membership and replicated records.
+//!
+//! [`Gossip`] is one node. It has no socket, clock, task or disk, and its owner drives it:
+//!
+//! 1. [`Gossip::load`] what was on disk, once, then [`Gossip::join`].
+//! 2. Give it what happens, each time with the time: packets and frames that arrive
+//!    ([`handle_packet`](Gossip::handle_packet), [`handle_stream_request`](Gossip::handle_stream_request),
+//!    [`handle_stream_response`](Gossip::handle_stream_response)), what the application wants ([`put`](Gossip::put),
+//!    [`remove`](Gossip::remove), [`send`](Gossip::send)), and [`handle_timeout`](Gossip::handle_timeout) at
+//!    [`poll_timeout`](Gossip::poll_timeout).
+//! 3. After each of these carry out [`poll_output`](Gossip::poll_output) until there is none, in order: what is for the
+//!    disk is there before what is for the network is sent.
+//!
+//! How it works, and what was measured, is in `docs/algorithms/gossip.md`.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
