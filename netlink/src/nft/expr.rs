@@ -176,6 +176,8 @@ pub enum Expr {
     },
     /// Translates the source to the address of the outgoing device.
     Masquerade,
+    /// Leaves the packet out of connection tracking, if it is met before that: at [`priority::RAW`](super::priority::RAW).
+    Notrack,
     /// Refuses the packet and tells the sender.
     Reject(Reject),
     /// Counts packets and bytes.
@@ -224,6 +226,7 @@ impl Expr {
             Self::Immediate { .. } | Self::Verdict(_) => "immediate",
             Self::Dnat { .. } => "nat",
             Self::Masquerade => "masq",
+            Self::Notrack => "notrack",
             Self::Reject(_) => "reject",
             Self::Counter => "counter",
         }
@@ -305,7 +308,7 @@ impl Expr {
                 data.u32(1, libc::NFT_REJECT_ICMPX_UNREACH as u32);
                 data.bytes(2, &[libc::NFT_REJECT_ICMPX_PORT_UNREACH as u8]);
             }
-            Self::Version { .. } | Self::Masquerade | Self::Counter => {}
+            Self::Version { .. } | Self::Masquerade | Self::Notrack | Self::Counter => {}
         }
     }
 }
@@ -396,6 +399,7 @@ impl fmt::Display for Expr {
                 port.map_or(Ok(()), |port| write!(f, " port {port}"))
             }
             Self::Masquerade => f.write_str("masquerade"),
+            Self::Notrack => f.write_str("notrack"),
             Self::Reject(Reject::TcpReset) => f.write_str("reject with tcp reset"),
             Self::Reject(Reject::PortUnreachable) => f.write_str("reject with port unreachable"),
             Self::Counter => f.write_str("counter"),

@@ -52,6 +52,8 @@ use nfnl::NfSocket;
 
 /// The usual priorities of base chains.
 pub mod priority {
+    /// Before connection tracking.
+    pub const RAW: i32 = -300;
     /// Destination translation.
     pub const DSTNAT: i32 = -100;
     /// Filtering.

@@ -57,6 +57,17 @@ fn egress() -> Transaction {
             Rule::new()
                 .from_subnet(ip("fd00:20::1"), 64)
                 .then(Expr::Masquerade),
+        )
+        .add_chain(
+            &table,
+            Chain::base("raw", ChainType::Filter, Hook::Prerouting, priority::RAW),
+        )
+        .add_rule(
+            &table,
+            "raw",
+            Rule::new()
+                .equal(Load::Dport, Datum::Port(4789))
+                .then(Expr::Notrack),
         );
     change
 }
@@ -146,6 +157,8 @@ add rule inet weft-egress out ip; r0 = ip saddr; r0 &= 255.255.255.0; r0 == 10.2
 r0 = oifname; r0 != \"br0\"; counter; masquerade comment \"egress of app\"
 add rule inet weft-egress out ip6; r0 = ip6 saddr; r0 &= ffff:ffff:ffff:ffff::; \
 r0 == fd00:20::; masquerade
+add chain inet weft-egress raw { type filter hook prerouting priority -300; }
+add rule inet weft-egress raw r0 = dport; r0 == 4789; notrack
 ";
     assert_eq!(egress().to_string(), text);
     let text = balance().to_string();
@@ -174,6 +187,7 @@ fn the_kernel_understands_what_we_say() {
         "type nat hook postrouting priority srcnat; policy accept;",
         "ip saddr 10.20.0.0/24 oifname != \"br0\" counter packets 0 bytes 0 masquerade comment \"egress of app\"",
         "ip6 saddr fd00:20::/64 masquerade",
+        "type filter hook prerouting priority raw; policy accept; th dport 4789 notrack",
         "map ports { type ipv4_addr . inet_proto . inet_service : verdict elements = { 10.0.0.100 . tcp . 80 : goto web } }",
         "ip daddr . meta l4proto . th dport vmap @ports",
         "numgen inc mod 3 map { 0x00000000 : 10.0.0.1, 0x00000001 : 10.0.0.2, 0x00000002 : 10.0.0.3 }:8080",

@@ -15,6 +15,8 @@ use weft_netlink::{
 };
 use weft_types::{EndpointId, NetworkId};
 
+#[cfg(test)]
+pub(super) use self::network::BRIDGE_ONLY;
 pub(super) use self::network::TUNNEL;
 use super::{Cause, Kernel, OpError, Space, observe::FORWARDING, rules};
 use crate::plan::{HostOp, Op, Plan};

@@ -1,4 +1,4 @@
-//! Our nft tables: who is heard on the VXLAN port, and masquerade.
+//! Our nft tables: who is heard on the VXLAN port, what is not tracked, and masquerade.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -51,6 +51,19 @@ pub(super) fn host(rules: &HostRules) -> Transaction {
                 .then(Expr::Verdict(Verdict::Drop))
                 .comment(format!("vxlan {port}"));
             change.add_rule(&table, "input", rule);
+        }
+    }
+    // Each flow inside is a source port outside, and so a tracked connection that says nothing: it would cost time with every
+    // packet, and a full table would drop it. What is inside is tracked where it is inside.
+    for (name, hook) in [("raw-in", Hook::Prerouting), ("raw-out", Hook::Output)] {
+        change.add_chain(&table, Chain::base(name, ChainType::Filter, hook, priority::RAW));
+        for port in &rules.ports {
+            let rule = Rule::new()
+                .equal(Load::L4Proto, Datum::Proto(IPPROTO_UDP))
+                .equal(Load::Dport, Datum::Port(*port))
+                .then(Expr::Notrack)
+                .comment(format!("untracked {port}"));
+            change.add_rule(&table, name, rule);
         }
     }
     if rules.masquerade {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use weft_netlink::{
+    conntrack::{Conntrack, Flow},
     netns::Netns,
     route::{Address, Batch, BridgeOptions, NewLink, RouteSocket, SetLink, VethPeer, delete_link},
 };
@@ -368,6 +369,18 @@ fn sandboxes_on_two_hosts_reach_each_other_and_removal_leaves_nothing() {
                 reaches(lab.netns(from), &lab.hosts[1].netns, vtep(2, ipv6)),
                 "egress, IPv6: {ipv6}"
             );
+        }
+        for host in &lab.hosts {
+            let conntrack = host.netns.run(Conntrack::open).unwrap().unwrap();
+            let flows = conntrack.flows().unwrap();
+            let tunnel = |flow: &Flow| flow.original.dst_port == 4789;
+            assert!(!flows.iter().any(tunnel), "the tunnel is tracked: {flows:?}");
+            let space = host.kernel.namespace(APP).unwrap().unwrap();
+            for (setting, wanted) in super::execute::BRIDGE_ONLY {
+                // Where the kernel has it.
+                let found = space.sysctls(&[setting]);
+                assert!(found.is_err() || found.unwrap() == [wanted], "{setting}");
+            }
         }
         for host in &mut lab.hosts {
             host.desired.networks.get_mut(&APP).unwrap().endpoints.clear();

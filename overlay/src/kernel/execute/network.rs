@@ -35,6 +35,14 @@ pub(in crate::kernel) const TUNNEL: PortFlags = PortFlags {
     hairpin: Some(false),
 };
 
+/// Where `br_netfilter` is loaded, as on every host with Docker, each frame between two ports would also be taken for a
+/// routed packet, and its connection be tracked. The bridge of a network only forwards frames.
+pub(in crate::kernel) const BRIDGE_ONLY: [(&str, &str); 3] = [
+    ("net/bridge/bridge-nf-call-iptables", "0"),
+    ("net/bridge/bridge-nf-call-ip6tables", "0"),
+    ("net/bridge/bridge-nf-call-arptables", "0"),
+];
+
 impl Run<'_> {
     pub(super) fn network(&mut self, id: NetworkId, op: &NetworkOp) -> Result<(), Cause> {
         let target = Target::Space(id);
@@ -126,10 +134,12 @@ impl Run<'_> {
             ("net/ipv4/conf/default/send_redirects", "0"),
         ];
         netns.set_sysctls(&settings)?;
-        if let Err(error) = netns.set_sysctls(&[(FORWARDING[1], "1")])
-            && !matches!(&error, NetnsError::Os { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
-        {
-            return Err(error.into());
+        for setting in [(FORWARDING[1], "1")].into_iter().chain(BRIDGE_ONLY) {
+            match netns.set_sysctls(&[setting]) {
+                // A kernel without IPv6, or without netfilter for bridges.
+                Err(NetnsError::Os { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                done => done?,
+            }
         }
         let route = RouteSocket::open(&netns)?;
         let links = Links {
