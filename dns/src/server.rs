@@ -4,6 +4,7 @@ mod answerer;
 mod counters;
 mod forward;
 mod limits;
+mod plain;
 mod rebinding;
 mod reply;
 mod request;

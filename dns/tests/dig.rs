@@ -56,12 +56,12 @@ async fn a_hundred_backends_are_truncated_in_a_datagram_and_whole_over_tcp() {
             .len()
     };
     for (args, expected) in [
-        // 12 header, 21 question, 11 OPT, 16 each, and 15 more for the first owner, which is in full: as
-        // many as fit and not one byte more.
-        ("+noedns +ignore", (512 - 12 - 21 - 15) / 16),
-        ("+bufsize=512 +ignore", (512 - 12 - 21 - 11 - 15) / 16),
-        ("+bufsize=100 +ignore", (512 - 12 - 21 - 11 - 15) / 16),
-        ("+bufsize=4096 +ignore", (1232 - 12 - 21 - 11 - 15) / 16),
+        // 12 header, 21 question, 11 OPT, 16 each; and by the measure of hickory's encoder, 15 more for the
+        // first owner and 1 for the last, which needs room to be in full.
+        ("+noedns +ignore", (512 - 12 - 21 - 15 - 1) / 16),
+        ("+bufsize=512 +ignore", (512 - 12 - 21 - 11 - 15 - 1) / 16),
+        ("+bufsize=100 +ignore", (512 - 12 - 21 - 11 - 15 - 1) / 16),
+        ("+bufsize=4096 +ignore", (1232 - 12 - 21 - 11 - 15 - 1) / 16),
     ] {
         let shown = running.dig(&format!("tasks.web.front {args}")).await;
         assert!(shown.contains(" tc "), "{args}: {shown}");

@@ -39,11 +39,19 @@ pub(crate) struct Answerer {
 }
 
 /// A reply before it is written.
-struct Sections {
-    metadata: Metadata,
-    answers: Vec<Record>,
-    authorities: Vec<Record>,
-    additionals: Vec<Record>,
+pub(crate) struct Sections {
+    pub(crate) metadata: Metadata,
+    pub(crate) answers: Vec<Record>,
+    pub(crate) authorities: Vec<Record>,
+    pub(crate) additionals: Vec<Record>,
+}
+
+/// What becomes of a question.
+pub(crate) enum Outcome {
+    /// It is answered.
+    Reply(Sections),
+    /// Somebody else has to be asked; this is where the answer goes.
+    Forward(Sections),
 }
 
 #[async_trait::async_trait]
@@ -51,9 +59,24 @@ impl RequestHandler for Answerer {
     async fn handle_request<R: ResponseHandler, T: Time>(
         &self,
         request: &Request,
+        response_handle: R,
+    ) -> ResponseInfo {
+        self.finish(request, self.answer(request), response_handle).await
+    }
+}
+
+impl Answerer {
+    /// Asks others if need be, and sends the reply.
+    pub(crate) async fn finish<R: ResponseHandler>(
+        &self,
+        request: &Request,
+        outcome: Outcome,
         mut response_handle: R,
     ) -> ResponseInfo {
-        let sections = self.reply(request).await;
+        let sections = match outcome {
+            Outcome::Reply(sections) => sections,
+            Outcome::Forward(sections) => self.forward(request, sections).await,
+        };
         let edns = edns(request);
         let response = MessageResponseBuilder::new(&request.queries, edns.as_ref()).build(
             sections.metadata,
@@ -73,10 +96,9 @@ impl RequestHandler for Answerer {
             }
         }
     }
-}
 
-impl Answerer {
-    async fn reply(&self, request: &Request) -> Sections {
+    /// What follows from the snapshot alone.
+    pub(crate) fn answer(&self, request: &Request) -> Outcome {
         self.counters.questions.increment();
         let mut metadata = Metadata::response_from_request(&request.metadata);
         metadata.recursion_available = true;
@@ -87,11 +109,11 @@ impl Answerer {
             additionals: Vec::new(),
         };
         let [query] = request.queries.queries() else {
-            return reply.code(ResponseCode::FormErr);
+            return Outcome::Reply(reply.code(ResponseCode::FormErr));
         };
         // Version 0 is the only one there is (RFC 6891, section 6.1.3).
         if request.version() > 0 {
-            return reply.code(ResponseCode::BADVERS);
+            return Outcome::Reply(reply.code(ResponseCode::BADVERS));
         }
         let asker = (self.asker)(request.src().ip().to_canonical());
         let answer = answer(query.original(), &asker, &self.zone.load(), &mut rand::rng());
@@ -123,10 +145,10 @@ impl Answerer {
             }
             Answer::Forward => {
                 self.counters.forwarded.increment();
-                return self.forward(request, reply).await;
+                return Outcome::Forward(reply);
             }
         }
-        reply
+        Outcome::Reply(reply)
     }
 
     async fn forward(&self, request: &Request, mut reply: Sections) -> Sections {
@@ -191,14 +213,16 @@ impl Sections {
         let limit = usize::from(limit(request));
         let question = request.queries.as_bytes().len();
         let mut length = HEADER + question + if request.edns.is_some() { OPT } else { 0 };
-        // The encoder does not know the question's name, so it writes the first owner in full.
+        // The encoder does not know the question's name, so it writes the first owner in full; it writes
+        // the others in full, too, before it replaces them.
         let owner = |place: usize| match place {
             1..MAX_COMPRESSED => 2,
             _ => question - 4,
         };
         let fitting = self.answers.iter().enumerate().take_while(|(place, record)| {
+            let in_full = length + question - 4;
             length += owner(*place) + FIXED + data_len(&record.data);
-            length <= limit
+            length.max(in_full) <= limit
         });
         let fitting = fitting.count();
         if fitting < self.answers.len() {

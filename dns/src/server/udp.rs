@@ -1,15 +1,13 @@
 use std::{future::poll_fn, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
 
-use hickory_server::{
-    net::{runtime::TokioTime, xfer::Protocol},
-    server::RequestHandler,
-};
+use hickory_server::net::xfer::Protocol;
 use tokio::{net::UdpSocket, task::JoinSet};
 
 use super::{
-    answerer::Answerer,
+    answerer::{Answerer, Outcome},
+    plain,
     reply::Reply,
-    request::{MAX_REQUEST, read},
+    request::{MAX_REQUEST, MAX_UDP, read},
 };
 
 /// Questions of a server that wait for somebody else. The forwarder has its own limits; these are for
@@ -20,6 +18,7 @@ const MAX_WAITING: usize = 2_048;
 pub(crate) async fn serve(socket: UdpSocket, answerer: Arc<Answerer>) {
     let socket = Arc::new(socket);
     let mut message = vec![0; MAX_REQUEST];
+    let mut plain = Vec::with_capacity(usize::from(MAX_UDP));
     let mut waiting = JoinSet::new();
     loop {
         let (length, client) = match socket.recv_from(&mut message).await {
@@ -42,17 +41,24 @@ pub(crate) async fn serve(socket: UdpSocket, answerer: Arc<Answerer>) {
                 continue;
             }
         };
+        let outcome = answerer.answer(&request);
+        if let Outcome::Reply(sections) = &outcome
+            && plain::write(&request, sections, &mut plain).is_some()
+        {
+            send(&socket, &plain, client).await;
+            continue;
+        }
         let reply = Reply::datagram(&request, Arc::clone(&socket));
-        let handler = Arc::clone(&answerer);
-        let mut handling = Box::pin(async move {
-            handler.handle_request::<_, TokioTime>(&request, reply).await;
+        let answerer = Arc::clone(&answerer);
+        let mut finishing = Box::pin(async move {
+            answerer.finish(&request, outcome, reply).await;
         });
-        // An answer of ours is sent by the first poll; what has to wait goes on in a task of its own.
-        let first = poll_fn(|context| Poll::Ready(handling.as_mut().poll(context))).await;
+        // What need not wait is sent by the first poll; what has to goes on in a task of its own.
+        let first = poll_fn(|context| Poll::Ready(finishing.as_mut().poll(context))).await;
         if first.is_pending() {
             while waiting.try_join_next().is_some() {}
             if waiting.len() < MAX_WAITING {
-                waiting.spawn(handling);
+                waiting.spawn(finishing);
             }
         }
     }

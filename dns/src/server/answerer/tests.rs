@@ -8,7 +8,7 @@ use hickory_server::net::xfer::Protocol;
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
-use crate::server::{reply::Reply, request::read};
+use crate::server::{plain, reply::Reply, request::read};
 
 const CLIENT: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
 
@@ -89,6 +89,88 @@ proptest! {
             prop_assert!(message.metadata.truncation != is_whole || (is_whole && !is_fitted));
             prop_assert!(is_whole || message.additionals.is_empty());
         }
+    }
+}
+
+proptest! {
+    /// What is written without the encoder is what the encoder writes.
+    #[test]
+    fn plain_replies_are_the_encoders(
+        name in name(),
+        addresses in vec(any::<[u8; 16]>(), 0..80),
+        is_v6: bool,
+        size in proptest::option::of((0..5000u16, any::<bool>())),
+        flags in any::<[bool; 4]>(),
+        above in 0..8u8,
+    ) {
+        let [rd, cd, exists, is_refused] = flags;
+        let mut message = Message::query();
+        message.add_query(Query::query(name.clone(), RecordType::A));
+        message.metadata.recursion_desired = rd;
+        message.metadata.checking_disabled = cd;
+        message.edns = size.map(|(size, dnssec_ok)| {
+            let mut edns = Edns::new();
+            edns.set_max_payload(size).set_dnssec_ok(dnssec_ok);
+            edns
+        });
+        let request = read(&message.to_vec().unwrap(), CLIENT, Protocol::Udp).unwrap();
+        let mut metadata = Metadata::response_from_request(&request.metadata);
+        metadata.recursion_available = true;
+        metadata.authoritative = !is_refused;
+        let mut sections = Sections { metadata, answers: vec![], authorities: vec![], additionals: vec![] };
+        if is_refused {
+            sections.metadata.response_code = ResponseCode::Refused;
+        } else if addresses.is_empty() || !exists {
+            if !exists {
+                sections.metadata.response_code = ResponseCode::NXDomain;
+            }
+            let zone = if above == 0 { Name::root() } else { name.trim_to(above.min(name.num_labels()).into()) };
+            let soa = hickory_proto::rr::rdata::SOA::new(name.clone(), name.clone(), 1, 2, 3, 4, 5);
+            sections.authorities.push(Record::from_rdata(zone, 1, RData::SOA(soa)));
+        } else {
+            sections.answers = addresses
+                .iter()
+                .map(|octets| {
+                    let data = if is_v6 {
+                        RData::AAAA(std::net::Ipv6Addr::from(*octets).into())
+                    } else {
+                        RData::A(std::net::Ipv4Addr::from(*octets.first_chunk().unwrap()).into())
+                    };
+                    Record::from_rdata(name.clone(), 1, data)
+                })
+                .collect();
+            sections.fit(&request);
+        }
+        let mut plain = Vec::new();
+        if plain::write(&request, &sections, &mut plain).is_none() {
+            // Only a large SOA record without EDNS.
+            prop_assert!(!sections.authorities.is_empty());
+            return Ok(());
+        }
+        prop_assert!(plain.len() <= usize::from(limit(&request)));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let reply = Reply::stream(&request);
+        let edns = edns(&request);
+        let response = MessageResponseBuilder::new(&request.queries, edns.as_ref()).build(
+            sections.metadata,
+            &sections.answers,
+            &sections.authorities,
+            [],
+            &sections.additionals,
+        );
+        let mut to = reply.clone();
+        runtime.block_on(to.send_response(response)).unwrap();
+        let [plain, theirs] = [plain, reply.take()].map(|bytes| Message::from_vec(&bytes).unwrap());
+        if theirs.metadata.truncation && !plain.metadata.truncation {
+            // The encoder's is longer, and had to be cut where ours is whole.
+            prop_assert!(!plain.authorities.is_empty());
+            return Ok(());
+        }
+        let is_spelt_alike = |record: &Record| {
+            record.name.is_root() || record.name.eq_case(&name.trim_to(record.name.num_labels().into()))
+        };
+        prop_assert!(plain.answers.iter().chain(&plain.authorities).all(is_spelt_alike));
+        prop_assert_eq!(plain, theirs);
     }
 }
 
