@@ -56,13 +56,16 @@
 //!
 //! - the two loops that accept datagrams and connections. Those of hickory-server's `Server` (0.26.3) start a
 //!   task for each datagram and each connection without any bound, spin while the process is out of file
-//!   descriptors, and log every question at `info`; and its datagram loop takes a quarter more CPU;
+//!   descriptors, and log every question at `info`;
+//! - the writer of plain replies to datagrams, addresses and negative answers: with hickory's encoder such a
+//!   question costs about a quarter more (figures in `docs/dependencies.md`);
 //! - a look at the header before a message is parsed, and at what fits before it is written: the parser makes
-//!   room for as many questions as the header claims, and the encoder drops OPT from a full message;
+//!   room for as many questions as the header claims, and the encoder drops OPT from a full message and
+//!   writes names in full from the 121st on;
 //! - the order in which resolvers are asked: the resolver's pool lets a silent one use up all the time, and
 //!   loses the flags of negative answers.
 //!
-//! Tests show each of these faults, and fail when a new version has it no more.
+//! Tests show these faults, and fail when a new version has them no more.
 //!
 //! # Not done yet
 //!
