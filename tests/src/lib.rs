@@ -34,17 +34,19 @@ fn build() -> PathBuf {
         Some(profile) => profile,
     };
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // With a test of the whole workspace beside it, cargo resolves the same features as for `cargo test
+    // --workspace`, and finds the program there already.
     command
         .args([
             "build",
             "--quiet",
-            "--package",
-            "weft",
+            "--workspace",
             "--bin",
             "weft",
-            "--profile",
-            profile,
+            "--test",
+            "layering",
         ])
+        .args(["--profile", profile])
         .arg("--message-format=json-render-diagnostics")
         .arg("--manifest-path")
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
@@ -63,7 +65,7 @@ fn build() -> PathBuf {
     assert!(output.status.success(), "{command:?} failed: {}", output.status);
     Message::parse_stream(output.stdout.as_slice())
         .filter_map(|message| match message.expect("cargo writes JSON") {
-            Message::CompilerArtifact(artifact) => artifact.executable,
+            Message::CompilerArtifact(artifact) if artifact.target.name == "weft" => artifact.executable,
             _ => None,
         })
         .last()
