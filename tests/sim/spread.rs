@@ -27,6 +27,14 @@ fn spread(world: &World, author: usize, name: &str, begin: Duration, quantile: f
     times.get(needed - 1).copied()
 }
 
+/// Copies of records sent because they were new or wanted.
+fn copies(world: &World) -> u64 {
+    world
+        .running()
+        .map(|at| world.gossip(at).stats().records_told)
+        .sum()
+}
+
 #[test]
 fn two_hundred_nodes_spread_changes_notice_a_crash_and_take_a_newcomer() {
     let mut world = World::cluster(seed(1), 200);
@@ -39,10 +47,15 @@ fn two_hundred_nodes_spread_changes_notice_a_crash_and_take_a_newcomer() {
     );
 
     let begin = world.elapsed();
+    let told = copies(&world);
     world.put(17, "first", "value");
     world.run_until("everybody has the change", secs(5), |world| {
         spread(world, 17, "first", begin, 1.0).is_some()
     });
+    world.run_for(secs(1));
+    let told = (copies(&world) - told) as f64 / 200.0;
+    println!("one change: {told:.2} copies sent per node");
+    assert!(told <= 3.0, "{told} copies");
     let (most, all) = (
         spread(&world, 17, "first", begin, 0.99),
         spread(&world, 17, "first", begin, 1.0),
