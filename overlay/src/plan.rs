@@ -14,7 +14,7 @@ mod observed;
 mod op;
 mod record;
 
-pub use desired::{Desired, LocalEndpoint, Network, RemoteEndpoint, Sandbox, Subnet};
+pub use desired::{Desired, LocalEndpoint, Network, Place, RemoteEndpoint, Sandbox, Subnet};
 pub use diff::plan;
 pub use observed::{
     Bridge, EndpointRoute, Forwarding, Host, HostRules, Observed, ObservedEndpoint, ObservedNetwork, Uplink,

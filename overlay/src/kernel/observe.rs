@@ -21,8 +21,8 @@ use super::{
     rules,
 };
 use crate::plan::{
-    Bridge, Desired, EndpointRoute, Forwarding, Host, Network, Observed, ObservedEndpoint, ObservedNetwork,
-    Sandbox, Uplink, Vxlan,
+    Bridge, Desired, EndpointRoute, Forwarding, Host, LocalEndpoint, Network, Observed, ObservedEndpoint,
+    ObservedNetwork, Place, Sandbox, Uplink, Vxlan,
 };
 
 pub(super) const FORWARDING: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
@@ -256,16 +256,27 @@ fn observe_network(
             .as_deref()
             .and_then(|alias| alias.strip_prefix(MARK)?.parse::<EndpointId>().ok());
         let Some(id) = id else { continue };
-        let sandbox = desired
-            .and_then(|network| network.endpoints.get(&id))
-            .map(|local| &local.sandbox);
-        let seen = sandbox.and_then(|sandbox| {
+        let local = desired.and_then(|network| network.endpoints.get(&id));
+        let seen = local.and_then(|local| {
+            let sandbox = local.place.sandbox()?;
             Some((sandbox, sandboxes.look(&sandbox.path)?)).filter(|(_, seen)| seen.id == sandbox.id)
         });
-        let (endpoint, far_end) = observe_endpoint(id, port, index, seen, |mac| {
+        let has_entry = |mac| {
             fdb.iter()
                 .any(|entry| entry.link == port.index && entry.mac == mac && entry.is_static)
-        });
+        };
+        let (endpoint, far_end) = match local {
+            Some(LocalEndpoint {
+                mac,
+                place: Place::Engine { .. },
+                ..
+            }) => {
+                let intact = is_as_made(port, index) && has_entry(*mac);
+                let endpoint = ObservedEndpoint::handed_over(*mac, port.mtu);
+                (ObservedEndpoint { intact, ..endpoint }, None)
+            }
+            _ => observe_endpoint(id, port, index, seen, has_entry),
+        };
         network.endpoints.insert(id, endpoint);
         endpoints.insert(
             id,
@@ -371,14 +382,7 @@ fn observe_endpoint(
     endpoint.mac = link.mac.unwrap_or(endpoint.mac);
     // Whichever end differs from what is desired is put right with both.
     endpoint.mtu = if link.mtu == port.mtu { port.mtu } else { 0 };
-    endpoint.intact = port.up
-        && link.up
-        && port.master == Some(bridge)
-        && port
-            .detail
-            .port
-            .is_some_and(|flags| (flags.learning, flags.flood) == (Some(false), Some(false)))
-        && has_entry(endpoint.mac);
+    endpoint.intact = link.up && is_as_made(port, bridge) && has_entry(endpoint.mac);
     endpoint.addresses = seen
         .dump
         .addresses_of(link.index)
@@ -402,6 +406,16 @@ fn observe_endpoint(
         name: link.name.clone(),
     };
     (endpoint, Some(far_end))
+}
+
+/// Whether a port is up and on the bridge, with the flags it should have.
+fn is_as_made(port: &Link, bridge: u32) -> bool {
+    port.up
+        && port.master == Some(bridge)
+        && port
+            .detail
+            .port
+            .is_some_and(|flags| (flags.learning, flags.flood) == (Some(false), Some(false)))
 }
 
 /// The kernel gives these by itself.

@@ -16,7 +16,7 @@ use weft_netlink::{
 use weft_types::{EndpointId, Mac, NetworkId, Vni};
 
 use super::*;
-use crate::plan::{LocalEndpoint, Network, RemoteEndpoint, Subnet};
+use crate::plan::{LocalEndpoint, Network, Place, RemoteEndpoint, Subnet};
 
 const APP: NetworkId = NetworkId([0xaa; 16]);
 const TWIN: NetworkId = NetworkId([0xbb; 16]);
@@ -161,7 +161,7 @@ impl Lab {
                 let local = LocalEndpoint {
                     mac: mac(n),
                     addresses,
-                    sandbox,
+                    place: Place::Sandbox(sandbox),
                     gateway,
                     ifname: None,
                 };
@@ -532,7 +532,10 @@ fn an_attachment_that_cannot_be_made_says_why_and_harms_no_other() {
     lab.attach(0, APP, 12, 12, false);
     let host = &mut lab.hosts[0];
     let network = host.desired.networks.get_mut(&APP).unwrap();
-    network.endpoints.get_mut(&endpoint(12)).unwrap().sandbox.path = host.dir.join("no-such-sandbox");
+    let local = network.endpoints.get_mut(&endpoint(12)).unwrap();
+    let mut sandbox = local.place.sandbox().unwrap().clone();
+    sandbox.path = host.dir.join("no-such-sandbox");
+    local.place = Place::Sandbox(sandbox);
     let report = host.kernel.reconcile(&host.desired).unwrap();
     let text = errors(&report);
     assert!(text.contains("no-such-sandbox does not exist"), "{text}");
@@ -628,4 +631,50 @@ fn an_attachment_takes_milliseconds() {
     );
     // Generous: other tests share the machine. The aim is 2 ms.
     assert!(times[0] < Duration::from_millis(50), "{times:?}");
+}
+
+#[test]
+fn an_interface_for_a_container_engine_waits_in_the_host_and_may_go_at_any_time() {
+    let Some(mut lab) = Lab::new(1) else { return };
+    let before = lab.hosts[0].objects();
+    lab.attach(0, APP, 11, 11, false);
+    lab.attach(0, APP, 12, 12, false);
+    let handed = |host: &TestHost| {
+        let links = RouteSocket::open(&host.netns).unwrap().links().unwrap();
+        links.into_iter().find(|link| link.name == "wf12")
+    };
+    let host = &mut lab.hosts[0];
+    let network = host.desired.networks.get_mut(&APP).unwrap();
+    network.endpoints.get_mut(&endpoint(12)).unwrap().place = Place::Engine {
+        ifname: "wf12".to_owned(),
+    };
+    host.reconcile();
+    let link = handed(host).unwrap();
+    assert_eq!(
+        (link.mac, link.up, link.alias),
+        (Some(mac(12)), false, Some(names::endpoint_alias(endpoint(12))))
+    );
+    host.restart();
+    host.assert_unchanged();
+    // The container dies and takes the interface along; nobody has told the agent yet.
+    let mut batch = Batch::new();
+    batch.add([delete_link(link.index)]);
+    RouteSocket::open(&host.netns).unwrap().execute(batch).unwrap();
+    let network = host.desired.networks.get_mut(&APP).unwrap();
+    let gone = network.endpoints.remove(&endpoint(12)).unwrap();
+    host.reconcile();
+    // And the same while it is still wanted: a fresh look makes it again.
+    let network = host.desired.networks.get_mut(&APP).unwrap();
+    network.endpoints.insert(endpoint(12), gone);
+    host.reconcile();
+    let index = handed(host).unwrap().index;
+    let mut batch = Batch::new();
+    batch.add([delete_link(index)]);
+    RouteSocket::open(&host.netns).unwrap().execute(batch).unwrap();
+    host.kernel.resync();
+    host.reconcile();
+    assert!(handed(host).is_some());
+    host.desired.networks.clear();
+    host.reconcile();
+    assert_eq!(host.objects(), before);
 }

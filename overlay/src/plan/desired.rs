@@ -62,12 +62,35 @@ pub struct LocalEndpoint {
     pub mac: Mac,
     /// Its addresses with their subnets' prefix lengths.
     pub addresses: Vec<IpNet>,
-    /// The namespace it is put into.
-    pub sandbox: Sandbox,
+    /// Where its interface is put.
+    pub place: Place,
     /// Next hops of default routes, if this is the endpoint that gives them to the sandbox.
     pub gateway: Vec<IpAddr>,
     /// The name its interface gets when it is made; without, the first free of `eth0`, `eth1`, …
     pub ifname: Option<String>,
+}
+
+/// Where an endpoint's interface is put.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// Into a namespace, where it is set up and kept as it should be.
+    Sandbox(Sandbox),
+    /// Into the host's own namespace, for a container engine that moves it to a container and sets it up
+    /// there. What is ours to keep is its port on the bridge.
+    Engine {
+        /// The name the engine finds it by.
+        ifname: String,
+    },
+}
+
+impl Place {
+    /// The namespace that is ours to set up.
+    pub fn sandbox(&self) -> Option<&Sandbox> {
+        match self {
+            Self::Sandbox(sandbox) => Some(sandbox),
+            Self::Engine { .. } => None,
+        }
+    }
 }
 
 /// A namespace that an endpoint is put into.
@@ -202,10 +225,13 @@ impl Network {
                 .iter()
                 .any(|net| net.addr().is_ipv4() == to.addr().is_ipv4())
         };
+        let Some(sandbox) = local.place.sandbox() else {
+            return ObservedEndpoint::handed_over(local.mac, u32::from(self.mtu));
+        };
         ObservedEndpoint {
             mac: local.mac,
             mtu: u32::from(self.mtu),
-            sandbox: Some(local.sandbox.id),
+            sandbox: Some(sandbox.id),
             intact: true,
             addresses: local.addresses.iter().copied().collect(),
             routes: services

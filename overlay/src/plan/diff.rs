@@ -228,13 +228,13 @@ impl NetworkDiff<'_> {
         for (id, local) in &self.network.endpoints {
             if !now.endpoints.contains_key(id) {
                 let mtu = u32::from(self.network.mtu);
-                let (sandbox, ifname) = (local.sandbox.clone(), local.ifname.clone());
+                let (place, ifname) = (local.place.clone(), local.ifname.clone());
                 self.push_endpoint(
                     *id,
                     EndpointOp::Add {
                         mac: local.mac,
                         mtu,
-                        sandbox,
+                        place,
                         ifname,
                     },
                 );
@@ -273,11 +273,13 @@ impl NetworkDiff<'_> {
             .filter(|(address, mac)| wanted.neighbours.get(address) != Some(mac))
             .map(|(address, _)| *address)
             .collect();
-        for id in wanted
-            .endpoints
-            .keys()
-            .filter(|id| now.endpoints.contains_key(id))
-        {
+        let ours = self.network.endpoints.iter();
+        let ours = ours.filter(|(_, local)| local.place.sandbox().is_some());
+        let staying: Vec<_> = ours
+            .map(|(id, _)| id)
+            .filter(|id| wanted.endpoints.contains_key(id) && now.endpoints.contains_key(id))
+            .collect();
+        for id in staying {
             for address in &moved {
                 self.push_endpoint(*id, EndpointOp::Forget(*address));
             }

@@ -147,7 +147,7 @@ pub struct ObservedEndpoint {
     pub mac: Mac,
     /// The largest packet of both ends.
     pub mtu: u32,
-    /// Which namespace the far end is in, if that could be found out.
+    /// Which namespace the far end is in, if that is ours to know and could be found out.
     pub sandbox: Option<NetnsId>,
     /// Whether both ends are up, the port is on the bridge, and its forwarding entry is there.
     pub intact: bool,
@@ -155,6 +155,20 @@ pub struct ObservedEndpoint {
     pub addresses: BTreeSet<IpNet>,
     /// Our routes in the sandbox.
     pub routes: BTreeSet<EndpointRoute>,
+}
+
+impl ObservedEndpoint {
+    /// An endpoint that is a container engine's to set up, with its port as it should be.
+    pub(crate) fn handed_over(mac: Mac, mtu: u32) -> Self {
+        Self {
+            mac,
+            mtu,
+            sandbox: None,
+            intact: true,
+            addresses: BTreeSet::new(),
+            routes: BTreeSet::new(),
+        }
+    }
 }
 
 /// A route that a sandbox has because of an endpoint.

@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use weft_types::{EndpointId, Mac, NetworkId};
 
 use super::{
-    desired::Sandbox,
+    desired::Place,
     observed::{Bridge, EndpointRoute, HostRules, Uplink, Vxlan},
 };
 
@@ -94,7 +94,7 @@ pub enum EndpointOp {
         /// The largest packet of both ends.
         mtu: u32,
         /// Where the far end is born.
-        sandbox: Sandbox,
+        place: Place,
         /// Its name there; without, the first free of `eth0`, `eth1`, …
         ifname: Option<String>,
     },
@@ -177,12 +177,15 @@ impl fmt::Display for EndpointOp {
             Self::Add {
                 mac,
                 mtu,
-                sandbox,
+                place,
                 ifname,
-            } => {
-                write!(f, "add veth {mac} mtu {mtu} into {}", sandbox.path.display())?;
-                ifname.iter().try_for_each(|name| write!(f, " as {name}"))
-            }
+            } => match place {
+                Place::Sandbox(sandbox) => {
+                    write!(f, "add veth {mac} mtu {mtu} into {}", sandbox.path.display())?;
+                    ifname.iter().try_for_each(|name| write!(f, " as {name}"))
+                }
+                Place::Engine { ifname } => write!(f, "add veth {mac} mtu {mtu} to hand over as {ifname}"),
+            },
             Self::Delete => f.write_str("delete veth"),
             Self::SetMtu(mtu) => write!(f, "set mtu {mtu}"),
             Self::AddAddress(net) => write!(f, "add address {net}"),

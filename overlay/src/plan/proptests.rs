@@ -58,7 +58,7 @@ fn local() -> impl Strategy<Value = LocalEndpoint> {
         |(mac, addresses, sandbox, gateway)| LocalEndpoint {
             mac,
             addresses,
-            sandbox,
+            place: Place::Sandbox(sandbox),
             gateway,
             ifname: None,
         },

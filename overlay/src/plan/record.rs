@@ -1,5 +1,3 @@
-use std::collections::BTreeSet;
-
 use weft_types::EndpointId;
 
 use super::{
@@ -92,17 +90,10 @@ fn network(op: &NetworkOp, network: &mut ObservedNetwork) -> bool {
 }
 
 fn endpoint(id: EndpointId, op: &EndpointOp, network: &mut ObservedNetwork) -> bool {
-    if let EndpointOp::Add {
-        mac, mtu, sandbox, ..
-    } = op
-    {
+    if let EndpointOp::Add { mac, mtu, place, .. } = op {
         let endpoint = ObservedEndpoint {
-            mac: *mac,
-            mtu: *mtu,
-            sandbox: Some(sandbox.id),
-            intact: true,
-            addresses: BTreeSet::new(),
-            routes: BTreeSet::new(),
+            sandbox: place.sandbox().map(|sandbox| sandbox.id),
+            ..ObservedEndpoint::handed_over(*mac, *mtu)
         };
         return network.endpoints.insert(id, endpoint).is_none();
     }

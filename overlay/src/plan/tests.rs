@@ -33,7 +33,7 @@ fn local(n: u8) -> LocalEndpoint {
             format!("10.0.0.{n}/24").parse().unwrap(),
             format!("fd00::{n:x}/64").parse().unwrap(),
         ],
-        sandbox: sandbox(n),
+        place: Place::Sandbox(sandbox(n)),
         gateway: vec![ip("10.0.0.1"), ip("fd00::1")],
         ifname: None,
     }
@@ -187,7 +187,10 @@ fn a_sandbox_that_was_replaced_gets_a_new_link() {
         .endpoints
         .get_mut(&endpoint(5))
         .unwrap();
-    local.sandbox.id.ino = 99;
+    local.place = Place::Sandbox(Sandbox {
+        id: NetnsId { dev: 4, ino: 99 },
+        ..sandbox(5)
+    });
     let text = text(&desired, &observed);
     assert!(
         text.starts_with("network aaaaaaaaaaaa endpoint 050505050505: delete veth\n"),
@@ -248,4 +251,26 @@ fn a_record_of_this_host_among_the_remotes_is_not_sent_to_itself() {
         .insert(endpoint(9), remote(9, 1));
     let text = text(&desired, &Observed::default());
     assert!(!text.contains("02:00:00:00:01:09"), "{text}");
+}
+
+#[test]
+fn an_endpoint_for_a_container_engine_is_a_port_and_nothing_more() {
+    let mut desired = desired();
+    let observed = applied(&desired);
+    let handed = LocalEndpoint {
+        place: Place::Engine {
+            ifname: "wf0707".to_owned(),
+        },
+        gateway: Vec::new(),
+        ..local(7)
+    };
+    let network = desired.networks.get_mut(&APP).unwrap();
+    network.endpoints.insert(endpoint(7), handed);
+    assert_eq!(
+        text(&desired, &observed),
+        "network aaaaaaaaaaaa: set neighbour 10.0.0.7 at 02:00:00:00:00:07\n\
+         network aaaaaaaaaaaa: set neighbour fd00::7 at 02:00:00:00:00:07\n\
+         network aaaaaaaaaaaa endpoint 070707070707: add veth 02:00:00:00:00:07 mtu 1450 to hand over as wf0707\n"
+    );
+    assert_eq!(text(&desired, &applied(&desired)), "");
 }

@@ -14,7 +14,7 @@ use weft_types::{EndpointId, Mac, NetworkId};
 use super::{LOOPBACK, Open, Run, Target};
 use crate::{
     kernel::{Cause, FarEnd, Handle, names, names::ROUTE_PROTOCOL},
-    plan::{EndpointOp, EndpointRoute, Sandbox},
+    plan::{EndpointOp, EndpointRoute, Place, Sandbox},
 };
 
 /// An endpoint as a port: where it is is written, so it cannot pretend to be another.
@@ -39,11 +39,17 @@ impl Run<'_> {
             EndpointOp::Add {
                 mac,
                 mtu,
-                sandbox,
+                place: Place::Sandbox(sandbox),
                 ifname,
             } => {
                 return self.add_endpoint(id, endpoint, (*mac, *mtu), sandbox, ifname.as_deref());
             }
+            EndpointOp::Add {
+                mac,
+                mtu,
+                place: Place::Engine { ifname },
+                ..
+            } => return self.hand_over(id, endpoint, (*mac, *mtu), ifname),
             EndpointOp::Delete => {
                 let handle = self.space(id)?.endpoints.remove(&endpoint);
                 let port = handle.ok_or(Cause::Missing("the endpoint"))?.port;
@@ -51,8 +57,12 @@ impl Run<'_> {
                 return Ok(());
             }
             EndpointOp::SetMtu(mtu) => {
-                let port = self.handle(id, endpoint)?.port;
-                self.push(target, SetLink::index(port).mtu(*mtu));
+                let handle = self.handle(id, endpoint)?;
+                self.push(target, SetLink::index(handle.port).mtu(*mtu));
+                if handle.far_end.is_none() {
+                    // The other end is the container engine's by now, which keeps its MTU.
+                    return Ok(());
+                }
             }
             _ => {}
         }
@@ -135,12 +145,56 @@ impl Run<'_> {
                 name,
             }),
         };
+        self.add_port(id, endpoint, handle, pair, mac)?;
+        self.unborn.insert((id, endpoint), self.op);
+        Ok(())
+    }
+
+    /// The far end is born in the host's namespace and stays down: a container engine takes it from there.
+    fn hand_over(
+        &mut self,
+        id: NetworkId,
+        endpoint: EndpointId,
+        (mac, mtu): (Mac, u32),
+        ifname: &str,
+    ) -> Result<(), Cause> {
+        let host = self.kernel.host.try_clone()?;
+        let space = self.space(id)?;
+        let (port, bridge) = (space.next_port, space.links.bridge);
+        space.next_port += 1;
+        let peer = VethPeer::new(ifname).mac(mac).mtu(mtu).netns(host.as_fd());
+        let pair: Vec<Request> = NewLink::veth(names::port(endpoint), peer)
+            .index(port)
+            .mtu(mtu)
+            .alias(names::endpoint_alias(endpoint))
+            .master(bridge)
+            .up()
+            .into_iter()
+            .collect();
+        let handle = Handle { port, far_end: None };
+        self.add_port(id, endpoint, handle, pair, mac)?;
+        // The message names the host by a descriptor that must be open until it is sent.
+        self.flush();
+        if !self.failed.contains_key(&self.op) {
+            let marked = SetLink::named(ifname).alias(names::endpoint_alias(endpoint));
+            self.push(Target::Host, marked);
+        }
+        Ok(())
+    }
+
+    fn add_port(
+        &mut self,
+        id: NetworkId,
+        endpoint: EndpointId,
+        handle: Handle,
+        pair: Vec<Request>,
+        mac: Mac,
+    ) -> Result<(), Cause> {
+        let (target, port) = (Target::Space(id), handle.port);
         self.space(id)?.endpoints.insert(endpoint, handle);
-        let target = Target::Space(id);
         self.push(target, pair);
         self.push(target, SetLink::index(port).port(ENDPOINT));
         self.push(target, BridgeFdb { port, mac }.replace());
-        self.unborn.insert((id, endpoint), self.op);
         Ok(())
     }
 
