@@ -13,12 +13,12 @@ use super::{
     networks::overlap,
     operations::{Operation, Stop},
     pools::{address, number},
-    records::{EndpointSpec, NetworkSpec, SandboxSpec, SpaceKey, encode, endpoint_key},
+    records::{Attachment, EndpointSpec, NetworkSpec, SandboxSpec, SpaceKey, encode, endpoint_key},
 };
 use crate::api::{ApiError, types::*};
 
 /// The largest number of endpoints of one node.
-const MAX_LOCAL_ENDPOINTS: usize = 10_000;
+pub(super) const MAX_LOCAL_ENDPOINTS: usize = 10_000;
 const MAX_ALIASES: usize = 16;
 
 pub(super) struct Connect {
@@ -126,7 +126,7 @@ impl Control {
         let mut count = 0;
         for (other_id, _, endpoint) in self.local_endpoints() {
             count += 1;
-            if !same_sandbox(&endpoint.spec.sandbox, sandbox) {
+            if !is_in(&endpoint.spec, sandbox) {
                 continue;
             }
             let other = self.catalogue.display_name(other_id).unwrap_or_default();
@@ -175,7 +175,7 @@ impl Control {
         let request = &connect.request;
         let gives_default_route = !spec.internal
             && !self.local_endpoints().any(|(_, _, endpoint)| {
-                same_sandbox(&endpoint.spec.sandbox, &connect.sandbox) && endpoint.spec.gives_default_route
+                is_in(&endpoint.spec, &connect.sandbox) && endpoint.spec.gives_default_route
             });
         let endpoint = EndpointSpec {
             name: endpoint_name(request),
@@ -185,7 +185,7 @@ impl Control {
             service: request.service.clone(),
             weight: request.weight.unwrap_or(1),
             gives_default_route,
-            sandbox: connect.sandbox.clone(),
+            attachment: Attachment::Sandbox(connect.sandbox.clone()),
         };
         let id = EndpointId(self.rng.random());
         self.publish(endpoint_key(connect.network, id), encode(&endpoint), now)?;
@@ -293,6 +293,7 @@ impl Control {
 
     /// What the kernel said about the last host state.
     pub fn handle_report(&mut self, report: HostReport, now: Now) {
+        self.containers_attached(&report);
         for (id, ifname) in report.attached {
             if let Some((mut response, responder)) = self.attaching.remove(&id) {
                 response.ifname.clone_from(&ifname);
@@ -362,14 +363,29 @@ impl Control {
                 .endpoints(network)
                 .filter(|(_, endpoint)| endpoint.node == self.me)
         };
-        let by_target = on_network().find(|(_, endpoint)| endpoint.spec.sandbox.target == target);
-        let by_path = || on_network().find(|(_, endpoint)| endpoint.spec.sandbox.path == target);
+        // What Docker has attached only Docker detaches.
+        let in_sandbox = |is: fn(&SandboxSpec) -> &str| {
+            on_network().find(|(_, endpoint)| match &endpoint.spec.attachment {
+                Attachment::Sandbox(sandbox) => is(sandbox) == target,
+                Attachment::Docker(_) => false,
+            })
+        };
+        let by_target = in_sandbox(|sandbox| &sandbox.target);
+        let by_path = || in_sandbox(|sandbox| &sandbox.path);
         let by_name =
             || on_network().find(|(id, endpoint)| endpoint.spec.name == target || id.to_string() == target);
+        let name = self.catalogue.display_name(network).unwrap_or_default();
         if let Some((id, endpoint)) = by_target.or_else(by_path).or_else(by_name) {
+            if endpoint.spec.docker().is_some() {
+                return Err(ApiError::conflict(format!(
+                    "endpoint `{target}` of network `{name}` is a container's, which Docker has attached"
+                ))
+                .with_help(format!(
+                    "have Docker detach it: `docker network disconnect {name} CONTAINER`"
+                )));
+            }
             return Ok((network, id, endpoint.clone()));
         }
-        let name = self.catalogue.display_name(network).unwrap_or_default();
         let elsewhere = self
             .catalogue
             .endpoints(network)
@@ -392,25 +408,33 @@ impl Control {
         let Some(spec) = self.endpoint_spec(network, id).cloned() else {
             return;
         };
-        self.withdraw(&endpoint_key(network, id), now);
-        self.ifnames.remove(&id);
+        self.forget_endpoint(network, id, now);
         self.spaces
             .release_endpoint(network, &spec, &self.catalogue, now.instant);
+        let Attachment::Sandbox(sandbox) = &spec.attachment else {
+            return;
+        };
         if !self
             .local_endpoints()
-            .any(|(_, _, endpoint)| same_sandbox(&endpoint.spec.sandbox, &spec.sandbox))
+            .any(|(_, _, endpoint)| is_in(&endpoint.spec, sandbox))
         {
-            self.turn.sandboxes_left.push(spec.sandbox);
+            self.turn.sandboxes_left.push(sandbox.clone());
         } else if spec.gives_default_route {
-            self.move_default_route(&spec.sandbox, now);
+            self.move_default_route(sandbox, now);
         }
+    }
+
+    /// Withdraws an endpoint of this node; its addresses stay taken.
+    pub(super) fn forget_endpoint(&mut self, network: NetworkId, id: EndpointId, now: Now) {
+        self.withdraw(&endpoint_key(network, id), now);
+        self.ifnames.remove(&id);
     }
 
     /// Another endpoint of the sandbox takes over its default route, if one can.
     fn move_default_route(&mut self, sandbox: &SandboxSpec, now: Now) {
         let heir = self
             .local_endpoints()
-            .filter(|(_, _, endpoint)| same_sandbox(&endpoint.spec.sandbox, sandbox))
+            .filter(|(_, _, endpoint)| is_in(&endpoint.spec, sandbox) && endpoint.spec.docker().is_none())
             .filter(|(network, _, _)| {
                 self.catalogue
                     .network(*network)
@@ -455,7 +479,7 @@ impl Control {
             mac: spec.mac,
             service: spec.service.clone(),
             weight: spec.weight,
-            target: local.then(|| spec.sandbox.target.clone()),
+            target: spec.sandbox().filter(|_| local).map(|sandbox| sandbox.target.clone()),
             ifname: self.ifnames.get(&id).cloned(),
         }
     }
@@ -470,8 +494,10 @@ impl Control {
     }
 }
 
-pub(super) fn same_sandbox(one: &SandboxSpec, other: &SandboxSpec) -> bool {
-    (one.device, one.inode) == (other.device, other.inode)
+fn is_in(endpoint: &EndpointSpec, sandbox: &SandboxSpec) -> bool {
+    endpoint
+        .sandbox()
+        .is_some_and(|other| (other.device, other.inode) == (sandbox.device, sandbox.inode))
 }
 
 /// The name asked for, or one made from the target.

@@ -8,6 +8,7 @@
 pub mod admission;
 mod catalogue;
 mod command;
+pub mod docker;
 mod endpoints;
 mod happenings;
 mod members;
@@ -36,7 +37,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use serde::{Deserialize, Serialize};
 use weft_gossip::{Gossip, Key, Output, Record};
-use weft_types::{ClusterId, EndpointId, NodeId};
+use weft_types::{ClusterId, EndpointId, NetworkId, NodeId};
 
 use crate::api::{
     ApiError,
@@ -48,6 +49,7 @@ pub use pools::Pools;
 pub use views::{DNS_V4, DNS_V6, HostState, SandboxTables};
 
 use catalogue::{Catalogue, Presence};
+use docker::Docker;
 use operations::Parked;
 use records::{SandboxSpec, SpaceKey};
 pub use spaces::Kept;
@@ -89,6 +91,8 @@ pub struct Now {
 pub struct Stored {
     pub records: Vec<Record>,
     pub kept: Vec<(SpaceKey, Kept)>,
+    /// The cluster's network behind each of Docker's on this host.
+    pub bindings: Vec<(String, NetworkId)>,
 }
 
 /// What one input led to, to be carried out in the order of the fields.
@@ -98,6 +102,8 @@ pub struct Turn {
     pub commit: Vec<Record>,
     /// What is to be committed together with the records.
     pub kept: Vec<(SpaceKey, Kept)>,
+    /// Networks of Docker's on this host that became one of the cluster's, or none, to be committed as well.
+    pub bindings: Vec<(String, Option<NetworkId>)>,
     /// Records that need not be kept any more.
     pub forget: Vec<(NodeId, Key)>,
     /// Packets and streams to send.
@@ -110,6 +116,16 @@ pub struct Turn {
     pub events: Vec<Event>,
     /// Answers to commands; calling one sends it.
     pub replies: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+impl Turn {
+    /// Whether anything of it goes to the disk.
+    pub fn is_to_commit(&self) -> bool {
+        !(self.commit.is_empty()
+            && self.kept.is_empty()
+            && self.bindings.is_empty()
+            && self.forget.is_empty())
+    }
 }
 
 /// What the kernel made of a host state.
@@ -151,6 +167,7 @@ pub struct Control {
     attaching: BTreeMap<EndpointId, (ConnectResponse, Responder<ConnectResponse>)>,
     detaching: Vec<(u64, DisconnectResponse, Responder<DisconnectResponse>)>,
     ifnames: BTreeMap<EndpointId, String>,
+    docker: Docker,
     problems: BTreeSet<String>,
     /// Those of `problems` that the last report of the kernel named.
     host_problems: BTreeSet<String>,
@@ -218,6 +235,7 @@ impl Control {
             attaching: BTreeMap::new(),
             detaching: Vec::new(),
             ifnames: BTreeMap::new(),
+            docker: Docker::new(stored.bindings),
             problems: BTreeSet::new(),
             host_problems: BTreeSet::new(),
             generation: 1,

@@ -21,11 +21,33 @@ const MAX_NETWORKS: usize = 10_000;
 const MAX_SUBNETS: usize = 16;
 
 pub(super) struct CreateNetwork {
+    /// Its id, and Docker's id of what it is on this host, if Docker makes it.
+    docker: Option<(NetworkId, String)>,
     request: NetworkCreateRequest,
     options: NetworkOptions,
     vni: Option<Vni>,
     /// Subnets that are settled, with what they took from the pool.
     subnets: Vec<(IpNet, Option<Block>)>,
+}
+
+impl CreateNetwork {
+    /// A network that Docker makes, with the subnets that were settled before, which are the first ones of
+    /// the request.
+    pub(super) fn for_docker(
+        id: NetworkId,
+        docker: String,
+        options: NetworkOptions,
+        subnets: Vec<(IpNet, Option<Block>)>,
+        request: NetworkCreateRequest,
+    ) -> Self {
+        Self {
+            docker: Some((id, docker)),
+            request,
+            options,
+            vni: None,
+            subnets,
+        }
+    }
 }
 
 impl Control {
@@ -41,6 +63,7 @@ impl Control {
         {
             Ok(options) => {
                 let create = CreateNetwork {
+                    docker: None,
                     request,
                     options,
                     vni: None,
@@ -53,7 +76,7 @@ impl Control {
     }
 
     /// What can be refused before anything is taken.
-    fn check_new_network(&self, request: &NetworkCreateRequest) -> Result<(), ApiError> {
+    pub(super) fn check_new_network(&self, request: &NetworkCreateRequest) -> Result<(), ApiError> {
         let name = &request.name;
         if let Some((id, _)) = self.catalogue.networks().find(|(_, spec)| spec.name == *name) {
             return Err(
@@ -111,7 +134,7 @@ impl Control {
         weft_overlay::overlay_mtu(underlay, vtep).map_err(|error| ApiError::invalid(error.to_string()))
     }
 
-    fn check_subnet(
+    pub(super) fn check_subnet(
         &self,
         request: &NetworkCreateRequest,
         subnet: IpNet,
@@ -193,7 +216,10 @@ impl Control {
         self.settle_subnets(create, now)?;
         let subnets = self.describe_subnets(create)?;
         let request = &create.request;
-        let id = NetworkId(self.rng.random());
+        let id = match &create.docker {
+            Some((id, _)) => *id,
+            None => NetworkId(self.rng.random()),
+        };
         let lamport = self.catalogue.tick();
         let spec = NetworkSpec {
             name: request.name.clone(),
@@ -213,6 +239,9 @@ impl Control {
             value: spec,
         };
         self.publish(network_key(id), encode(&register), now)?;
+        if let Some((_, docker)) = &create.docker {
+            self.bind(docker, id);
+        }
         Ok(self.network_summary(id, &register.value))
     }
 
@@ -478,7 +507,7 @@ pub(super) fn overlap(one: IpNet, other: IpNet) -> bool {
     one.contains(&other) || other.contains(&one)
 }
 
-fn first_usable(net: IpNet) -> IpAddr {
+pub(super) fn first_usable(net: IpNet) -> IpAddr {
     let skip = unusable(net).len().min(1) as u128;
     super::pools::address(block_of(net).first() + skip, net)
 }

@@ -13,7 +13,9 @@ use weft_ipam::Want;
 use weft_types::NodeId;
 
 use super::{
-    Control, Now, Responder, endpoints::Connect, networks::CreateNetwork, records::SpaceKey,
+    Control, Now, Responder,
+    docker::{DockerAnswer, DockerTask},
+    endpoints::Connect, networks::CreateNetwork, records::SpaceKey,
     services::SetService,
 };
 use crate::api::{
@@ -28,6 +30,8 @@ pub(super) enum Operation {
     CreateNetwork(CreateNetwork, Responder<NetworkSummary>),
     Connect(Connect, Responder<ConnectResponse>),
     SetService(SetService, Responder<ServiceSummary>),
+    CreateDockerNetwork(CreateNetwork, Responder<()>),
+    Docker(DockerTask),
 }
 
 pub(super) struct Parked {
@@ -70,7 +74,10 @@ impl Control {
 
     fn attempt(&mut self, mut operation: Operation, deadline: Instant, now: Now) {
         let stopped = match &mut operation {
-            Operation::CreateNetwork(create, _) => self.create_network(create, now).map(Done::Network),
+            Operation::CreateNetwork(create, _) | Operation::CreateDockerNetwork(create, _) => {
+                self.create_network(create, now).map(Done::Network)
+            }
+            Operation::Docker(task) => self.attempt_docker(task, now).map(Done::Docker),
             Operation::Connect(connect, _) => self.connect(connect, now).map(|()| Done::Attaching),
             Operation::SetService(set, _) => self.set_service(set, now).map(Done::Service),
         };
@@ -93,6 +100,10 @@ impl Control {
             (Operation::CreateNetwork(_, responder), Done::Network(summary)) => {
                 self.reply(responder, Ok(summary))
             }
+            (Operation::CreateDockerNetwork(_, responder), Done::Network(_)) => {
+                self.reply(responder, Ok(()));
+            }
+            (Operation::Docker(task), Done::Docker(answer)) => self.finish_docker(task, answer),
             (Operation::SetService(_, responder), Done::Service(summary)) => {
                 self.reply(responder, Ok(summary))
             }
@@ -109,6 +120,11 @@ impl Control {
                 self.abandon_network(create, now);
                 self.reply(responder, Err(error));
             }
+            Operation::CreateDockerNetwork(create, responder) => {
+                self.abandon_network(create, now);
+                self.reply(responder, Err(error));
+            }
+            Operation::Docker(task) => self.fail_docker(task, error),
             Operation::Connect(connect, responder) => {
                 self.abandon_connect(connect, now);
                 self.reply(responder, Err(error));
@@ -176,5 +192,6 @@ impl Control {
 enum Done {
     Network(NetworkSummary),
     Service(ServiceSummary),
+    Docker(DockerAnswer),
     Attaching,
 }

@@ -134,8 +134,56 @@ pub struct EndpointSpec {
     pub weight: u16,
     /// Whether its sandbox's default routes go through it.
     pub gives_default_route: bool,
-    /// Read by its own node only: where the sandbox is.
-    pub sandbox: SandboxSpec,
+    /// Read by its own node only.
+    pub attachment: Attachment,
+}
+
+/// How an endpoint's interface gets to where it is used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Attachment {
+    /// The agent puts it into this namespace and sets it up there.
+    Sandbox(SandboxSpec),
+    /// The agent makes it in the host's namespace for Docker, which moves it to a container and sets it
+    /// up there.
+    Docker(DockerSpec),
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DockerSpec {
+    /// The interface's name while it is in the host's namespace.
+    pub ifname: String,
+    /// The container, once it has joined.
+    pub joined: Option<JoinedSpec>,
+    /// The container's namespace, once it was looked at.
+    pub sandbox: Option<SandboxSpec>,
+}
+
+/// A container on a network, as its engine names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinedSpec {
+    /// The engine's name for the container's namespace: the same for all its networks.
+    pub key: String,
+    /// How many of the addresses around the DNS address are on-link here, as a power of two; `None` for
+    /// none. It differs between the networks of a container, because the engine adds the routes to them
+    /// all with the same metric.
+    pub dns_bits: Option<u8>,
+}
+
+impl EndpointSpec {
+    /// The namespace it is in, as far as that is known.
+    pub fn sandbox(&self) -> Option<&SandboxSpec> {
+        match &self.attachment {
+            Attachment::Sandbox(sandbox) => Some(sandbox),
+            Attachment::Docker(docker) => docker.sandbox.as_ref(),
+        }
+    }
+
+    pub fn docker(&self) -> Option<&DockerSpec> {
+        match &self.attachment {
+            Attachment::Sandbox(_) => None,
+            Attachment::Docker(docker) => Some(docker),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

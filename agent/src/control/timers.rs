@@ -52,6 +52,7 @@ impl Control {
         if self.next_look <= now.instant {
             self.next_look = now.instant + LOOK_EVERY;
             self.look_ahead(now);
+            self.expire_leases(now);
         }
         self.seek_on(now);
         self.expire_operations(now);

@@ -14,7 +14,7 @@ use weft_types::NetworkId;
 use super::{
     Control,
     catalogue::Endpoint,
-    records::{NetworkSpec, SandboxSpec},
+    records::{Attachment, DockerSpec, NetworkSpec, SandboxSpec},
 };
 use crate::api::types::{EndpointMode, Protocol, Scheduler, ServicePort};
 
@@ -52,14 +52,13 @@ impl Control {
         }
     }
 
-    /// The networks of each sandbox of this host, in the order of their ids.
+    /// The networks of each sandbox of this host that is known, in the order of their ids.
     fn sandboxes(&self) -> BTreeMap<&SandboxSpec, Vec<(NetworkId, &Endpoint)>> {
         let mut sandboxes: BTreeMap<&SandboxSpec, Vec<_>> = BTreeMap::new();
         for (network, _, endpoint) in self.local_endpoints() {
-            sandboxes
-                .entry(&endpoint.spec.sandbox)
-                .or_default()
-                .push((network, endpoint));
+            if let Some(sandbox) = endpoint.spec.sandbox() {
+                sandboxes.entry(sandbox).or_default().push((network, endpoint));
+            }
         }
         sandboxes
     }
@@ -246,7 +245,22 @@ impl Control {
 
     fn askers(&self) -> BTreeMap<NetworkId, BTreeMap<IpAddr, Vec<NetworkId>>> {
         let mut askers: BTreeMap<NetworkId, BTreeMap<IpAddr, Vec<NetworkId>>> = BTreeMap::new();
-        for networks in self.sandboxes().into_values() {
+        // A container is known by its engine's name for it before its namespace is.
+        let mut containers: BTreeMap<&str, Vec<(NetworkId, &Endpoint)>> = BTreeMap::new();
+        let mut groups: Vec<Vec<(NetworkId, &Endpoint)>> = Vec::new();
+        let mut sandboxes: BTreeMap<&SandboxSpec, Vec<(NetworkId, &Endpoint)>> = BTreeMap::new();
+        for (network, _, endpoint) in self.local_endpoints() {
+            match &endpoint.spec.attachment {
+                Attachment::Sandbox(sandbox) => sandboxes.entry(sandbox).or_default(),
+                Attachment::Docker(DockerSpec { joined: Some(joined), .. }) => {
+                    containers.entry(&joined.key).or_default()
+                }
+                Attachment::Docker(_) => continue,
+            }
+            .push((network, endpoint));
+        }
+        groups.extend(sandboxes.into_values().chain(containers.into_values()));
+        for networks in groups {
             for (through, endpoint) in &networks {
                 let others = networks
                     .iter()
@@ -270,11 +284,16 @@ fn local_endpoint(spec: &super::records::EndpointSpec, network: &NetworkSpec) ->
     plan::LocalEndpoint {
         mac: spec.mac,
         addresses: spec.addresses.clone(),
-        sandbox: plan::Sandbox {
-            path: spec.sandbox.path.clone().into(),
-            id: weft_netlink::netns::NetnsId {
-                dev: spec.sandbox.device,
-                ino: spec.sandbox.inode,
+        place: match &spec.attachment {
+            Attachment::Sandbox(sandbox) => plan::Place::Sandbox(plan::Sandbox {
+                path: sandbox.path.clone().into(),
+                id: weft_netlink::netns::NetnsId {
+                    dev: sandbox.device,
+                    ino: sandbox.inode,
+                },
+            }),
+            Attachment::Docker(docker) => plan::Place::Engine {
+                ifname: docker.ifname.clone(),
             },
         },
         gateway: gateways.filter(|_| spec.gives_default_route).collect(),

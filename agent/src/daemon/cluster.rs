@@ -105,6 +105,7 @@ impl Daemon {
         let stored = Stored {
             records: self.store.records()?,
             kept: self.store.kept()?,
+            bindings: self.store.bindings()?,
         };
         let control = Control::new(facts, settings, gossip, stored, fresh, random(), now());
         Ok(Membership { control, transport })

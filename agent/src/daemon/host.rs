@@ -19,7 +19,7 @@ use weft_lb::{Datapath, kernel::NftDatapath};
 use weft_netlink::{netns::Netns, route::RouteSocket};
 use weft_overlay::{
     kernel::{Kernel, Options},
-    plan::{Desired, Op},
+    plan::{Desired, Op, Place},
 };
 use weft_types::{EndpointId, NetworkId, ServiceId};
 
@@ -285,14 +285,17 @@ impl Host {
             if report.failed.contains_key(&id) || self.ifnames.contains_key(&id) {
                 continue;
             }
-            match self.kernel.ifname(network, id) {
-                Some(name) => drop(self.ifnames.insert(id, name.to_owned())),
-                None => {
-                    let sandbox = endpoint.sandbox.path.display();
-                    report
-                        .failed
-                        .insert(id, format!("its interface is not in {sandbox}"));
+            let name = match &endpoint.place {
+                Place::Sandbox(_) => self.kernel.ifname(network, id).map(str::to_owned),
+                Place::Engine { ifname, .. } => Some(ifname.clone()),
+            };
+            match (name, endpoint.place.sandbox()) {
+                (Some(name), _) => drop(self.ifnames.insert(id, name)),
+                (None, Some(sandbox)) => {
+                    let reason = format!("its interface is not in {}", sandbox.path.display());
+                    report.failed.insert(id, reason);
                 }
+                (None, None) => unreachable!("what is handed over has a name"),
             }
         }
         report.attached.clone_from(&self.ifnames);
@@ -411,15 +414,14 @@ fn vanished(state: &HostState) -> Vec<EndpointId> {
         .flat_map(|network| &network.endpoints);
     locals
         .filter(|(_, endpoint)| {
-            let id = endpoint.sandbox.id;
-            let path = endpoint.sandbox.path.to_string_lossy().into_owned();
-            let spec = SandboxSpec {
-                target: String::new(),
-                path,
-                device: id.dev,
-                inode: id.ino,
-            };
-            !target::still_there(&spec)
+            endpoint.place.sandbox().is_some_and(|sandbox| {
+                !target::still_there(&SandboxSpec {
+                    target: String::new(),
+                    path: sandbox.path.to_string_lossy().into_owned(),
+                    device: sandbox.id.dev,
+                    inode: sandbox.id.ino,
+                })
+            })
         })
         .map(|(id, _)| *id)
         .collect()

@@ -190,10 +190,10 @@ impl Daemon {
             return Ok(());
         };
         let turn = membership.control.take_turn();
-        if !(turn.commit.is_empty() && turn.kept.is_empty() && turn.forget.is_empty()) {
+        if turn.is_to_commit() {
             // The disk may be slow; the other tasks of this thread go on meanwhile.
             let store = &self.store;
-            tokio::task::block_in_place(|| store.commit(&turn.commit, &turn.kept, &turn.forget))
+            tokio::task::block_in_place(|| store.commit(&turn.commit, &turn.kept, &turn.bindings, &turn.forget))
                 .context("the agent stops rather than promise what is not on the disk")?;
         }
         membership.send(turn.send);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use redb::{Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Serialize, de::DeserializeOwned};
 use weft_gossip::{Key, Record};
-use weft_types::NodeId;
+use weft_types::{NetworkId, NodeId};
 
 use crate::control::{ClusterFacts, Kept, records::SpaceKey};
 
@@ -19,6 +19,9 @@ const RECORDS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("records");
 
 /// (space, [`Kept`]), as keys.
 const KEPT: TableDefinition<&[u8], ()> = TableDefinition::new("kept");
+
+/// Docker's id of a network on this host → the network of the cluster that it is
+const BINDINGS: TableDefinition<&str, &[u8]> = TableDefinition::new("bindings");
 
 const IDENTITY: &str = "identity";
 const BOOT: &str = "boot";
@@ -79,6 +82,7 @@ impl Store {
             write.open_table(META)?;
             write.open_table(RECORDS)?;
             write.open_table(KEPT)?;
+            write.open_table(BINDINGS)?;
             write.commit()?;
             Ok(())
         })?;
@@ -136,11 +140,32 @@ impl Store {
             .collect()
     }
 
+    pub fn bindings(&self) -> Result<Vec<(String, NetworkId)>, StoreError> {
+        let stored = self.access("read the bindings of Docker's networks", |db| {
+            let table = db.begin_read()?.open_table(BINDINGS)?;
+            let mut all = Vec::new();
+            for entry in table.iter()? {
+                let (docker, network) = entry?;
+                all.push((docker.value().to_owned(), network.value().to_vec()));
+            }
+            Ok(all)
+        })?;
+        let read = |(docker, network): (String, Vec<u8>)| {
+            let network = network.try_into().map_err(|_| StoreError::Malformed {
+                what: "binding of a network of Docker's",
+                file: self.file.clone(),
+            })?;
+            Ok((docker, NetworkId(network)))
+        };
+        stored.into_iter().map(read).collect()
+    }
+
     /// Writes all of it or nothing; when it returns, it is on the disk.
     pub fn commit(
         &self,
         records: &[Record],
         kept: &[(SpaceKey, Kept)],
+        bindings: &[(String, Option<NetworkId>)],
         forget: &[(NodeId, Key)],
     ) -> Result<(), StoreError> {
         self.access("write records", |db| {
@@ -165,6 +190,13 @@ impl Store {
                     let key = postcard::to_allocvec(fact).expect("plain data always encodes");
                     table.insert(key.as_slice(), ())?;
                 }
+                let mut table = write.open_table(BINDINGS)?;
+                for (docker, network) in bindings {
+                    match network {
+                        Some(network) => table.insert(docker.as_str(), network.0.as_slice())?,
+                        None => table.remove(docker.as_str())?,
+                    };
+                }
             }
             write.commit()?;
             Ok(())
@@ -178,9 +210,11 @@ impl Store {
             write.delete_table(META)?;
             write.delete_table(RECORDS)?;
             write.delete_table(KEPT)?;
+            write.delete_table(BINDINGS)?;
             write.open_table(META)?;
             write.open_table(RECORDS)?;
             write.open_table(KEPT)?;
+            write.open_table(BINDINGS)?;
             write.commit()?;
             Ok(())
         })
@@ -260,7 +294,12 @@ mod tests {
         let record = gossip
             .put(Kind::Node.key(SCOPE, *b"a"), vec![1, 2].into(), Instant::now())
             .unwrap();
-        store.commit(std::slice::from_ref(&record), &[], &[]).unwrap();
+        let network = NetworkId([7; 16]);
+        let bound = [("abc".to_owned(), Some(network)), ("def".to_owned(), Some(network))];
+        store
+            .commit(std::slice::from_ref(&record), &[], &bound, &[])
+            .unwrap();
+        store.commit(&[], &[], &[("def".to_owned(), None)], &[]).unwrap();
         assert!(matches!(Store::open(dir.path()), Err(StoreError::InUse { .. })));
         drop(store);
 
@@ -268,6 +307,7 @@ mod tests {
         assert_eq!(store.identity([8; 32]).unwrap(), seed);
         assert_eq!(store.next_boot().unwrap(), 2);
         assert_eq!(store.records().unwrap(), vec![record]);
+        assert_eq!(store.bindings().unwrap(), [("abc".to_owned(), network)]);
         store.reset().unwrap();
         assert!(store.records().unwrap().is_empty());
         assert_eq!(store.identity([8; 32]).unwrap(), [8; 32]);
