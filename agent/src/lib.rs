@@ -10,5 +10,6 @@ pub mod api;
 pub mod cli;
 mod control;
 pub mod daemon;
+mod docker;
 pub mod lab;
 pub mod options;

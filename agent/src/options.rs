@@ -21,6 +21,17 @@ pub enum LogFormat {
     Json,
 }
 
+/// Where Docker finds its driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DockerPlugin {
+    /// In the usual place, on a host that has Docker.
+    Auto,
+    /// Nowhere.
+    Off,
+    /// At this socket. Its name, without `.sock`, is the name of the driver.
+    At(PathBuf),
+}
+
 /// What `weft agent` runs with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentOptions {
@@ -37,6 +48,8 @@ pub struct AgentOptions {
     pub advertise: Option<SocketAddr>,
     /// The UDP port of VXLAN. All nodes of a cluster use the same.
     pub vxlan_port: u16,
+    /// Where Docker finds its driver.
+    pub docker_plugin: DockerPlugin,
     /// How the log is written.
     pub log_format: LogFormat,
 }
@@ -50,6 +63,7 @@ impl Default for AgentOptions {
             node_name: None,
             advertise: None,
             vxlan_port: DEFAULT_VXLAN_PORT,
+            docker_plugin: DockerPlugin::Auto,
             log_format: LogFormat::Text,
         }
     }

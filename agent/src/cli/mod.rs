@@ -18,7 +18,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::Val
 use crate::{
     lab::LabCommand,
     options::{
-        AgentOptions, DEFAULT_DATA_DIR, DEFAULT_GOSSIP_PORT, DEFAULT_RUN_DIR, DEFAULT_VXLAN_PORT, LogFormat,
+        AgentOptions, DockerPlugin, DEFAULT_DATA_DIR, DEFAULT_GOSSIP_PORT, DEFAULT_RUN_DIR, DEFAULT_VXLAN_PORT, LogFormat,
     },
 };
 use failure::Failure;
@@ -118,6 +118,9 @@ struct AgentArgs {
     /// The UDP port of VXLAN, the same on all hosts of a cluster
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_VXLAN_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     vxlan_port: u16,
+    /// The socket of Docker's driver, `off` for none [default: /run/docker/plugins/weft.sock on hosts with Docker]
+    #[arg(long, value_name = "PATH|off")]
+    docker_plugin: Option<PathBuf>,
     /// How the log is written
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
@@ -155,6 +158,11 @@ impl AgentArgs {
             node_name: self.node_name,
             advertise: self.advertise,
             vxlan_port: self.vxlan_port,
+            docker_plugin: match self.docker_plugin {
+                None => DockerPlugin::Auto,
+                Some(path) if path.as_os_str() == "off" => DockerPlugin::Off,
+                Some(path) => DockerPlugin::At(path),
+            },
             log_format: self.log_format,
         }
     }

@@ -2,7 +2,7 @@
 
 use tokio::sync::oneshot;
 
-use super::{Control, Now, docker::DockerCommand, records::SandboxSpec};
+use super::{Control, Now, records::SandboxSpec};
 use crate::api::{ApiError, types::*};
 
 /// Where the answer to one command goes.
@@ -45,8 +45,6 @@ pub enum Command {
     ),
     ServiceRemove(String, ServiceQuery, Responder<ServiceRemoveResponse>),
     Status(DatapathStatus, Responder<StatusResponse>),
-    /// What Docker asks of its driver.
-    Docker(DockerCommand),
 }
 
 impl Control {
@@ -106,7 +104,6 @@ impl Control {
                 let result = self.remove_service(&reference, &query, now);
                 self.reply(to, result);
             }
-            Command::Docker(command) => self.handle_docker(command, now),
             Command::Status(datapath, to) => {
                 let status = self.status(datapath);
                 self.reply(to, Ok(status));

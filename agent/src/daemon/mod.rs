@@ -29,8 +29,9 @@ use tracing_subscriber::EnvFilter;
 use weft_gossip::Identity;
 
 use crate::{
-    control::Now,
-    options::{AgentOptions, LogFormat},
+    control::{Now, docker::DockerCommand},
+    docker::{self, Plugin},
+    options::{AgentOptions, DockerPlugin, LogFormat},
 };
 use cluster::Membership;
 use events::EventLog;
@@ -91,12 +92,15 @@ struct Daemon {
     requests: mpsc::Receiver<Request>,
     /// What became of attempts to join, which take a while.
     joins: mpsc::Receiver<join::Attempt>,
+    /// What Docker asks of its driver.
+    docker: mpsc::Receiver<DockerCommand>,
     join_sender: mpsc::Sender<join::Attempt>,
     host: HostThread,
     names: Names,
     events: EventLog,
     started: Now,
     _api: Api,
+    _plugin: Option<Plugin>,
 }
 
 impl Daemon {
@@ -110,6 +114,8 @@ impl Daemon {
         let host = HostThread::start(&options)?;
         let api = Api::serve(&options.socket, request_sender, events.clone(), host.counts())
             .with_context(|| format!("cannot serve the API at {}", options.socket.display()))?;
+        let (docker_sender, docker) = mpsc::channel(MAX_REQUESTS);
+        let plugin = serve_docker(&options.docker_plugin, docker_sender)?;
         let mut daemon = Self {
             node_name,
             store,
@@ -117,6 +123,7 @@ impl Daemon {
             membership: None,
             requests,
             joins,
+            docker,
             join_sender,
             host,
             names: Names::new(DOMAIN),
@@ -124,6 +131,7 @@ impl Daemon {
             started: now(),
             options,
             _api: api,
+            _plugin: plugin,
         };
         if let Some(facts) = daemon.store.cluster()? {
             let membership = daemon.open_membership(facts, false).await?;
@@ -153,6 +161,7 @@ impl Daemon {
                 _ = interrupt.recv() => break,
                 Some(request) = self.requests.recv() => self.on_request(request).await?,
                 Some(attempt) = self.joins.recv() => self.on_join(attempt).await?,
+                Some(command) = self.docker.recv() => self.on_docker(command),
                 report = self.host.report() => self.on_report(report),
                 () = Membership::progress(&mut self.membership) => {}
             }
@@ -174,6 +183,13 @@ impl Daemon {
             (Request::Command(command), None) => self.command_alone(command),
         }
         Ok(())
+    }
+
+    /// In no cluster, nobody answers: the driver knows what that means.
+    fn on_docker(&mut self, command: DockerCommand) {
+        if let Some(membership) = &mut self.membership {
+            membership.control.handle_docker(command, now());
+        }
     }
 
     fn on_report(&mut self, report: host::Report) {
@@ -227,6 +243,34 @@ impl Daemon {
         self.store.reset()?;
         self.identity = Identity::from_seed(self.store.identity(rand::random())?);
         Ok(())
+    }
+}
+
+/// Where the driver is served because the host has Docker, a failure is no reason to do without the agent.
+fn serve_docker(
+    wanted: &DockerPlugin,
+    commands: mpsc::Sender<DockerCommand>,
+) -> anyhow::Result<Option<Plugin>> {
+    let (socket, asked_for) = match wanted {
+        DockerPlugin::Off => return Ok(None),
+        DockerPlugin::At(socket) => (socket.clone(), true),
+        DockerPlugin::Auto => match docker::default_socket() {
+            Some(socket) => (socket, false),
+            None => return Ok(None),
+        },
+    };
+    match server::listen(&socket) {
+        Ok(listener) => {
+            tracing::info!(socket = %socket.display(), "Docker's driver is served");
+            Ok(Some(Plugin::serve(listener, socket, commands)))
+        }
+        Err(error) if asked_for => {
+            Err(error).with_context(|| format!("cannot serve Docker's driver at {}", socket.display()))
+        }
+        Err(error) => {
+            tracing::warn!(socket = %socket.display(), %error, "Docker's driver is not served");
+            Ok(None)
+        }
     }
 }
 

@@ -92,7 +92,7 @@ impl Api {
 }
 
 /// Takes over the socket of an agent that is gone, not that of one that runs.
-fn listen(socket: &FilePath) -> anyhow::Result<UnixListener> {
+pub(super) fn listen(socket: &FilePath) -> anyhow::Result<UnixListener> {
     if let Some(dir) = socket.parent() {
         std::fs::create_dir_all(dir)?;
     }

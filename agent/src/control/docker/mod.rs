@@ -95,7 +95,7 @@ impl Docker {
 }
 
 impl Control {
-    pub(super) fn handle_docker(&mut self, command: DockerCommand, now: Now) {
+    pub fn handle_docker(&mut self, command: DockerCommand, now: Now) {
         match command {
             DockerCommand::RequestPool(request, to) => match self.pool_task(request) {
                 Ok(task) => self.start(Operation::Docker(DockerTask::Pool(task, to)), now),
@@ -135,6 +135,7 @@ impl Control {
                 self.reply(to, Ok(()));
             }
         }
+        self.settle(now);
     }
 
     pub(super) fn attempt_docker(&mut self, task: &mut DockerTask, now: Now) -> Result<DockerAnswer, Stop> {

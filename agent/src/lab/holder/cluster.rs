@@ -77,7 +77,7 @@ fn start_agent(site: &Site<'_>, host: &Host, plan: &HostPlan) -> Result<Process>
         .arg("--data-dir")
         .arg(site.dir.data_dir(&plan.name))
         // In the host's own `/run`, which ends with the host.
-        .args(["--run-dir", "/run/weft"])
+        .args(["--run-dir", "/run/weft", "--docker-plugin", "off"])
         .arg("--socket")
         .arg(site.dir.agent_socket(&plan.name))
         .args(["--node-name", &plan.name, "--advertise", &advertise.to_string()]);

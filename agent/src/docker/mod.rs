@@ -1,0 +1,15 @@
+//! Docker's way in: a network and IPAM driver ("plugin", version 1 of the protocol) on a Unix socket.
+//!
+//! [`protocol`] has the requests as dockerd 20.10 to 29 sends them, [`driver`] turns each into a command for
+//! the owner of the state and its result into an answer, [`server`] has the socket. What is asked at
+//! dockerd's start is answered without the owner, so that a busy agent never delays it, and everything else
+//! is answered within a bounded time.
+//!
+//! dockerd knows a network by an id of its own on each host, never tells a driver a network's or container's
+//! name, and moves the interface to the container by itself. See `docs/docker.md` for what follows from that.
+
+mod driver;
+mod protocol;
+mod server;
+
+pub use server::{Plugin, default_socket};

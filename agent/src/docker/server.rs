@@ -1,0 +1,106 @@
+//! The plugin's socket.
+
+use std::path::{Path, PathBuf};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, State},
+    http::{Method, StatusCode, Uri, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+use tokio::{net::UnixListener, sync::mpsc, task::JoinHandle};
+
+use super::{
+    driver::{Driver, Failure},
+    protocol::MEDIA_TYPE,
+};
+use crate::control::docker::DockerCommand;
+
+/// Where dockerd looks for the driver `weft`.
+const SOCKET: &str = "/run/docker/plugins/weft.sock";
+/// What says that this host has, or will have, a dockerd.
+const TRACES: [&str; 3] = ["/run/docker", "/var/lib/docker", "/etc/docker"];
+/// The largest request, in bytes. dockerd's largest name a few hundred ports.
+const MAX_BODY: usize = 1 << 20;
+
+/// Where the plugin is served when nobody says where: nowhere on a host without Docker.
+pub fn default_socket() -> Option<PathBuf> {
+    let has_docker = TRACES.iter().any(|trace| Path::new(trace).exists());
+    has_docker.then(|| SOCKET.into())
+}
+
+/// The server; dropping it removes the socket.
+pub struct Plugin {
+    task: JoinHandle<()>,
+    socket: PathBuf,
+}
+
+impl Drop for Plugin {
+    fn drop(&mut self) {
+        self.task.abort();
+        // Gone already is as good.
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+impl Plugin {
+    pub fn serve(listener: UnixListener, socket: PathBuf, commands: mpsc::Sender<DockerCommand>) -> Self {
+        let router = router(Driver::new(commands));
+        let task = tokio::spawn(async move {
+            // Accepting on a Unix socket does not end, except with the task.
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!(%error, "Docker's driver is not served any more");
+            }
+        });
+        Self { task, socket }
+    }
+}
+
+fn router(driver: Driver) -> Router {
+    Router::new()
+        .fallback(answer)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(driver)
+}
+
+/// dockerd sends no content type: a request is its path and the bytes of its body.
+async fn answer(State(driver): State<Driver>, method: Method, uri: Uri, body: Bytes) -> Response {
+    let name = uri.path().trim_start_matches('/');
+    if method != Method::POST {
+        return failure(StatusCode::METHOD_NOT_ALLOWED, "every request to a plugin is a POST");
+    }
+    let started = std::time::Instant::now();
+    let answer = driver.handle(name, &body).await;
+    let took = started.elapsed();
+    match answer {
+        Ok(answer) => {
+            tracing::debug!(request = name, ?took, "answered dockerd");
+            ([(CONTENT_TYPE, MEDIA_TYPE)], answer.to_string()).into_response()
+        }
+        Err(Failure::Unknown) => failure(
+            StatusCode::NOT_FOUND,
+            &format!("the driver `weft` has no `{name}`"),
+        ),
+        Err(Failure::Malformed(reason)) => {
+            tracing::warn!(request = name, %reason, "a request of dockerd cannot be read");
+            failure(StatusCode::BAD_REQUEST, &reason)
+        }
+        Err(Failure::Refused(error)) => {
+            // Some dockerds show their users nothing of it.
+            tracing::warn!(request = name, ?took, reason = %error, "a request of dockerd was refused");
+            let text = match &error.help {
+                Some(help) => format!("{}; {help}", error.message),
+                None => error.message,
+            };
+            failure(StatusCode::OK, &text)
+        }
+    }
+}
+
+/// The network driver's client reads `Err`, the IPAM driver's `Error`.
+fn failure(status: StatusCode, text: &str) -> Response {
+    let body = json!({"Err": text, "Error": text}).to_string();
+    (status, [(CONTENT_TYPE, MEDIA_TYPE)], body).into_response()
+}
