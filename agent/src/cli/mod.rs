@@ -18,7 +18,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::Val
 use crate::{
     lab::LabCommand,
     options::{
-        AgentOptions, DockerPlugin, DEFAULT_DATA_DIR, DEFAULT_GOSSIP_PORT, DEFAULT_RUN_DIR, DEFAULT_VXLAN_PORT, LogFormat,
+        AgentOptions, DEFAULT_DATA_DIR, DEFAULT_GOSSIP_PORT, DEFAULT_RUN_DIR, DEFAULT_VXLAN_PORT,
+        DockerPlugin, LogFormat,
     },
 };
 use failure::Failure;

@@ -479,7 +479,10 @@ impl Control {
             mac: spec.mac,
             service: spec.service.clone(),
             weight: spec.weight,
-            target: spec.sandbox().filter(|_| local).map(|sandbox| sandbox.target.clone()),
+            target: spec
+                .sandbox()
+                .filter(|_| local)
+                .map(|sandbox| sandbox.target.clone()),
             ifname: self.ifnames.get(&id).cloned(),
         }
     }

@@ -15,7 +15,9 @@ use weft_types::NodeId;
 use super::{
     Control, Now, Responder,
     docker::{DockerAnswer, DockerTask},
-    endpoints::Connect, networks::CreateNetwork, records::SpaceKey,
+    endpoints::Connect,
+    networks::CreateNetwork,
+    records::SpaceKey,
     services::SetService,
 };
 use crate::api::{

@@ -252,9 +252,9 @@ impl Control {
         for (network, _, endpoint) in self.local_endpoints() {
             match &endpoint.spec.attachment {
                 Attachment::Sandbox(sandbox) => sandboxes.entry(sandbox).or_default(),
-                Attachment::Docker(DockerSpec { joined: Some(joined), .. }) => {
-                    containers.entry(&joined.key).or_default()
-                }
+                Attachment::Docker(DockerSpec {
+                    joined: Some(joined), ..
+                }) => containers.entry(&joined.key).or_default(),
                 Attachment::Docker(_) => continue,
             }
             .push((network, endpoint));
@@ -294,6 +294,7 @@ fn local_endpoint(spec: &super::records::EndpointSpec, network: &NetworkSpec) ->
             }),
             Attachment::Docker(docker) => plan::Place::Engine {
                 ifname: docker.ifname.clone(),
+                container: docker.joined.as_ref().map(|joined| joined.key.clone().into()),
             },
         },
         gateway: gateways.filter(|_| spec.gives_default_route).collect(),

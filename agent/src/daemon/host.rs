@@ -286,16 +286,16 @@ impl Host {
                 continue;
             }
             let name = match &endpoint.place {
-                Place::Sandbox(_) => self.kernel.ifname(network, id).map(str::to_owned),
-                Place::Engine { ifname, .. } => Some(ifname.clone()),
+                Place::Sandbox(sandbox) => self
+                    .kernel
+                    .ifname(network, id)
+                    .map(str::to_owned)
+                    .ok_or_else(|| format!("its interface is not in {}", sandbox.path.display())),
+                Place::Engine { ifname, .. } => Ok(ifname.clone()),
             };
-            match (name, endpoint.place.sandbox()) {
-                (Some(name), _) => drop(self.ifnames.insert(id, name)),
-                (None, Some(sandbox)) => {
-                    let reason = format!("its interface is not in {}", sandbox.path.display());
-                    report.failed.insert(id, reason);
-                }
-                (None, None) => unreachable!("what is handed over has a name"),
+            match name {
+                Ok(name) => drop(self.ifnames.insert(id, name)),
+                Err(reason) => drop(report.failed.insert(id, reason)),
             }
         }
         report.attached.clone_from(&self.ifnames);

@@ -209,8 +209,10 @@ impl Daemon {
         if turn.is_to_commit() {
             // The disk may be slow; the other tasks of this thread go on meanwhile.
             let store = &self.store;
-            tokio::task::block_in_place(|| store.commit(&turn.commit, &turn.kept, &turn.bindings, &turn.forget))
-                .context("the agent stops rather than promise what is not on the disk")?;
+            tokio::task::block_in_place(|| {
+                store.commit(&turn.commit, &turn.kept, &turn.bindings, &turn.forget)
+            })
+            .context("the agent stops rather than promise what is not on the disk")?;
         }
         membership.send(turn.send);
         if turn.host_changed {

@@ -295,7 +295,10 @@ mod tests {
             .put(Kind::Node.key(SCOPE, *b"a"), vec![1, 2].into(), Instant::now())
             .unwrap();
         let network = NetworkId([7; 16]);
-        let bound = [("abc".to_owned(), Some(network)), ("def".to_owned(), Some(network))];
+        let bound = [
+            ("abc".to_owned(), Some(network)),
+            ("def".to_owned(), Some(network)),
+        ];
         store
             .commit(std::slice::from_ref(&record), &[], &bound, &[])
             .unwrap();

@@ -17,7 +17,8 @@ use crate::{
     control::{
         Responder,
         docker::{
-            CreateDockerNetwork, CreateEndpoint, DockerCommand, Join, NetworkPool, RequestAddress, RequestPool,
+            CreateDockerNetwork, CreateEndpoint, DockerCommand, Join, NetworkPool, RequestAddress,
+            RequestPool,
         },
     },
 };
@@ -185,7 +186,10 @@ impl Driver {
         };
         let grant = self.ask(|to| DockerCommand::Join(request, to)).await?;
         const CONNECTED: u8 = 1;
-        let routes = grant.on_link.iter().map(|net| json!({"Destination": net, "RouteType": CONNECTED}));
+        let routes = grant
+            .on_link
+            .iter()
+            .map(|net| json!({"Destination": net, "RouteType": CONNECTED}));
         // Without a gateway dockerd adds its own way out, which publishes ports too, unless the network is
         // internal.
         Ok(json!({

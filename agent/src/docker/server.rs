@@ -69,7 +69,10 @@ fn router(driver: Driver) -> Router {
 async fn answer(State(driver): State<Driver>, method: Method, uri: Uri, body: Bytes) -> Response {
     let name = uri.path().trim_start_matches('/');
     if method != Method::POST {
-        return failure(StatusCode::METHOD_NOT_ALLOWED, "every request to a plugin is a POST");
+        return failure(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "every request to a plugin is a POST",
+        );
     }
     let started = std::time::Instant::now();
     let answer = driver.handle(name, &body).await;

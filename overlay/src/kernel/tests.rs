@@ -647,6 +647,7 @@ fn an_interface_for_a_container_engine_waits_in_the_host_and_may_go_at_any_time(
     let network = host.desired.networks.get_mut(&APP).unwrap();
     network.endpoints.get_mut(&endpoint(12)).unwrap().place = Place::Engine {
         ifname: "wf12".to_owned(),
+        container: None,
     };
     host.reconcile();
     let link = handed(host).unwrap();

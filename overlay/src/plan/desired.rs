@@ -80,6 +80,8 @@ pub enum Place {
     Engine {
         /// The name the engine finds it by.
         ifname: String,
+        /// Where the container's namespace is, once the engine has said so.
+        container: Option<PathBuf>,
     },
 }
 

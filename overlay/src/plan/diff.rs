@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use weft_types::{EndpointId, NetworkId};
 
 use super::{
-    desired::{Desired, Network},
+    desired::{Desired, Network, Place},
     observed::{Observed, ObservedEndpoint, ObservedNetwork, Uplink},
     op::{EndpointOp, HostOp, Link, NetworkOp, Op, Plan},
 };
@@ -273,15 +273,21 @@ impl NetworkDiff<'_> {
             .filter(|(address, mac)| wanted.neighbours.get(address) != Some(mac))
             .map(|(address, _)| *address)
             .collect();
-        let ours = self.network.endpoints.iter();
-        let ours = ours.filter(|(_, local)| local.place.sandbox().is_some());
-        let staying: Vec<_> = ours
-            .map(|(id, _)| id)
-            .filter(|id| wanted.endpoints.contains_key(id) && now.endpoints.contains_key(id))
-            .collect();
-        for id in staying {
+        let network = self.network;
+        for (id, local) in &network.endpoints {
+            if !(wanted.endpoints.contains_key(id) && now.endpoints.contains_key(id)) {
+                continue;
+            }
             for address in &moved {
-                self.push_endpoint(*id, EndpointOp::Forget(*address));
+                match &local.place {
+                    Place::Sandbox(_) => self.push_endpoint(*id, EndpointOp::Forget(*address)),
+                    Place::Engine {
+                        container: Some(path),
+                        ..
+                    } => self.push_endpoint(*id, EndpointOp::ForgetInside(*address, path.clone())),
+                    // It has not heard of anybody yet.
+                    Place::Engine { container: None, .. } => {}
+                }
             }
         }
     }

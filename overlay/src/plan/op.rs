@@ -1,4 +1,4 @@
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, path::PathBuf};
 
 use ipnet::IpNet;
 use weft_types::{EndpointId, Mac, NetworkId};
@@ -112,6 +112,8 @@ pub enum EndpointOp {
     DeleteRoute(EndpointRoute),
     /// Has the sandbox forget at which Ethernet address it saw another endpoint, which is there no longer.
     Forget(IpAddr),
+    /// The same in a container, whose namespace a container engine keeps there.
+    ForgetInside(IpAddr, PathBuf),
 }
 
 impl fmt::Display for Plan {
@@ -184,7 +186,9 @@ impl fmt::Display for EndpointOp {
                     write!(f, "add veth {mac} mtu {mtu} into {}", sandbox.path.display())?;
                     ifname.iter().try_for_each(|name| write!(f, " as {name}"))
                 }
-                Place::Engine { ifname } => write!(f, "add veth {mac} mtu {mtu} to hand over as {ifname}"),
+                Place::Engine { ifname, .. } => {
+                    write!(f, "add veth {mac} mtu {mtu} to hand over as {ifname}")
+                }
             },
             Self::Delete => f.write_str("delete veth"),
             Self::SetMtu(mtu) => write!(f, "set mtu {mtu}"),
@@ -193,6 +197,9 @@ impl fmt::Display for EndpointOp {
             Self::AddRoute(route) => write!(f, "add {route}"),
             Self::DeleteRoute(route) => write!(f, "delete {route}"),
             Self::Forget(address) => write!(f, "forget where {address} was"),
+            Self::ForgetInside(address, path) => {
+                write!(f, "forget in {} where {address} was", path.display())
+            }
         }
     }
 }

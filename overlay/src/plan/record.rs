@@ -110,7 +110,7 @@ fn endpoint(id: EndpointId, op: &EndpointOp, network: &mut ObservedNetwork) -> b
         EndpointOp::DeleteAddress(net) => return endpoint.addresses.remove(net),
         EndpointOp::AddRoute(route) => return endpoint.routes.insert(*route),
         EndpointOp::DeleteRoute(route) => return endpoint.routes.remove(route),
-        EndpointOp::Forget(_) => {}
+        EndpointOp::Forget(_) | EndpointOp::ForgetInside(..) => {}
     }
     true
 }

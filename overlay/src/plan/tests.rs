@@ -260,6 +260,7 @@ fn an_endpoint_for_a_container_engine_is_a_port_and_nothing_more() {
     let handed = LocalEndpoint {
         place: Place::Engine {
             ifname: "wf0707".to_owned(),
+            container: Some(PathBuf::from("/run/docker/netns/c7")),
         },
         gateway: Vec::new(),
         ..local(7)
@@ -272,5 +273,19 @@ fn an_endpoint_for_a_container_engine_is_a_port_and_nothing_more() {
          network aaaaaaaaaaaa: set neighbour fd00::7 at 02:00:00:00:00:07\n\
          network aaaaaaaaaaaa endpoint 070707070707: add veth 02:00:00:00:00:07 mtu 1450 to hand over as wf0707\n"
     );
-    assert_eq!(text(&desired, &applied(&desired)), "");
+    let observed = applied(&desired);
+    assert_eq!(text(&desired, &observed), "");
+    // Another endpoint with the address of one that is gone: the container may remember the old one.
+    let network = desired.networks.get_mut(&APP).unwrap();
+    let again = LocalEndpoint {
+        mac: Mac([2, 0, 0, 0, 0, 9]),
+        ..local(5)
+    };
+    network.endpoints.remove(&endpoint(5));
+    network.endpoints.insert(endpoint(9), again);
+    let text = text(&desired, &observed);
+    assert!(
+        text.contains("endpoint 070707070707: forget in /run/docker/netns/c7 where 10.0.0.5 was\n"),
+        "{text}"
+    );
 }

@@ -72,11 +72,8 @@ impl Control {
             .with_help("remove it: `docker network rm NETWORK`")
         })?;
         if request.addresses.is_empty() {
-            return Err(
-                ApiError::invalid("Docker gives the endpoint no address").with_help(
-                    "make the network with `--ipam-driver weft`: addresses come from the cluster",
-                ),
-            );
+            return Err(ApiError::invalid("Docker gives the endpoint no address")
+                .with_help("make the network with `--ipam-driver weft`: addresses come from the cluster"));
         }
         if request.mac.is_some_and(|mac| !mac.is_unicast()) {
             return Err(ApiError::invalid(
@@ -90,7 +87,11 @@ impl Control {
         })
     }
 
-    pub(super) fn create_endpoint(&mut self, task: &mut EndpointTask, now: Now) -> Result<EndpointGrant, Stop> {
+    pub(super) fn create_endpoint(
+        &mut self,
+        task: &mut EndpointTask,
+        now: Now,
+    ) -> Result<EndpointGrant, Stop> {
         let (network, id) = (task.network, task.request.id);
         let Some(spec) = self.catalogue.network(network).cloned() else {
             return Err(ApiError::not_found("the network was removed meanwhile").into());
@@ -107,7 +108,11 @@ impl Control {
         let wanted = task.request.mac;
         let same_mac =
             |other: &super::super::catalogue::Endpoint| wanted.is_some_and(|mac| mac == other.spec.mac);
-        if let Some((_, other)) = self.catalogue.endpoints(network).find(|(_, other)| same_mac(other)) {
+        if let Some((_, other)) = self
+            .catalogue
+            .endpoints(network)
+            .find(|(_, other)| same_mac(other))
+        {
             let name = &other.spec.name;
             return Err(
                 ApiError::conflict(format!("{} is the MAC address of `{name}`", other.spec.mac))
@@ -124,7 +129,14 @@ impl Control {
             let index = index.ok_or_else(|| {
                 ApiError::invalid(format!("{net} is not an address of network `{}`", spec.name))
             })?;
-            self.take(network, index as u8, &spec.subnets[index], None, Some(address), now)?;
+            self.take(
+                network,
+                index as u8,
+                &spec.subnets[index],
+                None,
+                Some(address),
+                now,
+            )?;
             task.claimed.push(address);
             let lease = Lease {
                 since: now.instant,
@@ -199,9 +211,16 @@ impl Control {
 
     fn joined_container(&mut self, request: &Join, now: Now) -> Result<JoinGrant, ApiError> {
         let (network, mut endpoint, mut docker) = self.docker_endpoint(request.id).ok_or_else(|| {
-            ApiError::not_found(format!("there is no endpoint {} on this node", request.id.short()))
+            ApiError::not_found(format!(
+                "there is no endpoint {} on this node",
+                request.id.short()
+            ))
         })?;
-        let dns_bits = match docker.joined.as_ref().filter(|joined| joined.key == request.sandbox) {
+        let dns_bits = match docker
+            .joined
+            .as_ref()
+            .filter(|joined| joined.key == request.sandbox)
+        {
             Some(joined) => joined.dns_bits,
             None => self.free_dns_bits(&request.sandbox),
         };

@@ -6,10 +6,7 @@ use ipnet::IpNet;
 use weft_types::NetworkId;
 
 use super::super::{
-    Control, Now, Responder, names,
-    networks::CreateNetwork,
-    operations::Operation,
-    records::NetworkSpec,
+    Control, Now, Responder, names, networks::CreateNetwork, operations::Operation, records::NetworkSpec,
 };
 use crate::api::{ApiError, ErrorKind, types::NetworkCreateRequest};
 
@@ -35,7 +32,12 @@ pub struct NetworkPool {
 }
 
 impl Control {
-    pub(super) fn create_docker_network(&mut self, request: CreateDockerNetwork, to: Responder<()>, now: Now) {
+    pub(super) fn create_docker_network(
+        &mut self,
+        request: CreateDockerNetwork,
+        to: Responder<()>,
+        now: Now,
+    ) {
         match self.find_docker_network(&request) {
             Ok(Some(network)) => {
                 self.bind(&request.id, network);
@@ -74,10 +76,10 @@ impl Control {
                 let mut similar = self.catalogue.networks().filter(|(_, spec)| shares(spec) > 0);
                 let found = similar.next().map(|(id, _)| id);
                 if similar.next().is_some() {
-                    return Err(
-                        ApiError::conflict("its subnets are those of several networks of the cluster")
-                            .with_help("say which one it is: `-o weft.network=NAME`"),
-                    );
+                    return Err(ApiError::conflict(
+                        "its subnets are those of several networks of the cluster",
+                    )
+                    .with_help("say which one it is: `-o weft.network=NAME`"));
                 }
                 found
             }
@@ -91,17 +93,19 @@ impl Control {
                 "network `{name}` of the cluster has the subnets {}, not those that Docker gives it here",
                 subnets.join(", ")
             ))
-            .with_help("every host has the agent's word for what the cluster's networks are: make none by hand"));
+            .with_help(
+                "every host has the agent's word for what the cluster's networks are: make none by hand",
+            ));
         }
         if spec.internal != request.internal {
             let (is, flag) = match spec.internal {
                 true => ("internal", "add"),
                 false => ("not internal", "leave out"),
             };
-            return Err(
-                ApiError::conflict(format!("network `{name}` of the cluster is {is}, on every host"))
-                    .with_help(format!("{flag} `--internal`")),
-            );
+            return Err(ApiError::conflict(format!(
+                "network `{name}` of the cluster is {is}, on every host"
+            ))
+            .with_help(format!("{flag} `--internal`")));
         }
         Ok(Some(id))
     }
@@ -119,7 +123,9 @@ impl Control {
             options: request.options.clone(),
             ..NetworkCreateRequest::new(request.network.clone().unwrap_or_else(|| provisional_name(id)))
         };
-        let ranges = nets.iter().filter_map(|net| self.docker.set_aside.get(net)?.range);
+        let ranges = nets
+            .iter()
+            .filter_map(|net| self.docker.set_aside.get(net)?.range);
         create.ip_ranges = ranges.collect();
         let options = create.check()?;
         self.check_new_network(&create)?;

@@ -113,13 +113,17 @@ impl Control {
         if let Some(range) = request.range
             && !request.pool.is_some_and(|pool| pool.contains(&range))
         {
-            let error = ApiError::invalid(format!("the range {range} is not within the subnet of its network"));
+            let error = ApiError::invalid(format!(
+                "the range {range} is not within the subnet of its network"
+            ));
             return Err(error.with_help("give the subnet too: `--subnet CIDR --ip-range CIDR`"));
         }
         if let Some(pool) = request.pool
             && matches!(pool, IpNet::V6(_)) != request.ipv6
         {
-            return Err(ApiError::invalid(format!("{pool} is of the other address family")));
+            return Err(ApiError::invalid(format!(
+                "{pool} is of the other address family"
+            )));
         }
         Ok(PoolTask { request })
     }
@@ -141,11 +145,11 @@ impl Control {
                 .find(|subnet| pool.map_or_else(|| of_family(subnet), |pool| subnet.net == pool));
             return match subnet {
                 Some(subnet) => Ok(grant_of(id, subnet, *range)),
-                None => Err(ApiError::not_found(format!(
-                    "network `{reference}` has no such subnet"
-                ))
-                .with_help(format!("`weft network inspect {reference}` shows those it has"))
-                .into()),
+                None => Err(
+                    ApiError::not_found(format!("network `{reference}` has no such subnet"))
+                        .with_help(format!("`weft network inspect {reference}` shows those it has"))
+                        .into(),
+                ),
             };
         }
         if let Some(pool) = *pool {
@@ -195,12 +199,20 @@ impl Control {
                 (net, units)
             }
             None => {
-                let space = if ipv6 { SpaceKey::Subnets6 } else { SpaceKey::Subnets4 };
+                let space = if ipv6 {
+                    SpaceKey::Subnets6
+                } else {
+                    SpaceKey::Subnets4
+                };
                 let unit = self
                     .spaces
                     .allocate(space, None, now.instant)
                     .map_err(|cause| self.stopped(cause))?;
-                let net = if ipv6 { pools.subnet6(unit) } else { pools.subnet4(unit) };
+                let net = if ipv6 {
+                    pools.subnet6(unit)
+                } else {
+                    pools.subnet4(unit)
+                };
                 (net, Some(Block::single(unit)))
             }
         };
@@ -213,13 +225,19 @@ impl Control {
 
     /// Only what no network has taken goes back: a network's subnets go with the network.
     pub(super) fn release_pool(&mut self, pool: &str, now: Now) {
-        if let Ok(PoolId { network: None, net, .. }) = pool.parse::<PoolId>() {
+        if let Ok(PoolId {
+            network: None, net, ..
+        }) = pool.parse::<PoolId>()
+        {
             self.give_back_pool(net, now);
         }
     }
 
     pub(super) fn give_back_pool(&mut self, net: IpNet, now: Now) {
-        if let Some(SetAside { units: Some(units), .. }) = self.docker.set_aside.remove(&net) {
+        if let Some(SetAside {
+            units: Some(units), ..
+        }) = self.docker.set_aside.remove(&net)
+        {
             self.spaces.release_block(subnets_space(net), units, now.instant);
         }
     }
@@ -252,9 +270,12 @@ impl Control {
         let asked = request.address;
         if let Some(asked) = asked.filter(|asked| !pool.net.contains(asked)) {
             let error = ApiError::invalid(format!("{asked} is not in the subnet {}", pool.net));
-            return Err(error.with_help("give an address of the subnet, or none for a free one").into());
+            return Err(error
+                .with_help("give an address of the subnet, or none for a free one")
+                .into());
         }
-        let with_prefix = |address| IpNet::new(address, pool.net.prefix_len()).expect("of that subnet's family");
+        let with_prefix =
+            |address| IpNet::new(address, pool.net.prefix_len()).expect("of that subnet's family");
         let (network, index, spec) = match self.find_pool(pool)? {
             // The gateway and auxiliary addresses, which come again when the network is made.
             Pool::SetAside => {
@@ -356,10 +377,11 @@ impl Control {
 
     pub(super) fn end_lease(&mut self, network: NetworkId, address: IpAddr, now: Now) {
         self.docker.leases.remove(&(network, address));
-        let index = self
-            .catalogue
-            .network(network)
-            .and_then(|spec| spec.subnets.iter().position(|subnet| subnet.net.contains(&address)));
+        let index = self.catalogue.network(network).and_then(|spec| {
+            spec.subnets
+                .iter()
+                .position(|subnet| subnet.net.contains(&address))
+        });
         if let Some(index) = index {
             let space = SpaceKey::Addresses(network, index as u8);
             self.spaces.release(space, number(address), now.instant);
@@ -368,7 +390,9 @@ impl Control {
 
     /// What was set aside for a network that is made now, per subnet.
     pub(super) fn take_set_aside(&mut self, nets: &[IpNet]) -> BTreeMap<IpNet, SetAside> {
-        let taken = nets.iter().filter_map(|net| Some((*net, self.docker.set_aside.remove(net)?)));
+        let taken = nets
+            .iter()
+            .filter_map(|net| Some((*net, self.docker.set_aside.remove(net)?)));
         taken.collect()
     }
 }
@@ -412,7 +436,14 @@ mod tests {
         ] {
             assert_eq!(text.parse::<PoolId>().unwrap().to_string(), text);
         }
-        for text in ["", "new", "new,", "x,10.0.0.0/24", "new,10.0.0.0/24,,", "new,10.0.0.0/33"] {
+        for text in [
+            "",
+            "new",
+            "new,",
+            "x,10.0.0.0/24",
+            "new,10.0.0.0/24,,",
+            "new,10.0.0.0/33",
+        ] {
             assert!(text.parse::<PoolId>().is_err(), "{text}");
         }
     }

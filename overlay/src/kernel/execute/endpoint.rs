@@ -1,12 +1,12 @@
 //! Operations on an endpoint: its port on the bridge and its interface in the sandbox.
 
-use std::{collections::hash_map::Entry, os::fd::AsFd};
+use std::{collections::hash_map::Entry, net::IpAddr, os::fd::AsFd, path::Path};
 
 use weft_netlink::{
-    netns::Netns,
+    netns::{Netns, NetnsError},
     route::{
-        Address, BridgeFdb, Neighbour, NewLink, PortFlags, Request, Route, RouteSocket, SetLink, VethPeer,
-        delete_link,
+        Address, Batch, BridgeFdb, Neighbour, NewLink, PortFlags, Request, Route, RouteSocket, SetLink,
+        VethPeer, delete_link,
     },
 };
 use weft_types::{EndpointId, Mac, NetworkId};
@@ -47,9 +47,10 @@ impl Run<'_> {
             EndpointOp::Add {
                 mac,
                 mtu,
-                place: Place::Engine { ifname },
+                place: Place::Engine { ifname, .. },
                 ..
             } => return self.hand_over(id, endpoint, (*mac, *mtu), ifname),
+            EndpointOp::ForgetInside(address, path) => return self.forget_inside(endpoint, *address, path),
             EndpointOp::Delete => {
                 let handle = self.space(id)?.endpoints.remove(&endpoint);
                 let port = handle.ok_or(Cause::Missing("the endpoint"))?.port;
@@ -73,7 +74,7 @@ impl Run<'_> {
             prefix_route: true,
         };
         let request = match op {
-            EndpointOp::Add { .. } | EndpointOp::Delete => return Ok(()),
+            EndpointOp::Add { .. } | EndpointOp::Delete | EndpointOp::ForgetInside(..) => return Ok(()),
             EndpointOp::SetMtu(mtu) => {
                 self.push(sandbox, SetLink::index(link).mtu(*mtu));
                 return Ok(());
@@ -90,6 +91,25 @@ impl Run<'_> {
             .delete(),
         };
         self.push(sandbox, request);
+        Ok(())
+    }
+
+    /// The container may be on its way in or out: then there is nothing it could remember.
+    fn forget_inside(&mut self, endpoint: EndpointId, address: IpAddr, path: &Path) -> Result<(), Cause> {
+        let netns = match Netns::open(path) {
+            Ok(netns) => netns,
+            Err(NetnsError::NotFound { .. } | NetnsError::NotANetns { .. }) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let mut route = RouteSocket::open(&netns)?;
+        let alias = names::endpoint_alias(endpoint);
+        let links = route.links()?;
+        if let Some(link) = links.iter().find(|link| link.alias.as_deref() == Some(&alias)) {
+            let (link, mac) = (link.index, Mac([0; 6]));
+            let mut batch = Batch::new();
+            batch.add([Neighbour { link, address, mac }.delete()]);
+            route.execute(batch).map_err(Cause::Batch)?;
+        }
         Ok(())
     }
 

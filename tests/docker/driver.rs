@@ -1,0 +1,284 @@
+//! The network and IPAM driver, as `docker` shows it.
+
+use std::collections::BTreeSet;
+
+use netns_harness::eventually;
+
+use crate::site::{IMAGE, Site, missing};
+
+#[test]
+fn containers_on_two_hosts_are_on_one_network() {
+    if let Some(missing) = missing() {
+        println!("skipped: {missing} is missing");
+        return;
+    }
+    netns_harness::isolated(two_hosts);
+}
+
+fn two_hosts() {
+    let mut site = Site::new("docker", 2);
+    let [one, two] = &mut site.hosts[..] else {
+        unreachable!()
+    };
+    one.docker([
+        "network",
+        "create",
+        "-d",
+        "weft",
+        "--ipam-driver",
+        "weft",
+        "-o",
+        "weft.network=app",
+        "--subnet",
+        "10.77.0.0/24",
+        "--gateway",
+        "10.77.0.254",
+        "--aux-address",
+        "printer=10.77.0.9",
+        "app",
+    ]);
+    // The cluster's network is known on the other host, by its subnet.
+    let see = || two.try_weft(["network", "inspect", "app"]);
+    eventually(
+        "network app on h2",
+        std::time::Duration::from_secs(10),
+        std::time::Duration::from_millis(50),
+        see,
+    )
+    .unwrap();
+    two.docker([
+        "network",
+        "create",
+        "-d",
+        "weft",
+        "--ipam-driver",
+        "weft",
+        "--subnet",
+        "10.77.0.0/24",
+        "app",
+    ]);
+
+    // Addresses are the cluster's: none twice, and none that is set aside.
+    let mut addresses = BTreeSet::new();
+    for name in ["c1", "c2", "c3"] {
+        for host in [&*one, &*two] {
+            host.docker([
+                "run",
+                "-d",
+                "--name",
+                name,
+                "--network",
+                "app",
+                IMAGE,
+                "httpd",
+                "-f",
+                "-h",
+                "/www",
+            ]);
+            addresses.insert(host.address(name, "app"));
+        }
+    }
+    assert_eq!(addresses.len(), 6, "{addresses:?}");
+    assert!(
+        addresses.is_disjoint(&["10.77.0.9", "10.77.0.254"].map(str::to_owned).into()),
+        "{addresses:?}"
+    );
+    for to in &addresses {
+        one.eventually_in("c1", ["ping", "-c", "1", "-W", "1", to]);
+        two.eventually_in("c2", ["wget", "-q", "-O", "-", &format!("http://{to}/")]);
+    }
+
+    // Published ports, and the way out.
+    one.docker([
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "--network",
+        "app",
+        "-p",
+        "8080:80",
+        "--ip",
+        "10.77.0.80",
+        IMAGE,
+        "httpd",
+        "-f",
+        "-h",
+        "/www",
+    ]);
+    assert_eq!(one.address("web", "app"), "10.77.0.80");
+    let fetch = |url: &str| {
+        let mut busybox = std::process::Command::new("busybox");
+        netns_harness::Inside::exec(
+            &two.host,
+            busybox.args(["wget", "-q", "-O", "-", url]),
+            std::time::Duration::from_secs(5),
+        )
+    };
+    assert_eq!(fetch("http://192.0.2.1:8080/").unwrap().stdout, "served\n");
+    one.eventually_in("web", ["ping", "-c", "1", "-W", "1", "192.0.2.2"]);
+    // An address in use is refused on the other host, in words that name who has it.
+    let error = two.docker_error([
+        "run",
+        "--rm",
+        "--network",
+        "app",
+        "--ip",
+        "10.77.0.80",
+        IMAGE,
+        "true",
+    ]);
+    assert!(error.contains("10.77.0.80"), "{error}");
+    let error = two.docker_error([
+        "run",
+        "--rm",
+        "--network",
+        "app",
+        "--ip",
+        "10.77.0.9",
+        IMAGE,
+        "true",
+    ]);
+    assert!(error.contains("printer"), "{error}");
+
+    // A stopped container starts again with the address it asked for.
+    one.docker(["restart", "-t", "0", "web"]);
+    assert_eq!(one.address("web", "app"), "10.77.0.80");
+    two.eventually_in("c1", ["ping", "-c", "1", "-W", "1", "10.77.0.80"]);
+
+    // The agent dies: traffic goes on. It comes back: everything is as it was, and Docker goes on with it.
+    one.kill_agent();
+    two.eventually_in("c1", ["ping", "-c", "1", "-W", "1", "10.77.0.80"]);
+    one.start_agent();
+    one.wait_for_agent();
+    two.eventually_in("c1", ["ping", "-c", "1", "-W", "1", "10.77.0.80"]);
+    one.docker(["rm", "-f", "web"]);
+    one.docker([
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "--network",
+        "app",
+        "--ip",
+        "10.77.0.80",
+        IMAGE,
+        "sleep",
+        "1000",
+    ]);
+    two.eventually_in("c1", ["ping", "-c", "1", "-W", "1", "10.77.0.80"]);
+
+    // A network without a way out, of both families, joined by a container that is on another one.
+    one.docker([
+        "network",
+        "create",
+        "-d",
+        "weft",
+        "--ipam-driver",
+        "weft",
+        "--internal",
+        "--ipv6",
+        "--subnet",
+        "10.78.0.0/24",
+        "--subnet",
+        "fd78::/64",
+        "-o",
+        "weft.network=closed",
+        "closed",
+    ]);
+    one.docker(["network", "connect", "closed", "web"]);
+    one.docker([
+        "run",
+        "-d",
+        "--name",
+        "inner",
+        "--network",
+        "closed",
+        IMAGE,
+        "sleep",
+        "1000",
+    ]);
+    let v6 = one.inspect("inner", "{{.NetworkSettings.Networks.closed.GlobalIPv6Address}}");
+    one.eventually_in("web", ["ping", "-6", "-c", "1", "-W", "1", &v6]);
+    one.eventually_in("inner", ["ping", "-c", "1", "-W", "1", "169.254.53.53"]);
+    one.eventually_in("web", ["ping", "-c", "1", "-W", "1", "192.0.2.2"]);
+    let out = one.try_docker(["exec", "inner", "ping", "-c", "1", "-W", "1", "192.0.2.2"]);
+    assert!(out.is_err(), "{out:?}");
+    one.docker(["network", "disconnect", "closed", "web"]);
+
+    // What cannot be is refused in words.
+    let error = one.docker_error(["network", "create", "-d", "weft", "alone"]);
+    assert!(error.contains("--ipam-driver weft"), "{error}");
+    let error = one.docker_error([
+        "network",
+        "create",
+        "-d",
+        "weft",
+        "--ipam-driver",
+        "weft",
+        "-o",
+        "encrypted",
+        "secret",
+    ]);
+    assert!(error.contains("encrypted"), "{error}");
+    let error = one.docker_error([
+        "network",
+        "create",
+        "-d",
+        "weft",
+        "--ipam-driver",
+        "weft",
+        "--subnet",
+        "10.77.0.0/25",
+        "part",
+    ]);
+    assert!(error.contains("overlaps"), "{error}");
+
+    // Everything goes, and nothing stays.
+    for (host, containers) in [
+        (&*one, &["c1", "c2", "c3", "web", "inner"][..]),
+        (&*two, &["c1", "c2", "c3"]),
+    ] {
+        for container in containers {
+            host.docker(["rm", "-f", container]);
+        }
+    }
+    let endpoints = |host: &crate::site::DockerHost| {
+        let network = host.weft(["network", "inspect", "--format", "json", "app"]);
+        let network: serde_json::Value = serde_json::from_str(&network).unwrap();
+        network["endpoints"].as_array().unwrap().len()
+    };
+    assert_eq!(endpoints(one) + endpoints(two), 0);
+    one.docker(["network", "rm", "closed"]);
+    one.docker(["network", "rm", "app"]);
+    let gone = || match two.weft(["network", "ls", "-q"]).as_str() {
+        "" => Ok(()),
+        left => Err(left.to_owned()),
+    };
+    eventually(
+        "no network anywhere",
+        std::time::Duration::from_secs(10),
+        std::time::Duration::from_millis(50),
+        gone,
+    )
+    .unwrap();
+    two.docker(["network", "rm", "app"]);
+    let clean = |host: &crate::site::DockerHost| {
+        let links = host.links();
+        if links.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{links:?}"))
+        }
+    };
+    for host in [&*one, &*two] {
+        eventually(
+            "no link of ours",
+            std::time::Duration::from_secs(10),
+            std::time::Duration::from_millis(50),
+            || clean(host),
+        )
+        .unwrap();
+    }
+    site.close();
+}

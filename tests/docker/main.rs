@@ -1,0 +1,4 @@
+//! Real dockerds with Weft as their driver, each on a host of its own. Needs root, `docker.io` and `busybox-static`.
+
+mod driver;
+mod site;

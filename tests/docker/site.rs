@@ -1,0 +1,298 @@
+//! Hosts with a real dockerd and a real agent each.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use netns_harness::{
+    Finished, Host, Inside as _, Lab, LabError, Output, Process, Signal, SwitchOptions, eventually,
+};
+use tempfile::TempDir;
+
+const SOON: Duration = Duration::from_secs(30);
+const OFTEN: Duration = Duration::from_millis(50);
+
+/// The image that containers are made from: busybox with a page to serve.
+pub const IMAGE: &str = "busybox";
+const APPLETS: [&str; 12] = [
+    "sh", "ping", "httpd", "wget", "nslookup", "ip", "sleep", "cat", "nc", "hostname", "echo", "true",
+];
+
+/// What the programs on the machine must offer; without them the tests cannot run.
+pub fn missing() -> Option<String> {
+    for (program, package) in [
+        ("dockerd", "docker.io"),
+        ("docker", "docker.io"),
+        ("busybox", "busybox-static"),
+    ] {
+        let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+            .chain(["/usr/sbin".into(), "/sbin".into()])
+            .any(|dir: PathBuf| dir.join(program).exists());
+        if !found {
+            return Some(format!("`{program}` of the package {package}"));
+        }
+    }
+    (!nix::unistd::geteuid().is_root()).then(|| "root".to_owned())
+}
+
+pub struct Site {
+    pub hosts: Vec<DockerHost>,
+    lab: Lab,
+    dir: TempDir,
+}
+
+pub struct DockerHost {
+    pub host: Host,
+    dir: PathBuf,
+    agent: Option<Process>,
+    dockerd: Option<Process>,
+}
+
+impl Site {
+    /// One cluster of agents, each beside a dockerd that has the image.
+    pub fn new(name: &str, count: usize) -> Self {
+        let dir = tempfile::Builder::new().prefix("weft-docker-").tempdir().unwrap();
+        let lab = Lab::new(name).unwrap();
+        let options = SwitchOptions::new().subnet("192.0.2.0/24".parse::<ipnet::IpNet>().unwrap());
+        let switch = lab.switch("lan", options).unwrap();
+        let names: Vec<_> = (1..=count).map(|n| format!("h{n}")).collect();
+        let hosts = lab.hosts(&names).unwrap();
+        lab.plug(&switch, &hosts).unwrap();
+        let image = make_image(dir.path());
+        let mut hosts: Vec<_> = hosts
+            .into_iter()
+            .map(|host| DockerHost {
+                dir: dir.path().join(host.name()),
+                host,
+                agent: None,
+                dockerd: None,
+            })
+            .collect();
+        for host in &mut hosts {
+            fs::create_dir(&host.dir).unwrap();
+            fs::write(host.dir.join("daemon.json"), r#"{"dns": ["169.254.53.53"]}"#).unwrap();
+            host.start_agent();
+            host.start_dockerd();
+        }
+        for host in &hosts {
+            host.wait_for_agent();
+            host.wait_for_dockerd();
+            host.docker(["import", image.to_str().unwrap(), IMAGE]);
+        }
+        let joined = hosts[0].weft(["init", "--format", "json"]);
+        let token: serde_json::Value = serde_json::from_str(&joined).unwrap();
+        let token = token["join"]["token"].as_str().unwrap();
+        for (n, host) in hosts.iter().enumerate().skip(1) {
+            // A token is good for one node.
+            let made;
+            let token = if n == 1 {
+                token
+            } else {
+                made = hosts[0].weft(["token", "create", "-q"]);
+                made.trim()
+            };
+            host.weft(["join", "--token", token, "192.0.2.1:7946"]);
+        }
+        Self { hosts, lab, dir }
+    }
+
+    /// Ends everything and fails if anything is left.
+    pub fn close(mut self) {
+        for host in &mut self.hosts {
+            host.stop_dockerd();
+            host.stop_agent();
+        }
+        self.hosts.clear();
+        self.lab.close().unwrap();
+        self.dir.close().unwrap();
+    }
+}
+
+/// A root file system in a tar file.
+fn make_image(dir: &Path) -> PathBuf {
+    let root = dir.join("root");
+    for part in ["bin", "etc", "tmp", "www"] {
+        fs::create_dir_all(root.join(part)).unwrap();
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    for applet in APPLETS {
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+    fs::write(root.join("www/index.html"), "served\n").unwrap();
+    let image = dir.join("root.tar");
+    let tar = Command::new("tar")
+        .arg("-C")
+        .arg(&root)
+        .arg("-cf")
+        .arg(&image)
+        .arg(".")
+        .status();
+    assert!(tar.unwrap().success());
+    image
+}
+
+impl DockerHost {
+    pub fn start_agent(&mut self) {
+        let mut command = Command::new(weft_tests::weft_binary());
+        command
+            .arg("agent")
+            .arg("--data-dir")
+            .arg(self.dir.join("weft"))
+            .args(["--run-dir", "/run/weft", "--node-name", self.host.name()])
+            .args(["--docker-plugin", "/run/docker/plugins/weft.sock"]);
+        let advertise = format!("192.0.2.{}", &self.host.name()[1..]);
+        command
+            .args(["--advertise", &advertise])
+            .env("WEFT_LOG", "info,weft::docker=debug");
+        self.agent = Some(
+            self.host
+                .spawn(&mut command, Output::File(self.dir.join("agent.log")))
+                .unwrap(),
+        );
+    }
+
+    pub fn start_dockerd(&mut self) {
+        let mut command = Command::new("dockerd");
+        command
+            .arg("--config-file")
+            .arg(self.dir.join("daemon.json"))
+            .arg("--data-root")
+            .arg(self.dir.join("data"))
+            .arg("--exec-root")
+            .arg(self.dir.join("exec"))
+            .args([
+                "--pidfile",
+                "/run/docker.pid",
+                "--host",
+                "unix:///run/docker.sock",
+            ]);
+        self.dockerd = Some(
+            self.host
+                .spawn(&mut command, Output::File(self.dir.join("dockerd.log")))
+                .unwrap(),
+        );
+    }
+
+    pub fn wait_for_agent(&self) {
+        let what = format!("an agent on {}", self.host.name());
+        eventually(what, SOON, OFTEN, || self.try_weft(["version"])).unwrap();
+    }
+
+    pub fn wait_for_dockerd(&self) {
+        let what = format!("a dockerd on {}", self.host.name());
+        let answered = eventually(what, SOON, OFTEN, || self.try_docker(["version"]));
+        answered.unwrap_or_else(|error| panic!("{error}\n{}", self.log("dockerd")));
+    }
+
+    pub fn kill_agent(&mut self) {
+        self.agent.take().unwrap().kill().unwrap();
+    }
+
+    pub fn stop_agent(&mut self) {
+        end(self.agent.take());
+    }
+
+    pub fn stop_dockerd(&mut self) {
+        end(self.dockerd.take());
+    }
+
+    pub fn log(&self, of: &str) -> String {
+        fs::read_to_string(self.dir.join(format!("{of}.log"))).unwrap_or_default()
+    }
+
+    pub fn try_docker<const N: usize>(&self, args: [&str; N]) -> Result<String, LabError> {
+        let mut command = Command::new("docker");
+        command.args(args).env("DOCKER_HOST", "unix:///run/docker.sock");
+        command.env_remove("HTTP_PROXY").env_remove("http_proxy");
+        self.run(&mut command)
+    }
+
+    pub fn try_weft<const N: usize>(&self, args: [&str; N]) -> Result<String, LabError> {
+        let mut command = Command::new(weft_tests::weft_binary());
+        self.run(command.args(args))
+    }
+
+    fn run(&self, command: &mut Command) -> Result<String, LabError> {
+        let finished = self.host.exec(command, Duration::from_secs(90))?;
+        finished.success().map(|finished: Finished| finished.stdout)
+    }
+
+    #[track_caller]
+    pub fn docker<const N: usize>(&self, args: [&str; N]) -> String {
+        let done = self.try_docker(args);
+        done.unwrap_or_else(|error| {
+            panic!(
+                "docker {args:?} on {}: {error}\n{}",
+                self.host.name(),
+                self.log("agent")
+            )
+        })
+    }
+
+    /// What Docker refuses to do says why.
+    #[track_caller]
+    pub fn docker_error<const N: usize>(&self, args: [&str; N]) -> String {
+        self.try_docker(args).expect_err("docker refuses it").to_string()
+    }
+
+    #[track_caller]
+    pub fn weft<const N: usize>(&self, args: [&str; N]) -> String {
+        let done = self.try_weft(args);
+        done.unwrap_or_else(|error| panic!("weft {args:?} on {}: {error}", self.host.name()))
+    }
+
+    /// A part of what `docker inspect` says, by a template.
+    #[track_caller]
+    pub fn inspect(&self, what: &str, template: &str) -> String {
+        self.docker(["inspect", "--format", template, what])
+            .trim()
+            .to_owned()
+    }
+
+    /// The address a container has on a network.
+    #[track_caller]
+    pub fn address(&self, container: &str, network: &str) -> String {
+        let template = format!("{{{{(index .NetworkSettings.Networks \"{network}\").IPAddress}}}}");
+        self.inspect(container, &template)
+    }
+
+    /// Waits until a command in a container succeeds, and says what it wrote.
+    #[track_caller]
+    pub fn eventually_in<const N: usize>(&self, container: &str, command: [&str; N]) -> String {
+        let what = format!("{command:?} in {container} on {}", self.host.name());
+        let args: Vec<&str> = ["exec", container].into_iter().chain(command).collect();
+        let attempt = || {
+            let mut docker = Command::new("docker");
+            docker.args(&args).env("DOCKER_HOST", "unix:///run/docker.sock");
+            self.run(&mut docker)
+        };
+        let done = eventually(what, SOON, OFTEN, attempt);
+        done.unwrap_or_else(|error| panic!("{error}\n{}", self.log("agent")))
+    }
+
+    /// Names of the links in the host's own namespace that are of Weft's making.
+    pub fn links(&self) -> Vec<String> {
+        let mut names: Vec<_> = self
+            .host
+            .run(|| {
+                let links = fs::read_dir("/proc/sys/net/ipv4/conf").unwrap();
+                links
+                    .map(|link| link.unwrap().file_name().into_string().unwrap())
+                    .collect::<Vec<_>>()
+            })
+            .unwrap();
+        names.retain(|name| name.starts_with("wf") || name.starts_with("weft"));
+        names
+    }
+}
+
+fn end(process: Option<Process>) {
+    if let Some(process) = process {
+        process.signal(Signal::SIGTERM).unwrap();
+        process.wait(SOON).unwrap();
+    }
+}
