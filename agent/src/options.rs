@@ -11,6 +11,9 @@ pub const DEFAULT_DATA_DIR: &str = "/var/lib/weft";
 /// Where sockets and namespaces are kept, when no directory is given.
 pub const DEFAULT_RUN_DIR: &str = "/run/weft";
 
+/// Where Docker's API is, when no socket is given.
+pub const DEFAULT_DOCKER_SOCKET: &str = "/run/docker.sock";
+
 /// How the agent writes its log, on standard error.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -50,6 +53,8 @@ pub struct AgentOptions {
     pub vxlan_port: u16,
     /// Where Docker finds its driver.
     pub docker_plugin: DockerPlugin,
+    /// The socket of Docker's API, which is used where Docker's driver is served.
+    pub docker_socket: PathBuf,
     /// How the log is written.
     pub log_format: LogFormat,
 }
@@ -64,6 +69,7 @@ impl Default for AgentOptions {
             advertise: None,
             vxlan_port: DEFAULT_VXLAN_PORT,
             docker_plugin: DockerPlugin::Auto,
+            docker_socket: DEFAULT_DOCKER_SOCKET.into(),
             log_format: LogFormat::Text,
         }
     }

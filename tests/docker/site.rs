@@ -192,6 +192,10 @@ impl DockerHost {
         self.agent.take().unwrap().kill().unwrap();
     }
 
+    pub fn kill_dockerd(&mut self) {
+        self.dockerd.take().unwrap().kill().unwrap();
+    }
+
     pub fn stop_agent(&mut self) {
         end(self.agent.take());
     }
@@ -258,6 +262,30 @@ impl DockerHost {
     pub fn address(&self, container: &str, network: &str) -> String {
         let template = format!("{{{{(index .NetworkSettings.Networks \"{network}\").IPAddress}}}}");
         self.inspect(container, &template)
+    }
+
+    /// Waits until a look finds nothing.
+    #[track_caller]
+    pub fn eventually(&self, what: &str, mut look: impl FnMut() -> Result<String, LabError>) {
+        let looked = eventually(
+            format!("{what} on {}", self.host.name()),
+            SOON,
+            OFTEN,
+            || match look() {
+                Ok(left) if left.trim().is_empty() => Ok(()),
+                Ok(left) => Err(left),
+                Err(error) => Err(error.to_string()),
+            },
+        );
+        looked.unwrap_or_else(|error| panic!("{error}\n{}", self.log("agent")));
+    }
+
+    /// Waits until `docker` does it.
+    #[track_caller]
+    pub fn eventually_docker<const N: usize>(&self, args: [&str; N]) -> String {
+        let what = format!("docker {args:?} on {}", self.host.name());
+        let done = eventually(what, SOON, OFTEN, || self.try_docker(args));
+        done.unwrap_or_else(|error| panic!("{error}\n{}", self.log("agent")))
     }
 
     /// Waits until a command in a container succeeds, and says what it wrote.

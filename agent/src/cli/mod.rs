@@ -18,8 +18,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::Val
 use crate::{
     lab::LabCommand,
     options::{
-        AgentOptions, DEFAULT_DATA_DIR, DEFAULT_GOSSIP_PORT, DEFAULT_RUN_DIR, DEFAULT_VXLAN_PORT,
-        DockerPlugin, LogFormat,
+        AgentOptions, DEFAULT_DATA_DIR, DEFAULT_DOCKER_SOCKET, DEFAULT_GOSSIP_PORT, DEFAULT_RUN_DIR,
+        DEFAULT_VXLAN_PORT, DockerPlugin, LogFormat,
     },
 };
 use failure::Failure;
@@ -122,6 +122,9 @@ struct AgentArgs {
     /// The socket of Docker's driver, `off` for none [default: /run/docker/plugins/weft.sock on hosts with Docker]
     #[arg(long, value_name = "PATH|off")]
     docker_plugin: Option<PathBuf>,
+    /// The socket of Docker's API, by which networks are made in Docker and names of containers learned
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_DOCKER_SOCKET)]
+    docker_socket: PathBuf,
     /// How the log is written
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
@@ -159,6 +162,7 @@ impl AgentArgs {
             node_name: self.node_name,
             advertise: self.advertise,
             vxlan_port: self.vxlan_port,
+            docker_socket: self.docker_socket,
             docker_plugin: match self.docker_plugin {
                 None => DockerPlugin::Auto,
                 Some(path) if path.as_os_str() == "off" => DockerPlugin::Off,

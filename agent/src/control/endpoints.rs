@@ -19,7 +19,7 @@ use crate::api::{ApiError, types::*};
 
 /// The largest number of endpoints of one node.
 pub(super) const MAX_LOCAL_ENDPOINTS: usize = 10_000;
-const MAX_ALIASES: usize = 16;
+pub(super) const MAX_ALIASES: usize = 16;
 
 pub(super) struct Connect {
     network: NetworkId,

@@ -87,13 +87,18 @@ impl Control {
         }
     }
 
+    /// Notes that it is not wrong any more.
+    pub(super) fn solved(&mut self, sentence: String) {
+        self.problems.remove(&sentence);
+        self.event(EventKind::ProblemSolved, String::new(), sentence, []);
+    }
+
     /// Replaces what the last report of the kernel said was wrong.
     pub(super) fn set_host_problems(&mut self, problems: Vec<String>) {
         let now: BTreeSet<String> = problems.into_iter().collect();
         let before = std::mem::take(&mut self.host_problems);
         for solved in before.difference(&now) {
-            self.problems.remove(solved);
-            self.event(EventKind::ProblemSolved, String::new(), solved.clone(), []);
+            self.solved(solved.clone());
         }
         for found in &now {
             self.problem(found.clone());

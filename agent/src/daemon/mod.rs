@@ -11,7 +11,7 @@ mod names;
 mod resolv;
 mod server;
 mod store;
-mod target;
+pub(crate) mod target;
 mod watch;
 
 use std::{
@@ -23,14 +23,14 @@ use std::{
 use anyhow::Context;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch as latest},
 };
 use tracing_subscriber::EnvFilter;
 use weft_gossip::Identity;
 
 use crate::{
     control::{Now, docker::DockerCommand},
-    docker::{self, Plugin},
+    docker::{self, Owner, Plugin, Watcher},
     options::{AgentOptions, DockerPlugin, LogFormat},
 };
 use cluster::Membership;
@@ -101,6 +101,9 @@ struct Daemon {
     started: Now,
     _api: Api,
     _plugin: Option<Plugin>,
+    /// Follows Docker where it is served, and is told of changes.
+    _watcher: Option<Watcher>,
+    changes: latest::Sender<u64>,
 }
 
 impl Daemon {
@@ -115,7 +118,16 @@ impl Daemon {
         let api = Api::serve(&options.socket, request_sender, events.clone(), host.counts())
             .with_context(|| format!("cannot serve the API at {}", options.socket.display()))?;
         let (docker_sender, docker) = mpsc::channel(MAX_REQUESTS);
-        let plugin = serve_docker(&options.docker_plugin, docker_sender)?;
+        let plugin = serve_docker(&options.docker_plugin, Owner::new(docker_sender.clone()))?;
+        let (changes, changed) = latest::channel(0);
+        let watcher = plugin.as_ref().map(|plugin| {
+            Watcher::start(
+                options.docker_socket.clone(),
+                plugin.driver(),
+                docker_sender,
+                changed,
+            )
+        });
         let mut daemon = Self {
             node_name,
             store,
@@ -132,6 +144,8 @@ impl Daemon {
             options,
             _api: api,
             _plugin: plugin,
+            _watcher: watcher,
+            changes,
         };
         if let Some(facts) = daemon.store.cluster()? {
             let membership = daemon.open_membership(facts, false).await?;
@@ -217,6 +231,8 @@ impl Daemon {
         membership.send(turn.send);
         if turn.host_changed {
             let state = membership.control.host_state();
+            self.changes
+                .send_modify(|generation| *generation = state.generation);
             self.names.publish(&state);
             self.host.apply(state);
         }
@@ -249,10 +265,7 @@ impl Daemon {
 }
 
 /// Where the driver is served because the host has Docker, a failure is no reason to do without the agent.
-fn serve_docker(
-    wanted: &DockerPlugin,
-    commands: mpsc::Sender<DockerCommand>,
-) -> anyhow::Result<Option<Plugin>> {
+fn serve_docker(wanted: &DockerPlugin, owner: Owner) -> anyhow::Result<Option<Plugin>> {
     let (socket, asked_for) = match wanted {
         DockerPlugin::Off => return Ok(None),
         DockerPlugin::At(socket) => (socket.clone(), true),
@@ -264,7 +277,7 @@ fn serve_docker(
     match server::listen(&socket) {
         Ok(listener) => {
             tracing::info!(socket = %socket.display(), "Docker's driver is served");
-            Ok(Some(Plugin::serve(listener, socket, commands)))
+            Ok(Some(Plugin::serve(listener, socket, owner)))
         }
         Err(error) if asked_for => {
             Err(error).with_context(|| format!("cannot serve Docker's driver at {}", socket.display()))

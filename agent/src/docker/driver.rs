@@ -1,17 +1,14 @@
 //! Each request of dockerd: read, asked of the owner of the state, answered.
 
-use std::{future::Future, time::Duration};
-
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::{
-    sync::mpsc,
-    time::{error::Elapsed, timeout},
-};
 use weft_types::EndpointId;
 
-use super::protocol::{self as wire, IpamData, Options};
+use super::{
+    owner::Owner,
+    protocol::{self as wire, IpamData, Options},
+};
 use crate::{
     api::ApiError,
     control::{
@@ -24,12 +21,9 @@ use crate::{
 };
 
 /// What the addresses of this driver are called in dockerd's records.
-const ADDRESS_SPACE: &str = "weft";
+pub const ADDRESS_SPACE: &str = "weft";
 /// The option that says which network of the cluster one of Docker's is.
-const NETWORK_OPTION: &str = "weft.network";
-/// For everything that is asked of the owner of the state. dockerd itself would wait for ever, with the
-/// network locked.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const NETWORK_OPTION: &str = "weft.network";
 
 /// Why a request was not carried out.
 #[derive(Debug)]
@@ -52,12 +46,12 @@ type Answer = Result<Value, Failure>;
 /// Turns requests into commands.
 #[derive(Clone)]
 pub struct Driver {
-    commands: mpsc::Sender<DockerCommand>,
+    owner: Owner,
 }
 
 impl Driver {
-    pub fn new(commands: mpsc::Sender<DockerCommand>) -> Self {
-        Self { commands }
+    pub fn new(owner: Owner) -> Self {
+        Self { owner }
     }
 
     /// Answers `POST /METHOD`.
@@ -151,11 +145,14 @@ impl Driver {
             Some(Value::Object(generic)) => generic.clone().into_iter().collect(),
             _ => Options::new(),
         };
-        let pools = request.ipv4.into_iter().chain(request.ipv6).map(pool_of);
+        let mut all = request.ipv4.iter().chain(&request.ipv6);
+        let foreign = all.any(|data| data.address_space != ADDRESS_SPACE);
+        let pools = request.ipv4.into_iter().chain(request.ipv6).filter_map(pool_of);
         let request = CreateDockerNetwork {
             id: request.network,
             network: option(&generic, NETWORK_OPTION),
-            pools: pools.collect::<Result<_, _>>()?,
+            pools: pools.collect(),
+            foreign,
             internal: request.options.get(wire::INTERNAL) == Some(&Value::Bool(true)),
             options: network_options(generic)?,
         };
@@ -198,45 +195,15 @@ impl Driver {
         }))
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(Responder<T>) -> DockerCommand) -> Result<T, Failure> {
-        let no_cluster = || {
-            ApiError::unavailable("this node is in no cluster")
-                .with_help("make one with `weft init`, or join one with `weft join --token TOKEN HOST:PORT`")
-        };
-        let answer = self.send(command).await?;
-        Ok(answer.unwrap_or_else(|| Err(no_cluster()))?)
+    async fn ask<T>(&self, command: impl FnOnce(Responder<T>) -> DockerCommand) -> Result<T, ApiError> {
+        self.owner.ask(command).await
     }
 
     /// Asks for the end of something. In no cluster there is nothing that could end.
     async fn end(&self, command: impl FnOnce(Responder<()>) -> DockerCommand) -> Answer {
-        self.send(command).await?.unwrap_or(Ok(()))?;
+        self.owner.ask_if_member(command).await?.unwrap_or(Ok(()))?;
         Ok(json!({}))
     }
-
-    /// `None` if nobody could answer, because this node is in no cluster.
-    async fn send<T>(
-        &self,
-        command: impl FnOnce(Responder<T>) -> DockerCommand,
-    ) -> Result<Option<Result<T, ApiError>>, ApiError> {
-        let (responder, answer) = Responder::new();
-        let exchange = async {
-            if self.commands.send(command(responder)).await.is_err() {
-                let error = ApiError::unavailable("the agent is stopping; the request was not carried out");
-                return Some(Err(error));
-            }
-            answer.await.ok()
-        };
-        within(exchange).await.map_err(|_| {
-            ApiError::unavailable(format!(
-                "the agent did not answer within {} seconds; it may still carry the request out",
-                PATIENCE.as_secs()
-            ))
-        })
-    }
-}
-
-async fn within<T>(work: impl Future<Output = T>) -> Result<T, Elapsed> {
-    timeout(PATIENCE, work).await
 }
 
 /// Reads a body. An empty one is that of a request that dockerd sends again after a lost connection: what it
@@ -260,17 +227,10 @@ fn endpoint_id(docker: &str) -> Result<EndpointId, Failure> {
     half.ok_or_else(|| Failure::Malformed(format!("`{docker}` is not an id of an endpoint of Docker's")))
 }
 
-fn pool_of(data: IpamData) -> Result<NetworkPool, Failure> {
-    let pool = data.pool.filter(|_| data.address_space == ADDRESS_SPACE);
-    let net = pool.ok_or_else(|| {
-        ApiError::invalid(
-            "the addresses of this network are Docker's own, which gives the same ones on every host",
-        )
-        .with_help("have the cluster give them: `docker network create -d weft --ipam-driver weft NAME`")
-    })?;
+fn pool_of(data: IpamData) -> Option<NetworkPool> {
     let aux = data.aux_addresses.into_iter();
-    Ok(NetworkPool {
-        net: net.trunc(),
+    Some(NetworkPool {
+        net: data.pool?.trunc(),
         gateway: data.gateway.map(|gateway| gateway.addr()),
         aux: aux.map(|(name, net)| (name, IpNet::addr(&net))).collect(),
     })

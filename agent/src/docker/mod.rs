@@ -5,11 +5,22 @@
 //! dockerd's start is answered without the owner, so that a busy agent never delays it, and everything else
 //! is answered within a bounded time.
 //!
+//! Beside it, [`watcher`] uses Docker's own API, the [`engine`]: [`networks`] makes each network of the cluster
+//! one of Docker's and the other way round, [`containers`] tells the cluster what containers are called and what
+//! they serve.
+//!
 //! dockerd knows a network by an id of its own on each host, never tells a driver a network's or container's
 //! name, and moves the interface to the container by itself. See `docs/docker.md` for what follows from that.
 
+mod containers;
 mod driver;
+mod engine;
+mod networks;
+mod owner;
 mod protocol;
 mod server;
+mod watcher;
 
+pub use owner::Owner;
 pub use server::{Plugin, default_socket};
+pub use watcher::Watcher;

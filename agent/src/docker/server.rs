@@ -10,13 +10,13 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde_json::json;
-use tokio::{net::UnixListener, sync::mpsc, task::JoinHandle};
+use tokio::{net::UnixListener, task::JoinHandle};
 
 use super::{
     driver::{Driver, Failure},
+    owner::Owner,
     protocol::MEDIA_TYPE,
 };
-use crate::control::docker::DockerCommand;
 
 /// Where dockerd looks for the driver `weft`.
 const SOCKET: &str = "/run/docker/plugins/weft.sock";
@@ -46,8 +46,8 @@ impl Drop for Plugin {
 }
 
 impl Plugin {
-    pub fn serve(listener: UnixListener, socket: PathBuf, commands: mpsc::Sender<DockerCommand>) -> Self {
-        let router = router(Driver::new(commands));
+    pub fn serve(listener: UnixListener, socket: PathBuf, owner: Owner) -> Self {
+        let router = router(Driver::new(owner));
         let task = tokio::spawn(async move {
             // Accepting on a Unix socket does not end, except with the task.
             if let Err(error) = axum::serve(listener, router).await {
@@ -55,6 +55,12 @@ impl Plugin {
             }
         });
         Self { task, socket }
+    }
+
+    /// The name by which Docker knows the driver: that of the socket.
+    pub fn driver(&self) -> String {
+        let name = self.socket.file_stem().unwrap_or_default();
+        name.to_string_lossy().into_owned()
     }
 }
 

@@ -9,9 +9,9 @@ use weft_types::{EndpointId, Mac, NetworkId};
 use super::{
     super::{
         Control, HostReport, Now, Responder,
-        endpoints::MAX_LOCAL_ENDPOINTS,
+        endpoints::{MAX_ALIASES, MAX_LOCAL_ENDPOINTS},
         operations::Stop,
-        records::{Attachment, DockerSpec, EndpointSpec, JoinedSpec, encode, endpoint_key},
+        records::{Attachment, DockerSpec, EndpointSpec, JoinedSpec, SandboxSpec, encode, endpoint_key},
         views::{DNS_V4, DNS_V6},
     },
     Lease,
@@ -50,6 +50,19 @@ pub struct JoinGrant {
     pub ifname: String,
     /// What is on-link through it besides its subnets.
     pub on_link: Vec<IpNet>,
+}
+
+/// What Docker knows of a container that its driver is not told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    pub id: EndpointId,
+    /// The container's name.
+    pub name: String,
+    /// What else it is called, on this network.
+    pub aliases: Vec<String>,
+    pub service: Option<String>,
+    pub weight: u16,
+    pub sandbox: Option<SandboxSpec>,
 }
 
 pub(in super::super) struct EndpointTask {
@@ -177,6 +190,49 @@ impl Control {
             self.docker.leases.remove(&(network, net.addr()));
         }
         Ok(EndpointGrant { mac: endpoint.mac })
+    }
+
+    pub(super) fn docker_endpoints(&self) -> Vec<EndpointId> {
+        let all = self.local_endpoints();
+        all.filter(|(_, _, known)| known.spec.docker().is_some())
+            .map(|(_, id, _)| id)
+            .collect()
+    }
+
+    /// Takes over what a container is called and what it serves. A name that is taken on this network, by a
+    /// container on another host say, becomes one more alias.
+    pub(super) fn describe_endpoint(&mut self, description: Description, now: Now) -> Result<(), ApiError> {
+        let Some((network, known, mut docker)) = self.docker_endpoint(description.id) else {
+            return Ok(());
+        };
+        let is_taken = self
+            .catalogue
+            .endpoints(network)
+            .any(|(id, other)| id != description.id && other.spec.name == description.name);
+        let name = match check_name("an endpoint", &description.name) {
+            Ok(()) if !is_taken => description.name.clone(),
+            _ => format!("docker-{}", description.id.short()),
+        };
+        let mut aliases: Vec<String> = Vec::new();
+        for alias in [description.name].into_iter().chain(description.aliases) {
+            let is_new = alias != name && !aliases.contains(&alias) && aliases.len() < MAX_ALIASES;
+            if is_new && check_name("an endpoint", &alias).is_ok() {
+                aliases.push(alias);
+            }
+        }
+        docker.sandbox = description.sandbox.or(docker.sandbox);
+        let described = EndpointSpec {
+            name,
+            aliases,
+            service: description.service,
+            weight: description.weight,
+            attachment: Attachment::Docker(docker),
+            ..known.clone()
+        };
+        if described != known {
+            self.publish(endpoint_key(network, description.id), encode(&described), now)?;
+        }
+        Ok(())
     }
 
     /// The container's name if it is known, fit and free; else one made from the endpoint's id.

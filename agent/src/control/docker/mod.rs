@@ -25,10 +25,13 @@ use super::{
     Control, Now, Responder,
     operations::{Operation, Stop},
 };
-use crate::api::ApiError;
+use crate::api::{
+    ApiError,
+    types::{NetworkCreateRequest, NetworkSummary, ServiceCreateRequest, ServiceSummary},
+};
 
-pub use endpoints::{CreateEndpoint, EndpointGrant, Join, JoinGrant};
-pub use networks::{CreateDockerNetwork, NetworkPool};
+pub use endpoints::{CreateEndpoint, Description, EndpointGrant, Join, JoinGrant};
+pub use networks::{ClusterNetwork, CreateDockerNetwork, NetworkPool};
 pub use pools::{PoolGrant, RequestAddress, RequestPool};
 
 use endpoints::EndpointTask;
@@ -49,6 +52,17 @@ pub enum DockerCommand {
     Join(Join, Responder<JoinGrant>),
     Leave(EndpointId, Responder<()>),
     DeleteEndpoint(EndpointId, Responder<()>),
+    /// Whether Docker's API can be used.
+    Watched(bool, Responder<()>),
+    Networks(Responder<Vec<ClusterNetwork>>),
+    NameNetwork(NetworkId, String, Responder<()>),
+    MakeNetwork(NetworkCreateRequest, Responder<NetworkSummary>),
+    /// Of the containers on this host, those whose endpoints are known.
+    Endpoints(Responder<Vec<EndpointId>>),
+    Describe(Description, Responder<()>),
+    MakeService(ServiceCreateRequest, Responder<ServiceSummary>),
+    /// What is wrong between Docker and the cluster, a sentence each.
+    Problems(Vec<String>, Responder<()>),
 }
 
 /// What is known of Docker on this host.
@@ -62,6 +76,9 @@ pub(super) struct Docker {
     leases: BTreeMap<(NetworkId, IpAddr), Lease>,
     /// Who waits for an endpoint's interface.
     joining: BTreeMap<EndpointId, (JoinGrant, Responder<JoinGrant>)>,
+    /// Whether the agent can use Docker's API.
+    watched: bool,
+    problems: Vec<String>,
 }
 
 struct Lease {
@@ -134,6 +151,32 @@ impl Control {
                 self.delete_docker_endpoint(id, now);
                 self.reply(to, Ok(()));
             }
+            DockerCommand::Watched(watched, to) => {
+                self.docker.watched = watched;
+                self.reply(to, Ok(()));
+            }
+            DockerCommand::Networks(to) => {
+                let networks = self.cluster_networks();
+                self.reply(to, Ok(networks));
+            }
+            DockerCommand::NameNetwork(id, name, to) => {
+                let result = self.name_network(id, &name, now);
+                self.reply(to, result);
+            }
+            DockerCommand::MakeNetwork(request, to) => self.start_create_network(request, to, now),
+            DockerCommand::Endpoints(to) => {
+                let known = self.docker_endpoints();
+                self.reply(to, Ok(known));
+            }
+            DockerCommand::Describe(description, to) => {
+                let result = self.describe_endpoint(description, now);
+                self.reply(to, result);
+            }
+            DockerCommand::MakeService(request, to) => self.start_create_service(request, to, now),
+            DockerCommand::Problems(problems, to) => {
+                self.set_docker_problems(problems);
+                self.reply(to, Ok(()));
+            }
         }
         self.settle(now);
     }
@@ -160,6 +203,16 @@ impl Control {
             DockerTask::Pool(_, to) => self.reply(to, Err(error)),
             DockerTask::Address(_, to) => self.reply(to, Err(error)),
             DockerTask::Endpoint(_, to) => self.reply(to, Err(error)),
+        }
+    }
+
+    fn set_docker_problems(&mut self, problems: Vec<String>) {
+        let before = std::mem::replace(&mut self.docker.problems, problems.clone());
+        for solved in before.into_iter().filter(|problem| !problems.contains(problem)) {
+            self.solved(solved);
+        }
+        for problem in problems {
+            self.problem(problem);
         }
     }
 

@@ -6,9 +6,15 @@ use ipnet::IpNet;
 use weft_types::NetworkId;
 
 use super::super::{
-    Control, Now, Responder, names, networks::CreateNetwork, operations::Operation, records::NetworkSpec,
+    Control, Now, Responder, names,
+    networks::CreateNetwork,
+    operations::Operation,
+    records::{NetworkSpec, Register, encode, network_key},
 };
-use crate::api::{ApiError, ErrorKind, types::NetworkCreateRequest};
+use crate::api::{
+    ApiError, ErrorKind,
+    types::{NetworkCreateRequest, check_name},
+};
 
 /// `NetworkDriver.CreateNetwork`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +24,8 @@ pub struct CreateDockerNetwork {
     /// `-o weft.network=`: the network of the cluster that it is, by name or id.
     pub network: Option<String>,
     pub pools: Vec<NetworkPool>,
+    /// Whether its addresses are another address management's.
+    pub foreign: bool,
     pub internal: bool,
     /// Options that are Weft's.
     pub options: BTreeMap<String, String>,
@@ -31,13 +39,85 @@ pub struct NetworkPool {
     pub aux: BTreeMap<String, IpAddr>,
 }
 
+/// A network of the cluster, as the agent compares it with Docker's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterNetwork {
+    pub id: NetworkId,
+    pub name: String,
+    /// Whether `name` was made up, because nobody has told the name it is to have.
+    pub unnamed: bool,
+    pub subnets: Vec<IpNet>,
+    pub internal: bool,
+    pub in_use: bool,
+    /// Docker's ids of it on this host.
+    pub docker: Vec<String>,
+}
+
 impl Control {
+    pub(super) fn cluster_networks(&self) -> Vec<ClusterNetwork> {
+        let bound = |id: NetworkId| {
+            let bound = self.docker.networks.iter().filter(move |(_, to)| **to == id);
+            bound.map(|(docker, _)| docker.clone()).collect()
+        };
+        self.catalogue
+            .networks()
+            .map(|(id, spec)| ClusterNetwork {
+                id,
+                name: self.catalogue.display_name(id).unwrap_or_default(),
+                unnamed: spec.name == provisional_name(id),
+                subnets: spec.subnets.iter().map(|subnet| subnet.net).collect(),
+                internal: spec.internal,
+                in_use: self.catalogue.endpoints(id).next().is_some(),
+                docker: bound(id),
+            })
+            .collect()
+    }
+
+    /// Docker's name for a network becomes the cluster's.
+    pub(super) fn name_network(&mut self, id: NetworkId, name: &str, now: Now) -> Result<(), ApiError> {
+        let Some(spec) = self.catalogue.network(id) else {
+            return Err(ApiError::not_found("the network was removed meanwhile"));
+        };
+        if spec.name != provisional_name(id) {
+            return Ok(());
+        }
+        check_name("a network", name)?;
+        if self.catalogue.networks().any(|(_, other)| other.name == name) {
+            return Err(ApiError::conflict(format!(
+                "the cluster has another network `{name}` already"
+            )));
+        }
+        let value = NetworkSpec {
+            name: name.to_owned(),
+            ..spec.clone()
+        };
+        let register = Register {
+            lamport: self.catalogue.tick(),
+            removed: false,
+            value,
+        };
+        self.publish(network_key(id), encode(&register), now)
+    }
+
     pub(super) fn create_docker_network(
         &mut self,
         request: CreateDockerNetwork,
         to: Responder<()>,
         now: Now,
     ) {
+        if request.foreign {
+            // The agent puts a network of the cluster in its place, which takes Docker's API.
+            let result = self.docker.watched.then_some(()).ok_or_else(|| {
+                ApiError::invalid(
+                    "the addresses of this network are Docker's own, which gives the same ones on every host",
+                )
+                .with_help(
+                    "have the cluster give them: `docker network create -d weft --ipam-driver weft NAME`",
+                )
+            });
+            self.reply(to, result);
+            return;
+        }
         match self.find_docker_network(&request) {
             Ok(Some(network)) => {
                 self.bind(&request.id, network);
