@@ -46,8 +46,8 @@ pub(super) enum Order {
     Clear,
     /// Somebody else may have changed what is ours.
     Look,
-    /// A link of ours was deleted, by whomever, in the namespace of a network or the host's.
-    Deleted {
+    /// A link of ours was changed or deleted, by whomever, in the namespace of a network or the host's.
+    Damaged {
         network: Option<NetworkId>,
         link: u32,
     },
@@ -195,10 +195,10 @@ impl Host {
                             Order::Clear => self.state = None,
                             Order::Look => self.read_back(),
                             // Those that we deleted ourselves are forgotten by now.
-                            Order::Deleted { network, link } if !self.kernel.has_link(network, link) => {
+                            Order::Damaged { network, link } if !self.kernel.has_link(network, link) => {
                                 continue;
                             }
-                            Order::Deleted { .. } => self.read_back(),
+                            Order::Damaged { .. } => self.read_back(),
                             Order::End => return,
                         }
                         changed = true;
