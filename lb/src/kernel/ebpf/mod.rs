@@ -56,7 +56,7 @@ const ROUTE_PROTOCOL: u8 = 119;
 #[derive(Debug, thiserror::Error)]
 pub enum EbpfError {
     /// There is no control group of version 2 to attach to.
-    #[error("no file system of control groups, version 2, shows the root group")]
+    #[error("the root control group of version 2 cannot be seen, as in a container of one's own")]
     NoCgroup,
     /// The root control group cannot be opened.
     #[error("cannot open the root control group at {}", .path.display())]
@@ -147,6 +147,27 @@ impl EbpfDatapath {
             cgroup,
             state: Mutex::new(state),
         })
+    }
+
+    /// Whether there is something in `dir`.
+    pub(super) fn is_at(dir: &Path) -> bool {
+        Pins::find(dir).is_some()
+    }
+
+    /// Takes out what is in a sandbox itself.
+    pub(super) fn leave(netns: &Netns) -> Result<(), Failure> {
+        let mut socket = RouteSocket::open(netns)?;
+        let mut batch = Batch::new();
+        batch.add(
+            socket
+                .local_routes(ROUTE_PROTOCOL)?
+                .into_iter()
+                .map(LocalRoute::delete),
+        );
+        if !batch.is_empty() {
+            socket.execute(batch)?;
+        }
+        Ok(())
     }
 
     /// Takes out everything that a datapath left in `dir`.
@@ -421,6 +442,12 @@ fn hash(name: &str) -> u64 {
 
 /// Where the root control group of version 2 is, also beside version 1.
 fn root_cgroup() -> Option<PathBuf> {
+    /// `PROC_CGROUP_INIT_INO`: with a namespace of one's own the root is another one.
+    const FIRST_NAMESPACE: &str = "cgroup:[4026531835]";
+    let namespace = fs::read_link("/proc/self/ns/cgroup").ok()?;
+    if namespace != Path::new(FIRST_NAMESPACE) {
+        return None;
+    }
     let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
     table.lines().find_map(|line| {
         // 36 35 0:26 /root /point options - cgroup2 source options (proc_pid_mountinfo(5))
