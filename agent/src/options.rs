@@ -21,6 +21,18 @@ pub enum LogFormat {
     Json,
 }
 
+/// What translates the virtual addresses of services.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DatapathChoice {
+    /// eBPF where the kernel takes it, else nf_tables.
+    #[default]
+    Auto,
+    /// nf_tables, which also works without root.
+    Nft,
+    /// eBPF, or the agent does not start.
+    Ebpf,
+}
+
 /// What `weft agent` runs with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentOptions {
@@ -37,6 +49,8 @@ pub struct AgentOptions {
     pub advertise: Option<SocketAddr>,
     /// The UDP port of VXLAN. All nodes of a cluster use the same.
     pub vxlan_port: u16,
+    /// What translates virtual addresses; changed by a restart, which no connection notices.
+    pub datapath: DatapathChoice,
     /// How the log is written.
     pub log_format: LogFormat,
 }
@@ -50,6 +64,7 @@ impl Default for AgentOptions {
             node_name: None,
             advertise: None,
             vxlan_port: DEFAULT_VXLAN_PORT,
+            datapath: DatapathChoice::Auto,
             log_format: LogFormat::Text,
         }
     }

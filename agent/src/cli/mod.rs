@@ -18,7 +18,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::Val
 use crate::{
     lab::LabCommand,
     options::{
-        AgentOptions, DEFAULT_DATA_DIR, DEFAULT_GOSSIP_PORT, DEFAULT_RUN_DIR, DEFAULT_VXLAN_PORT, LogFormat,
+        AgentOptions, DEFAULT_DATA_DIR, DEFAULT_GOSSIP_PORT, DEFAULT_RUN_DIR, DEFAULT_VXLAN_PORT,
+        DatapathChoice, LogFormat,
     },
 };
 use failure::Failure;
@@ -118,6 +119,9 @@ struct AgentArgs {
     /// The UDP port of VXLAN, the same on all hosts of a cluster
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_VXLAN_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     vxlan_port: u16,
+    /// What translates the virtual addresses of services; a restart changes it, which no connection notices
+    #[arg(long, value_enum, default_value_t)]
+    datapath: DatapathChoice,
     /// How the log is written
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
@@ -155,6 +159,7 @@ impl AgentArgs {
             node_name: self.node_name,
             advertise: self.advertise,
             vxlan_port: self.vxlan_port,
+            datapath: self.datapath,
             log_format: self.log_format,
         }
     }
