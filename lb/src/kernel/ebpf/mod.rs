@@ -99,6 +99,8 @@ struct Sandbox {
     routes: Option<BTreeSet<IpAddr>>,
     /// Up to which loss of backends its sockets were looked through.
     looked: u64,
+    /// What it was last given, if all of that is there.
+    synced: Option<Vec<ClientTable>>,
 }
 
 impl EbpfDatapath {
@@ -183,6 +185,9 @@ impl EbpfDatapath {
         let mut state = self.lock();
         let state = &mut *state;
         let cookie = state.know(name, netns)?;
+        if state.is_synced(name, tables) {
+            return Ok(Written::default());
+        }
         if tables.iter().all(|table| table.services.is_empty()) {
             let removed = state.table()?.services_of(cookie);
             state.route(name, netns, BTreeSet::new());
@@ -205,6 +210,9 @@ impl EbpfDatapath {
         let vips = state.table()?.vips_of(cookie);
         state.route(name, netns, vips);
         written.cut = state.cut(name, netns)?;
+        if let Some(sandbox) = state.sandboxes.get_mut(name) {
+            sandbox.synced = Some(tables.to_vec());
+        }
         Ok(written)
     }
 
@@ -284,6 +292,22 @@ impl State {
         Ok(done)
     }
 
+    /// Whether a sandbox has all of this, and no backend was lost since.
+    fn is_synced(&mut self, name: &str, tables: &[ClientTable]) -> bool {
+        let losses = self.table.as_ref().map(|table| table.losses);
+        let Some(sandbox) = self.sandboxes.get_mut(name) else {
+            return false;
+        };
+        let is_synced = losses == Some(sandbox.looked)
+            && sandbox.routes.is_some()
+            && sandbox.synced.as_deref() == Some(tables);
+        // Whatever happens now, it is not as it was.
+        if !is_synced {
+            sandbox.synced = None;
+        }
+        is_synced
+    }
+
     /// The cookie of a sandbox; what is there of an earlier one of the same name is taken out.
     fn know(&mut self, name: &str, netns: &Netns) -> Result<u64, Failure> {
         if let Some(sandbox) = self
@@ -303,6 +327,7 @@ impl State {
             cookie,
             routes: None,
             looked: 0,
+            synced: None,
         };
         self.sandboxes.insert(name.to_owned(), sandbox);
         Ok(cookie)
