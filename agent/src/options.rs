@@ -35,6 +35,18 @@ pub enum DockerPlugin {
     At(PathBuf),
 }
 
+/// What translates the virtual addresses of services.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum DatapathChoice {
+    /// eBPF where the kernel takes it, else nf_tables.
+    #[default]
+    Auto,
+    /// nf_tables, which also works without root.
+    Nft,
+    /// eBPF, or the agent does not start.
+    Ebpf,
+}
+
 /// What `weft agent` runs with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentOptions {
@@ -55,6 +67,8 @@ pub struct AgentOptions {
     pub docker_plugin: DockerPlugin,
     /// The socket of Docker's API, which is used where Docker's driver is served.
     pub docker_socket: PathBuf,
+    /// What translates virtual addresses; changed by a restart, which no connection notices.
+    pub datapath: DatapathChoice,
     /// How the log is written.
     pub log_format: LogFormat,
 }
@@ -70,6 +84,7 @@ impl Default for AgentOptions {
             vxlan_port: DEFAULT_VXLAN_PORT,
             docker_plugin: DockerPlugin::Auto,
             docker_socket: DEFAULT_DOCKER_SOCKET.into(),
+            datapath: DatapathChoice::Auto,
             log_format: LogFormat::Text,
         }
     }

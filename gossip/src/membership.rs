@@ -302,7 +302,11 @@ impl Membership {
             stretch,
             now,
         };
-        if let Err(error) = run(&mut self.foca, &mut calls) {
+        let result = run(&mut self.foca, &mut calls);
+        // A node that took another generation probes nobody until foca looks whether there is anybody. It does
+        // so at the next packet, but one may never come.
+        let looked = self.foca.apply_many(std::iter::empty(), false, &mut calls);
+        if let Err(error) = result.and(looked) {
             tracing::debug!(%error, "membership refused an input");
         }
     }
@@ -409,13 +413,33 @@ mod tests {
 
     use super::*;
 
+    fn id(node: u64, generation: u64) -> Id {
+        Id {
+            node: Short(node.to_be_bytes()),
+            generation,
+        }
+    }
+
+    #[test]
+    fn a_node_with_a_new_generation_goes_on_probing_although_nobody_talks_to_it() {
+        let begin = Instant::now();
+        let mut membership = Membership::new(id(1, 1 << 16), ChaCha12Rng::from_seed([0; 32]));
+        membership.alive(id(2, 0).node, 1 << 16, begin);
+        assert!(membership.renew(1 << 16, begin));
+        while let Some(due) = membership
+            .next_due()
+            .filter(|due| *due < begin + Duration::from_secs(10))
+        {
+            membership.handle_timeout(due);
+        }
+        let down = membership.take_changes();
+        assert_eq!(down, [id(2, 0).node]);
+        assert_eq!(membership.liveness(down[0]), Liveness::Down(1 << 16));
+    }
+
     #[test]
     fn members_that_change_together_are_all_noticed() {
         let now = Instant::now();
-        let id = |node: u64, generation| Id {
-            node: Short(node.to_be_bytes()),
-            generation,
-        };
         let mut membership = Membership::new(id(1, 1 << 16), ChaCha12Rng::from_seed([0; 32]));
         let nodes: Vec<Short> = (2..66).map(|bit| id(1 << (bit - 2) | 1, 0).node).collect();
         for generation in [1 << 16, (1 << 16) + 1, (1 << 16) + 2] {

@@ -49,10 +49,12 @@ impl FakeDatapath {
         let slots = choices(&service, vip.is_ipv6(), loads);
         let turn = state.turns.entry((sandbox.to_owned(), service.id)).or_default();
         // Least connection lays out its slots anew after every connection, so it is always at the first.
-        let slot = if service.scheduler == Scheduler::LeastConnections {
-            0
-        } else {
-            *turn
+        let slot = match service.scheduler {
+            Scheduler::LeastConnections => 0,
+            Scheduler::Maglev => sandbox
+                .bytes()
+                .fold(0, |hash, byte| 31 * hash % 65_521 + usize::from(byte)),
+            Scheduler::RoundRobin | Scheduler::WeightedRoundRobin => *turn,
         };
         let chosen = slots.get(slot % slots.len().max(1)).copied();
         *turn += 1;

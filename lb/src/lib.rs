@@ -26,12 +26,13 @@ mod tests;
 pub use datapath::{Datapath, DatapathError, Written};
 pub use fake::FakeDatapath;
 pub use service::{Backend, BackendState, ClientTable, ParseError, PortMap, Protocol, Scheduler, Service};
-pub use slots::{Candidate, Loads, round_robin, weighted_round_robin};
+pub use slots::{Candidate, Loads, maglev, round_robin, weighted_round_robin};
 
 use weft_types::EndpointId;
 
 /// The next choices for new connections to a service over one IP version: only active backends, none if there is
-/// none. A datapath takes them one after the other and then starts again.
+/// none. A datapath takes them one after the other and then starts again; under [`Scheduler::Maglev`] it takes, for each
+/// client, always the same one.
 pub fn choices(service: &Service, ipv6: bool, loads: &Loads) -> Vec<EndpointId> {
     let candidates: Vec<Candidate> = service
         .active(ipv6)
@@ -45,5 +46,6 @@ pub fn choices(service: &Service, ipv6: bool, loads: &Loads) -> Vec<EndpointId> 
         Scheduler::RoundRobin => round_robin(&candidates),
         Scheduler::WeightedRoundRobin => weighted_round_robin(&candidates),
         Scheduler::LeastConnections => loads.next_choices(&candidates),
+        Scheduler::Maglev => maglev(&candidates),
     }
 }

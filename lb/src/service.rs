@@ -29,7 +29,7 @@ pub struct Backend {
     pub endpoint: EndpointId,
     /// Its addresses; the first of each version is used.
     pub addrs: Vec<IpAddr>,
-    /// Its share under `wrr` and `lc`, relative to the others.
+    /// Its share under `wrr`, `lc` and `maglev`, relative to the others.
     pub weight: NonZeroU16,
     /// Whether it gets connections.
     pub state: BackendState,
@@ -71,11 +71,19 @@ pub enum Scheduler {
     /// one that has waited longest.
     #[serde(rename = "lc")]
     LeastConnections,
+    /// The same one for all connections of a sandbox, for as long as it is there; shares are as the weights say.
+    #[serde(rename = "maglev")]
+    Maglev,
 }
 
 impl Scheduler {
     /// All of them, for help texts.
-    pub const ALL: [Self; 3] = [Self::RoundRobin, Self::WeightedRoundRobin, Self::LeastConnections];
+    pub const ALL: [Self; 4] = [
+        Self::RoundRobin,
+        Self::WeightedRoundRobin,
+        Self::LeastConnections,
+        Self::Maglev,
+    ];
 }
 
 impl fmt::Display for Scheduler {
@@ -84,6 +92,7 @@ impl fmt::Display for Scheduler {
             Self::RoundRobin => "rr",
             Self::WeightedRoundRobin => "wrr",
             Self::LeastConnections => "lc",
+            Self::Maglev => "maglev",
         })
     }
 }
@@ -201,7 +210,7 @@ impl<'de> Deserialize<'de> for PortMap {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
     /// Not a scheduler.
-    #[error("`{0}` is not a scheduler: use rr, wrr or lc")]
+    #[error("`{0}` is not a scheduler: use rr, wrr, lc or maglev")]
     Scheduler(String),
     /// Not a port of a service.
     #[error(
@@ -287,7 +296,7 @@ mod tests {
         }
         assert_eq!(
             "fifo".parse::<Scheduler>().unwrap_err().to_string(),
-            "`fifo` is not a scheduler: use rr, wrr or lc"
+            "`fifo` is not a scheduler: use rr, wrr, lc or maglev"
         );
     }
 }

@@ -17,6 +17,12 @@ const LOOK_AHEAD: usize = 32;
 /// And never farther than this.
 const LONGEST_LOOK_AHEAD: usize = 64;
 
+/// Lengths of Maglev's table, primes: a hundred slots for each of a few backends, and what many need. Where one gives
+/// way to the other every client may move, so there are only two.
+const MAGLEV_FEW: usize = 100;
+const MAGLEV_SHORT: u64 = 1_021;
+const MAGLEV_LONG: u64 = 16_381;
+
 /// A backend as a scheduler sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate {
@@ -62,6 +68,60 @@ pub fn weighted_round_robin(candidates: &[Candidate]) -> Vec<EndpointId> {
             Some(candidates[winner].endpoint)
         })
         .collect()
+}
+
+/// Maglev's consistent hashing (Eisenbud et al., NSDI 2016, section 3.4): a table in which a client's hash finds its
+/// backend. Backends take turns, each claiming the next free slot of its own order of all slots, as often as their
+/// weights say. So shares are even, and of the clients of the others few move when a backend comes or goes.
+pub fn maglev(candidates: &[Candidate]) -> Vec<EndpointId> {
+    let Some(heaviest) = candidates.iter().map(|c| u64::from(c.weight.get())).max() else {
+        return Vec::new();
+    };
+    let len = if candidates.len() <= MAGLEV_FEW {
+        MAGLEV_SHORT
+    } else {
+        MAGLEV_LONG
+    };
+    struct Claimant {
+        next: u64,
+        step: u64,
+        credit: u64,
+    }
+    let mut claimants: Vec<Claimant> = candidates
+        .iter()
+        .map(|candidate| Claimant {
+            next: mix(candidate.endpoint, 1) % len,
+            step: mix(candidate.endpoint, 2) % (len - 1) + 1,
+            credit: 0,
+        })
+        .collect();
+    let mut table: Vec<Option<EndpointId>> = vec![None; len as usize];
+    let mut free = len;
+    while free > 0 {
+        for (claimant, candidate) in claimants.iter_mut().zip(candidates) {
+            claimant.credit += u64::from(candidate.weight.get());
+            if claimant.credit < heaviest || free == 0 {
+                continue;
+            }
+            claimant.credit -= heaviest;
+            // The length is prime, so every step leads through all slots.
+            while table[claimant.next as usize].is_some() {
+                claimant.next = (claimant.next + claimant.step) % len;
+            }
+            table[claimant.next as usize] = Some(candidate.endpoint);
+            free -= 1;
+        }
+    }
+    table.into_iter().flatten().collect()
+}
+
+/// A hash that is the same on every host and in every build: FNV-1a, and the end of splitmix64 to spread its bits.
+fn mix(endpoint: EndpointId, salt: u64) -> u64 {
+    let fnv = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+    let hash = endpoint.0.iter().fold(0xcbf2_9ce4_8422_2325 ^ salt, fnv);
+    let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^ (hash >> 31)
 }
 
 fn gcd(a: usize, b: usize) -> usize {

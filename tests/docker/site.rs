@@ -143,7 +143,9 @@ impl DockerHost {
             .arg("--data-dir")
             .arg(self.dir.join("weft"))
             .args(["--run-dir", "/run/weft", "--node-name", self.host.name()])
-            .args(["--docker-plugin", "/run/docker/plugins/weft.sock"]);
+            .args(["--docker-plugin", "/run/docker/plugins/weft.sock"])
+            // Programs would be at the root of this machine's control groups, once for every host of the lab.
+            .args(["--datapath", "nft"]);
         let advertise = format!("192.0.2.{}", &self.host.name()[1..]);
         command
             .args(["--advertise", &advertise])

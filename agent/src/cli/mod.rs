@@ -19,7 +19,7 @@ use crate::{
     lab::LabCommand,
     options::{
         AgentOptions, DEFAULT_DATA_DIR, DEFAULT_DOCKER_SOCKET, DEFAULT_GOSSIP_PORT, DEFAULT_RUN_DIR,
-        DEFAULT_VXLAN_PORT, DockerPlugin, LogFormat,
+        DEFAULT_VXLAN_PORT, DatapathChoice, DockerPlugin, LogFormat,
     },
 };
 use failure::Failure;
@@ -125,6 +125,9 @@ struct AgentArgs {
     /// The socket of Docker's API, by which networks are made in Docker and names of containers learned
     #[arg(long, value_name = "PATH", default_value = DEFAULT_DOCKER_SOCKET)]
     docker_socket: PathBuf,
+    /// What translates the virtual addresses of services; a restart changes it, which no connection notices
+    #[arg(long, value_enum, default_value_t)]
+    datapath: DatapathChoice,
     /// How the log is written
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
@@ -168,6 +171,7 @@ impl AgentArgs {
                 Some(path) if path.as_os_str() == "off" => DockerPlugin::Off,
                 Some(path) => DockerPlugin::At(path),
             },
+            datapath: self.datapath,
             log_format: self.log_format,
         }
     }

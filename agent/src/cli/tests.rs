@@ -50,7 +50,7 @@ fn every_flag_is_read() {
         "whoami --listen :80 --listen 127.0.0.1:81 --name a --delay 5",
         "whoami --hold",
         "agent --data-dir /d --run-dir /r --socket /s --node-name n --advertise 192.0.2.1 --vxlan-port 4790 \
-         --docker-plugin off --docker-socket /k --log-format json",
+         --docker-plugin off --docker-socket /k --datapath nft --log-format json",
         "completion fish",
         "lab up shop.yaml --name shop2",
         "lab down shop",
@@ -147,7 +147,7 @@ fn what_cannot_be_meant_is_refused() {
         (
             "service create --network a --lb random web",
             ErrorKind::InvalidValue,
-            "rr, wrr, lc",
+            "rr, wrr, lc, maglev",
         ),
         (
             "service create --network a --port 80/sctp web",

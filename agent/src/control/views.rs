@@ -165,6 +165,7 @@ impl Control {
                     Scheduler::Rr => weft_lb::Scheduler::RoundRobin,
                     Scheduler::Wrr => weft_lb::Scheduler::WeightedRoundRobin,
                     Scheduler::Lc => weft_lb::Scheduler::LeastConnections,
+                    Scheduler::Maglev => weft_lb::Scheduler::Maglev,
                 },
                 backends: self.balanced_backends(network, &spec.name),
             })

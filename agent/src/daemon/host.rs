@@ -15,7 +15,10 @@ use std::{
 
 use anyhow::Context;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use weft_lb::{Datapath, kernel::NftDatapath};
+use weft_lb::{
+    Datapath,
+    kernel::{Choice, Chosen, choose},
+};
 use weft_netlink::{netns::Netns, route::RouteSocket};
 use weft_overlay::{
     kernel::{Kernel, Options},
@@ -27,7 +30,7 @@ use super::{names::DnsSockets, target, watch::Watch};
 use crate::{
     api::types::DatapathStatus,
     control::{HostReport, HostState, SandboxTables, records::SandboxSpec},
-    options::AgentOptions,
+    options::{AgentOptions, DatapathChoice},
 };
 
 /// How often the thread looks for sandboxes that are gone when nothing else happens.
@@ -46,8 +49,8 @@ pub(super) enum Order {
     Clear,
     /// Somebody else may have changed what is ours.
     Look,
-    /// A link of ours was deleted, by whomever, in the namespace of a network or the host's.
-    Deleted {
+    /// A link of ours was changed or deleted, by whomever, in the namespace of a network or the host's.
+    Damaged {
         network: Option<NetworkId>,
         link: u32,
     },
@@ -63,18 +66,18 @@ pub(super) struct HostThread {
 
 /// What can be asked of the datapath from anywhere.
 #[derive(Clone)]
-pub(super) struct Counts(Arc<dyn Datapath>);
+pub(super) struct Counts(Arc<Chosen>);
 
 impl Counts {
     /// Open connections of this host's clients by backend, where they are counted.
     pub(super) fn of(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {
-        self.0.connections(service)
+        self.0.datapath.connections(service)
     }
 
     pub(super) fn datapath(&self) -> DatapathStatus {
         DatapathStatus {
-            name: self.0.name().to_owned(),
-            reason: "it works on every kernel with nf_tables, with and without root".to_owned(),
+            name: self.0.datapath.name().to_owned(),
+            reason: self.0.reason.clone(),
         }
     }
 }
@@ -94,13 +97,24 @@ impl HostThread {
         .context(
             "the kernel cannot be used for overlay networks; the agent needs CAP_NET_ADMIN and CAP_SYS_ADMIN",
         )?;
-        let datapath: Arc<dyn Datapath> =
-            Arc::new(NftDatapath::new().context("the kernel cannot be used for load balancing")?);
+        let choice = match options.datapath {
+            DatapathChoice::Auto => Choice::Auto,
+            DatapathChoice::Nft => Choice::Nft,
+            DatapathChoice::Ebpf => Choice::Ebpf,
+        };
+        let chosen = choose(choice, &options.run_dir.join("bpf"))
+            .context("the kernel cannot be used for load balancing")?;
+        let chosen = Arc::new(chosen);
+        tracing::info!(
+            datapath = chosen.datapath.name(),
+            reason = chosen.reason,
+            "services are balanced"
+        );
         let (orders, receiver) = channel();
         let (sender, reports) = unbounded_channel();
         let host = Host {
             kernel,
-            datapath: Arc::clone(&datapath),
+            chosen: Arc::clone(&chosen),
             state: None,
             served: BTreeSet::new(),
             balanced: BTreeMap::new(),
@@ -115,7 +129,7 @@ impl HostThread {
         Ok(Self {
             orders,
             reports,
-            counts: Counts(datapath),
+            counts: Counts(chosen),
         })
     }
 
@@ -169,7 +183,7 @@ pub(super) fn underlay_mtu(address: IpAddr) -> u32 {
 
 struct Host {
     kernel: Kernel,
-    datapath: Arc<dyn Datapath>,
+    chosen: Arc<Chosen>,
     state: Option<HostState>,
     /// Networks whose DNS sockets are open.
     served: BTreeSet<NetworkId>,
@@ -195,10 +209,10 @@ impl Host {
                             Order::Clear => self.state = None,
                             Order::Look => self.read_back(),
                             // Those that we deleted ourselves are forgotten by now.
-                            Order::Deleted { network, link } if !self.kernel.has_link(network, link) => {
+                            Order::Damaged { network, link } if !self.kernel.has_link(network, link) => {
                                 continue;
                             }
-                            Order::Deleted { .. } => self.read_back(),
+                            Order::Damaged { .. } => self.read_back(),
                             Order::End => return,
                         }
                         changed = true;
@@ -302,7 +316,10 @@ impl Host {
     }
 
     fn balance(&mut self, sandboxes: Vec<SandboxTables>, report: &mut HostReport) {
+        let chosen = Arc::clone(&self.chosen);
+        let datapath: &dyn Datapath = &*chosen.datapath;
         let mut before = std::mem::take(&mut self.balanced);
+        let mut failed = false;
         for SandboxTables { sandbox, tables } in sandboxes {
             let name = sandbox_name(&sandbox);
             before.remove(&name);
@@ -312,11 +329,12 @@ impl Host {
             let synced = Netns::open(&sandbox.path)
                 .map_err(|error| sentence(&error))
                 .and_then(|netns| {
-                    self.datapath
+                    datapath
                         .sync(&name, &netns, &tables)
                         .map_err(|error| sentence(&error))
                 });
             if let Err(error) = synced {
+                failed = true;
                 report.problems.push(error);
             }
             self.balanced.insert(name, sandbox);
@@ -325,9 +343,13 @@ impl Host {
             let netns = target::still_there(&sandbox)
                 .then(|| Netns::open(&sandbox.path).ok())
                 .flatten();
-            if let Err(error) = self.datapath.remove(&name, netns.as_ref()) {
+            if let Err(error) = datapath.remove(&name, netns.as_ref()) {
                 report.problems.push(sentence(&error));
             }
+        }
+        // What an earlier agent left for sandboxes that went while there was none.
+        if !failed && let Err(error) = datapath.retain(&self.balanced.keys().cloned().collect()) {
+            report.problems.push(sentence(&error));
         }
     }
 

@@ -29,7 +29,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Whatever is noticed is said as [`Order::Look`] or [`Order::Deleted`]. Must be called within a tokio runtime.
+    /// Whatever is noticed is said as [`Order::Look`] or [`Order::Damaged`]. Must be called within a tokio runtime.
     pub(super) fn new(orders: Sender<Order>) -> Self {
         Self {
             runtime: runtime::Handle::current(),
@@ -83,17 +83,16 @@ async fn follow(
     orders: Sender<Order>,
 ) {
     while let Some(event) = monitor.next().await {
+        let damaged = |link| Order::Damaged { network, link };
         let order = match event {
             Event::Changed(now) => {
                 let before = known.insert(now.index, (*now).clone());
-                before
-                    .is_some_and(|before| is_damage(&before, &now))
-                    .then_some(Order::Look)
+                let damage = before.is_some_and(|before| is_damage(&before, &now));
+                damage.then(|| damaged(now.index))
             }
             Event::Deleted(link) => {
-                let link = link.index;
-                let ours = known.remove(&link).is_some_and(|link| is_ours(&link));
-                ours.then_some(Order::Deleted { network, link })
+                let ours = known.remove(&link.index).is_some_and(|link| is_ours(&link));
+                ours.then(|| damaged(link.index))
             }
             Event::Overrun => Some(Order::Look),
         };

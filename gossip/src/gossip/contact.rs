@@ -159,6 +159,13 @@ impl Gossip {
         }
     }
 
+    /// The same, sent to where it was heard of rather than to where its card says it is.
+    pub(super) fn contact_at(&mut self, to: Short, address: SocketAddr) {
+        if let Some((body, node, _)) = self.contact_for(to, false) {
+            self.send_packet(Some(&node), address, &wire::encode(&body));
+        }
+    }
+
     fn contact_for(&self, to: Short, reply: bool) -> Option<(Body, NodeId, SocketAddr)> {
         let card = self.own_card()?;
         let peer = self.peers.get(&to)?;

@@ -55,6 +55,11 @@ impl Gossip {
             self.ask_for_card(&opened.from, from);
             return;
         }
+        if current != Some(opened.session) && self.may_nudge(sender, now) {
+            // It speaks in a start that its card does not name. It is new, or somebody else lives with its id;
+            // what it is told where it speaks from, the other one does not get.
+            self.contact_at(sender, from);
+        }
         if !self.membership.seen(sender).is_some_and(|seen| seen.is_active())
             && !matches!(body, Body::Foca(_))
         {

@@ -1,6 +1,9 @@
 //! Reading back what an earlier agent left in a sandbox.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use weft_netlink::nft::{Family, Nft, NftError, Table};
 use weft_types::ServiceId;
@@ -23,6 +26,18 @@ pub(super) enum FoundTable {
     Known(BTreeMap<ServiceId, Found>),
     /// Ours, but of another layout.
     Foreign,
+}
+
+impl FoundTable {
+    /// The virtual addresses that it knows.
+    pub(super) fn vips(&self) -> impl Iterator<Item = IpAddr> {
+        let services = match self {
+            Self::Known(services) => Some(services),
+            Self::Foreign => None,
+        };
+        let found = services.into_iter().flat_map(BTreeMap::values);
+        found.flat_map(|found| found.elements.keys().map(|key| key.vip))
+    }
 }
 
 /// All tables of ours in the namespace of `nft`.

@@ -7,6 +7,7 @@
 //! its namespace alive: call [`Datapath::remove`] when a sandbox goes.
 
 mod adopt;
+mod choose;
 mod ebpf;
 mod flows;
 mod program;
@@ -20,18 +21,22 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     error::Error,
     io::{self, PipeReader},
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
 };
 
 use weft_netlink::{
-    conntrack::Conntrack,
+    conntrack::{Conntrack, Flow, TcpState},
     netns::Netns,
     nft::{Family, Nft, Table, Transaction},
 };
 use weft_types::{EndpointId, ServiceId};
 
-pub use self::ebpf::{EbpfDatapath, EbpfError};
+pub use self::{
+    choose::{Choice, ChoiceError, Chosen, choose},
+    ebpf::{EbpfDatapath, EbpfError},
+};
 use self::{
     flows::{AllLoads, Index},
     sandbox::{Sandbox, cut_stale, is_counted},
@@ -72,6 +77,23 @@ impl NftDatapath {
             shared,
             follower: Mutex::new(Follower::NotYet(reader)),
         })
+    }
+
+    /// How many open connections of a sandbox are translated by rules; none at all if it has no rules.
+    fn translated(netns: &Netns) -> Result<Option<usize>, Failure> {
+        let (nft, conntrack) = open(netns)?;
+        let tables = adopt::read(&nft)?;
+        if tables.is_empty() {
+            return Ok(None);
+        }
+        let vips: BTreeSet<IpAddr> = tables.values().flat_map(adopt::FoundTable::vips).collect();
+        let flows = conntrack.flows()?;
+        let is_open = |flow: &&Flow| {
+            vips.contains(&flow.original.dst)
+                && flow.reply.src != flow.original.dst
+                && flow.tcp_state != Some(TcpState::Closing)
+        };
+        Ok(Some(flows.iter().filter(is_open).count()))
     }
 
     fn sync_inner(&self, name: &str, netns: &Netns, tables: &[ClientTable]) -> Result<Written, Failure> {

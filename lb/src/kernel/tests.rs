@@ -2,6 +2,7 @@
 
 pub(super) mod bed;
 mod both;
+mod handover;
 
 use std::{
     collections::BTreeMap,

@@ -136,3 +136,37 @@ fn weights_are_interleaved() {
         .collect();
     assert_eq!(order, [0, 0, 1, 0, 2, 0, 0]);
 }
+
+#[test]
+fn maglev_shares_evenly_and_moves_few_when_a_backend_goes() {
+    for n in [1usize, 2, 3, 10, 50] {
+        let all = candidates(&vec![1; n]);
+        let table = maglev(&all);
+        assert_eq!(table.len(), MAGLEV_SHORT as usize);
+        let fair = table.len() / n;
+        for (_, share) in count(&table) {
+            assert!((fair..=fair + 1).contains(&share), "{share} of {n}");
+        }
+        if n > 1 {
+            let without: Vec<_> = all[1..].to_vec();
+            let after = maglev(&without);
+            let moved = table
+                .iter()
+                .zip(&after)
+                .filter(|(before, after)| before != after)
+                .count();
+            // Those of the one that went, and few others.
+            assert!(
+                moved < fair + table.len() / 10,
+                "{moved} of {} moved from {n}",
+                table.len()
+            );
+        }
+    }
+    let weighted = count(&maglev(&candidates(&[3, 1])));
+    assert!(
+        weighted[&id(0)].abs_diff(3 * weighted[&id(1)]) <= 4,
+        "{weighted:?}"
+    );
+    assert_eq!(count(&maglev(&candidates(&vec![1; 500]))).len(), 500);
+}

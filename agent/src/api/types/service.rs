@@ -16,11 +16,13 @@ pub enum Scheduler {
     Wrr,
     /// The one with the fewest open connections for its weight.
     Lc,
+    /// Consistent hashing: always the same one for a client.
+    Maglev,
 }
 
 impl Scheduler {
     /// Every scheduler, in the order of the documentation.
-    pub const ALL: [Self; 3] = [Self::Rr, Self::Wrr, Self::Lc];
+    pub const ALL: [Self; 4] = [Self::Rr, Self::Wrr, Self::Lc, Self::Maglev];
 }
 
 /// What the name of a service resolves to.

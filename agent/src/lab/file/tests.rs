@@ -122,7 +122,7 @@ fn wrong_values_are_refused_where_they_stand() {
         ),
         (
             service("x-weft: { builtin: whoami, lb: fastest }"),
-            "cannot be `fastest`: expected rr, wrr, lc",
+            "cannot be `fastest`: expected rr, wrr, lc, maglev",
         ),
         (
             service(&format!("{whoami}command: x")),

@@ -78,6 +78,8 @@ fn start_agent(site: &Site<'_>, host: &Host, plan: &HostPlan) -> Result<Process>
         .arg(site.dir.data_dir(&plan.name))
         // In the host's own `/run`, which ends with the host.
         .args(["--run-dir", "/run/weft", "--docker-plugin", "off"])
+        // Programs would be at the root of this machine's control groups, once for every host of the lab.
+        .args(["--datapath", "nft"])
         .arg("--socket")
         .arg(site.dir.agent_socket(&plan.name))
         .args(["--node-name", &plan.name, "--advertise", &advertise.to_string()]);

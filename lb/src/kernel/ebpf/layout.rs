@@ -29,7 +29,7 @@ pub(super) const LAYOUT: u32 = 1;
 const MAX_SANDBOXES: u32 = 65_536;
 const MAX_VIPS: u32 = 1 << 18;
 const MAX_SERVICES: u32 = 65_536;
-pub(super) const MAX_SLOTS: u32 = 1 << 18;
+pub(super) const MAX_SLOTS: u32 = 1 << 19;
 pub(super) const MAX_BACKENDS: u32 = 1 << 17;
 const MAX_FLOWS: u32 = 1 << 14;
 
@@ -175,6 +175,7 @@ pub(super) fn scheduler_number(scheduler: Scheduler) -> u32 {
         Scheduler::RoundRobin => 0,
         Scheduler::WeightedRoundRobin => 1,
         Scheduler::LeastConnections => 2,
+        Scheduler::Maglev => 3,
     }
 }
 

@@ -56,7 +56,7 @@ const ROUTE_PROTOCOL: u8 = 119;
 #[derive(Debug, thiserror::Error)]
 pub enum EbpfError {
     /// There is no control group of version 2 to attach to.
-    #[error("no file system of control groups, version 2, shows the root group")]
+    #[error("the root control group of version 2 cannot be seen, as in a container of one's own")]
     NoCgroup,
     /// The root control group cannot be opened.
     #[error("cannot open the root control group at {}", .path.display())]
@@ -99,6 +99,8 @@ struct Sandbox {
     routes: Option<BTreeSet<IpAddr>>,
     /// Up to which loss of backends its sockets were looked through.
     looked: u64,
+    /// What it was last given, if all of that is there.
+    synced: Option<Vec<ClientTable>>,
 }
 
 impl EbpfDatapath {
@@ -149,6 +151,27 @@ impl EbpfDatapath {
         })
     }
 
+    /// Whether there is something in `dir`.
+    pub(super) fn is_at(dir: &Path) -> bool {
+        Pins::find(dir).is_some()
+    }
+
+    /// Takes out what is in a sandbox itself.
+    pub(super) fn leave(netns: &Netns) -> Result<(), Failure> {
+        let mut socket = RouteSocket::open(netns)?;
+        let mut batch = Batch::new();
+        batch.add(
+            socket
+                .local_routes(ROUTE_PROTOCOL)?
+                .into_iter()
+                .map(LocalRoute::delete),
+        );
+        if !batch.is_empty() {
+            socket.execute(batch)?;
+        }
+        Ok(())
+    }
+
     /// Takes out everything that a datapath left in `dir`.
     pub fn clear(dir: &Path) -> Result<(), EbpfError> {
         Ok(Pins::find(dir).map_or(Ok(()), Pins::unmount)?)
@@ -162,6 +185,9 @@ impl EbpfDatapath {
         let mut state = self.lock();
         let state = &mut *state;
         let cookie = state.know(name, netns)?;
+        if state.is_synced(name, tables) {
+            return Ok(Written::default());
+        }
         if tables.iter().all(|table| table.services.is_empty()) {
             let removed = state.table()?.services_of(cookie);
             state.route(name, netns, BTreeSet::new());
@@ -184,6 +210,9 @@ impl EbpfDatapath {
         let vips = state.table()?.vips_of(cookie);
         state.route(name, netns, vips);
         written.cut = state.cut(name, netns)?;
+        if let Some(sandbox) = state.sandboxes.get_mut(name) {
+            sandbox.synced = Some(tables.to_vec());
+        }
         Ok(written)
     }
 
@@ -263,6 +292,22 @@ impl State {
         Ok(done)
     }
 
+    /// Whether a sandbox has all of this, and no backend was lost since.
+    fn is_synced(&mut self, name: &str, tables: &[ClientTable]) -> bool {
+        let losses = self.table.as_ref().map(|table| table.losses);
+        let Some(sandbox) = self.sandboxes.get_mut(name) else {
+            return false;
+        };
+        let is_synced = losses == Some(sandbox.looked)
+            && sandbox.routes.is_some()
+            && sandbox.synced.as_deref() == Some(tables);
+        // Whatever happens now, it is not as it was.
+        if !is_synced {
+            sandbox.synced = None;
+        }
+        is_synced
+    }
+
     /// The cookie of a sandbox; what is there of an earlier one of the same name is taken out.
     fn know(&mut self, name: &str, netns: &Netns) -> Result<u64, Failure> {
         if let Some(sandbox) = self
@@ -282,6 +327,7 @@ impl State {
             cookie,
             routes: None,
             looked: 0,
+            synced: None,
         };
         self.sandboxes.insert(name.to_owned(), sandbox);
         Ok(cookie)
@@ -421,6 +467,12 @@ fn hash(name: &str) -> u64 {
 
 /// Where the root control group of version 2 is, also beside version 1.
 fn root_cgroup() -> Option<PathBuf> {
+    /// `PROC_CGROUP_INIT_INO`: with a namespace of one's own the root is another one.
+    const FIRST_NAMESPACE: &str = "cgroup:[4026531835]";
+    let namespace = fs::read_link("/proc/self/ns/cgroup").ok()?;
+    if namespace != Path::new(FIRST_NAMESPACE) {
+        return None;
+    }
     let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
     table.lines().find_map(|line| {
         // 36 35 0:26 /root /point options - cgroup2 source options (proc_pid_mountinfo(5))

@@ -60,6 +60,7 @@ const BEST_OPEN: i16 = -192;
 const BEST_WEIGHT: i16 = -200;
 const BEST_CHOSEN: i16 = -208;
 const SCRATCH: i16 = -216;
+const CLIENT: i16 = -224;
 
 /// The second half of `::ffff:0:0/96`, as memory has it.
 const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
@@ -93,7 +94,9 @@ fn translate(ipv6: bool, datagram: bool) -> Program {
     lookup(a, MapId::Sandboxes, R10, COOKIE);
     a.jump_if(Equal, R0, 0, pass)
         .load(D, R1, R0, sandbox::VIEW)
-        .store(D, R10, VIP_KEY + vip::KEY_VIEW, R1);
+        .store(D, R10, VIP_KEY + vip::KEY_VIEW, R1)
+        .load(D, R1, R0, sandbox::NAME)
+        .store(D, R10, CLIENT, R1);
     read_addr(a, ipv6, VIP_KEY + vip::KEY_ADDR);
     family(a, ipv6);
     find_vip(a, not_ours);
@@ -348,7 +351,7 @@ fn peer_port(a: &mut Asm) {
 
 /// Puts the number of a backend at `BACKEND`.
 fn choose_backend(a: &mut Asm, refuse: Label, chosen: Label) {
-    let least = a.label();
+    let [least, in_turn] = [(); 2].map(|()| a.label());
     lookup(a, MapId::Services, R8, vip::SERVICE);
     a.jump_if(Equal, R0, 0, refuse)
         .set(R7, R0)
@@ -370,7 +373,10 @@ fn choose_backend(a: &mut Asm, refuse: Label, chosen: Label) {
             R3,
             scheduler_number(Scheduler::LeastConnections) as i32,
             least,
-        );
+        )
+        .jump_if(NotEqual, R3, scheduler_number(Scheduler::Maglev) as i32, in_turn)
+        .load(D, R1, R10, CLIENT)
+        .bind(in_turn);
     load_slot(a, refuse);
     a.load(W, R1, R0, slot::BACKEND)
         .store(W, R10, BACKEND, R1)

@@ -301,3 +301,45 @@ fn ten_thousand_services_are_written_at_once_and_changed_one_by_one() {
             .is_nothing()
     );
 }
+
+#[test]
+fn no_call_fails_and_every_count_comes_back_to_nothing_while_backends_come_and_go() {
+    let Some((place, bed)) = Place::new() else { return };
+    let datapath = place.datapath();
+    let mut web = service(Scheduler::LeastConnections);
+    datapath.sync("c", &bed.client, &only(&web)).unwrap();
+    let (callers, calls) = (4, 150);
+    std::thread::scope(|scope| {
+        let call = |caller: usize| {
+            let mut held = Vec::new();
+            for n in 0..calls {
+                let vip = if (n + caller).is_multiple_of(2) { VIP } else { VIP6 };
+                held.push(bed.open(vip, PORT).unwrap());
+                if n % 5 == caller {
+                    held.clear();
+                }
+            }
+        };
+        let running: Vec<_> = (0..callers)
+            .map(|caller| scope.spawn(move || call(caller)))
+            .collect();
+        let mut turn = 0;
+        while !running.iter().all(|thread| thread.is_finished()) {
+            // One at a time drains; the table changes as fast as it can.
+            for (n, backend) in web.backends.iter_mut().enumerate() {
+                let drains = n == turn % 3;
+                backend.state = if drains {
+                    BackendState::Draining
+                } else {
+                    BackendState::Active
+                };
+            }
+            web.scheduler = Scheduler::ALL[turn % 4];
+            turn += 1;
+            datapath.sync("c", &bed.client, &only(&web)).unwrap();
+        }
+        assert!(turn > 3);
+    });
+    let open = || datapath.connections(web.id).unwrap();
+    eventually([1, 2, 3].map(|n| (endpoint(n), 0)).into(), open);
+}

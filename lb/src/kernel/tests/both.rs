@@ -98,6 +98,7 @@ scenarios! {
     a_virtual_address_moves_between_services_and_belongs_to_one
     sockets_that_are_not_connected_get_answers_from_the_address_they_asked
     sockets_of_ipv6_may_talk_to_ipv4
+    maglev_keeps_a_client_at_its_backend
     a_backends_end_of_a_connection_is_counted_at_once
 }
 
@@ -294,7 +295,7 @@ fn the_scheduler_changes_while_calls_go_on_and_open_connections_stay(kit: &Kit, 
         let caller = scope.spawn(|| (0..calls).filter(|_| bed.call(VIP, PORT).is_err()).count());
         for turn in 0..changes {
             datapath
-                .sync("c", &bed.client, &tables(Scheduler::ALL[turn % 3]))
+                .sync("c", &bed.client, &tables(Scheduler::ALL[turn % 4]))
                 .unwrap();
         }
         assert_eq!(caller.join().unwrap(), 0, "no call failed");
@@ -468,6 +469,29 @@ fn sockets_that_are_not_connected_get_answers_from_the_address_they_asked(kit: &
         from.ip() == ip(VIP) && second != first,
         "a conversation with a dead backend goes on elsewhere"
     );
+}
+
+fn maglev_keeps_a_client_at_its_backend(kit: &Kit, bed: &Bed) {
+    let datapath = kit.datapath();
+    let mut web = service(Scheduler::Maglev);
+    datapath.sync("c", &bed.client, &only(&web)).unwrap();
+    let spread = bed.spread(VIP, 6);
+    let (&own, 6) = spread.first_key_value().unwrap() else {
+        panic!("{spread:?}");
+    };
+    // Both datapaths find the same one, and it stays when another goes.
+    let seed = crate::kernel::program::fnv(b"c");
+    let table = crate::choices(&web, false, &crate::Loads::new());
+    let expected = table[(seed % table.len() as u64) as usize];
+    let is_own = |backend: &crate::Backend| backend.addrs.contains(&own);
+    let at = web.backends.iter().position(is_own).unwrap();
+    assert_eq!(web.backends[at].endpoint, expected);
+    web.backends[(at + 1) % 3].state = BackendState::Down;
+    datapath.sync("c", &bed.client, &only(&web)).unwrap();
+    assert_eq!(bed.spread(VIP, 3), [(own, 3)].into());
+    web.backends[at].state = BackendState::Draining;
+    datapath.sync("c", &bed.client, &only(&web)).unwrap();
+    assert!(!bed.spread(VIP, 3).contains_key(&own));
 }
 
 fn sockets_of_ipv6_may_talk_to_ipv4(kit: &Kit, bed: &Bed) {

@@ -1,0 +1,217 @@
+//! Which datapath a host has, and how one takes over from the other.
+//!
+//! The choice is made when an agent starts, which disturbs nothing, so a host changes its datapath by a restart of its
+//! agent. What the other datapath left stays for as long as it is needed:
+//!
+//! * From nf_tables to eBPF: programs translate what is connected from now on. The rules of a sandbox stay, and are kept
+//!   up to date, until no connection that they translate is open.
+//! * From eBPF to nf_tables: connections that were made are between client and backend and need nobody. The programs go
+//!   as soon as all sandboxes have rules.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use weft_netlink::netns::Netns;
+use weft_types::{EndpointId, ServiceId};
+
+use super::{EbpfDatapath, EbpfError, NftDatapath};
+use crate::{ClientTable, Datapath, DatapathError, Written};
+
+/// What a user asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Choice {
+    /// eBPF where the kernel takes it, else nf_tables.
+    #[default]
+    Auto,
+    /// nf_tables.
+    Nft,
+    /// eBPF, or an error.
+    Ebpf,
+}
+
+/// A datapath, and why it is this one.
+pub struct Chosen {
+    /// The datapath.
+    pub datapath: Box<dyn Datapath>,
+    /// One sentence without an end.
+    pub reason: String,
+}
+
+/// Why there is no datapath.
+#[derive(Debug, thiserror::Error)]
+pub enum ChoiceError {
+    /// eBPF was asked for.
+    #[error("eBPF was asked for and cannot be used")]
+    Ebpf(#[from] EbpfError),
+    /// The process has no room for a pipe.
+    #[error("nf_tables cannot be used")]
+    Nft(#[from] io::Error),
+}
+
+/// Opens the datapath of this host. `dir` is for what eBPF keeps until the next boot, the same at every start.
+pub fn choose(choice: Choice, dir: &Path) -> Result<Chosen, ChoiceError> {
+    let reason = match choice {
+        Choice::Nft => "it was asked for".to_owned(),
+        Choice::Auto | Choice::Ebpf => match EbpfDatapath::open(dir) {
+            Ok(current) => {
+                let datapath = OverNft {
+                    current,
+                    earlier: NftDatapath::new()?,
+                    settled: Mutex::default(),
+                };
+                let why = if choice == Choice::Auto {
+                    "the kernel takes its programs, and established connections cost nothing"
+                } else {
+                    "it was asked for"
+                };
+                return Ok(Chosen {
+                    datapath: Box::new(datapath),
+                    reason: why.to_owned(),
+                });
+            }
+            Err(error) if choice == Choice::Ebpf => return Err(error.into()),
+            Err(error) => format!("eBPF cannot be used here: {}", chain(&error)),
+        },
+    };
+    let current = NftDatapath::new()?;
+    let datapath: Box<dyn Datapath> = if EbpfDatapath::is_at(dir) {
+        let dir = Mutex::new(Some(dir.to_owned()));
+        Box::new(OverEbpf { current, dir })
+    } else {
+        Box::new(current)
+    };
+    Ok(Chosen { datapath, reason })
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// eBPF where there may be rules of nf_tables.
+#[derive(Debug)]
+struct OverNft {
+    current: EbpfDatapath,
+    earlier: NftDatapath,
+    /// Sandboxes that have no rules, or none any more.
+    settled: Mutex<BTreeSet<String>>,
+}
+
+impl OverNft {
+    /// Takes the rules of a sandbox out if nothing needs them, else brings them up to date.
+    fn settle(&self, sandbox: &str, netns: &Netns, tables: &[ClientTable]) -> Result<(), DatapathError> {
+        if self.settled().contains(sandbox) {
+            return Ok(());
+        }
+        let open = NftDatapath::translated(netns).map_err(|source| DatapathError {
+            doing: "look for earlier rules".to_owned(),
+            sandbox: sandbox.to_owned(),
+            source,
+        })?;
+        match open {
+            Some(1..) => return self.earlier.sync(sandbox, netns, tables).map(drop),
+            Some(0) => self.earlier.remove(sandbox, Some(netns))?,
+            None => {}
+        }
+        self.settled().insert(sandbox.to_owned());
+        Ok(())
+    }
+
+    fn settled(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Datapath for OverNft {
+    fn name(&self) -> &'static str {
+        self.current.name()
+    }
+
+    fn sync(&self, sandbox: &str, netns: &Netns, tables: &[ClientTable]) -> Result<Written, DatapathError> {
+        let written = self.current.sync(sandbox, netns, tables)?;
+        self.settle(sandbox, netns, tables)?;
+        Ok(written)
+    }
+
+    fn remove(&self, sandbox: &str, netns: Option<&Netns>) -> Result<(), DatapathError> {
+        self.settled().remove(sandbox);
+        let earlier = self.earlier.remove(sandbox, netns);
+        self.current.remove(sandbox, netns).and(earlier)
+    }
+
+    fn retain(&self, sandboxes: &BTreeSet<String>) -> Result<(), DatapathError> {
+        self.settled().retain(|sandbox| sandboxes.contains(sandbox));
+        self.current.retain(sandboxes)
+    }
+
+    fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {
+        self.current.connections(service)
+    }
+}
+
+/// nf_tables where there are programs.
+#[derive(Debug)]
+struct OverEbpf {
+    current: NftDatapath,
+    /// Until they are taken out.
+    dir: Mutex<Option<PathBuf>>,
+}
+
+impl OverEbpf {
+    fn dir(&self) -> std::sync::MutexGuard<'_, Option<PathBuf>> {
+        self.dir.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failure(sandbox: &str) -> impl FnOnce(super::Failure) -> DatapathError {
+        let sandbox = sandbox.to_owned();
+        move |source| DatapathError {
+            doing: "take out what eBPF left".to_owned(),
+            sandbox,
+            source,
+        }
+    }
+}
+
+impl Datapath for OverEbpf {
+    fn name(&self) -> &'static str {
+        self.current.name()
+    }
+
+    fn sync(&self, sandbox: &str, netns: &Netns, tables: &[ClientTable]) -> Result<Written, DatapathError> {
+        let written = self.current.sync(sandbox, netns, tables)?;
+        if self.dir().is_some() {
+            EbpfDatapath::leave(netns).map_err(Self::failure(sandbox))?;
+        }
+        Ok(written)
+    }
+
+    fn remove(&self, sandbox: &str, netns: Option<&Netns>) -> Result<(), DatapathError> {
+        if let Some(netns) = netns.filter(|_| self.dir().is_some()) {
+            EbpfDatapath::leave(netns).map_err(Self::failure(sandbox))?;
+        }
+        self.current.remove(sandbox, netns)
+    }
+
+    fn retain(&self, sandboxes: &BTreeSet<String>) -> Result<(), DatapathError> {
+        let mut dir = self.dir();
+        if let Some(at) = &*dir {
+            EbpfDatapath::clear(at).map_err(|error| Self::failure("of any name")(error.into()))?;
+            *dir = None;
+        }
+        self.current.retain(sandboxes)
+    }
+
+    fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {
+        self.current.connections(service)
+    }
+}
