@@ -17,6 +17,8 @@ mod tests;
 const IPCTNL_MSG_CT_NEW: u16 = 0;
 const IPCTNL_MSG_CT_GET: u16 = 1;
 const IPCTNL_MSG_CT_DELETE: u16 = 2;
+const IPCTNL_MSG_CT_GET_STATS: u16 = 5;
+const CTA_STATS_GLOBAL_ENTRIES: u16 = 1;
 const GROUP_NEW: u32 = 1;
 const GROUP_UPDATE: u32 = 2;
 const GROUP_DESTROY: u32 = 3;
@@ -112,6 +114,10 @@ impl Conntrack {
 
     /// All flows, of IPv4 and IPv6.
     pub fn flows(&self) -> Result<Vec<Flow>, ConntrackError> {
+        // The kernel keeps one table for all namespaces, and goes through it for milliseconds however few are ours.
+        if self.count() == Some(0) {
+            return Ok(Vec::new());
+        }
         let mut request = Messages::default();
         request.push(
             message_type(IPCTNL_MSG_CT_GET),
@@ -125,6 +131,18 @@ impl Conntrack {
             doing: "list the tracked connections",
             source,
         })
+    }
+
+    /// How many flows there are, some perhaps not listed yet; `None` where the kernel does not say.
+    fn count(&self) -> Option<u32> {
+        let mut request = Messages::default();
+        let family = libc::AF_UNSPEC as u8;
+        // The acknowledgement ends the answer, as the end of a listing does.
+        request.push(message_type(IPCTNL_MSG_CT_GET_STATS), ACK, family, 0, |_| {});
+        let answer = self
+            .socket
+            .dump(&request, |_, attrs| number(attrs, CTA_STATS_GLOBAL_ENTRIES));
+        answer.ok()?.pop()
     }
 
     /// Forgets a flow, so that its next packet is a new connection. Says whether it was still there.

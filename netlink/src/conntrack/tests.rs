@@ -72,6 +72,9 @@ fn a_tcp_connection_is_followed_from_start_to_end() {
     let Some(netns) = tracking() else { return };
     netns
         .run(|| {
+            let conntrack = Conntrack::open().unwrap();
+            assert_eq!(conntrack.count(), Some(0));
+            assert_eq!(conntrack.flows().unwrap(), []);
             let events = Events::open().unwrap();
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let port = listener.local_addr().unwrap().port();
@@ -80,7 +83,8 @@ fn a_tcp_connection_is_followed_from_start_to_end() {
             server.write_all(b"x").unwrap();
             client.read_exact(&mut [0]).unwrap();
 
-            let flows = Conntrack::open().unwrap().flows().unwrap();
+            assert_eq!(conntrack.count(), Some(1));
+            let flows = conntrack.flows().unwrap();
             assert_eq!(flows.len(), 1, "{flows:?}");
             let flow = &flows[0];
             assert_eq!((flow.protocol, flow.tcp_state), (6, Some(TcpState::Established)));
