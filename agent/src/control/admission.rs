@@ -65,7 +65,7 @@ fn refusal(refused: &Refused) -> String {
     match refused {
         Refused::UnknownToken => "the cluster does not know this token; it expired or was revoked".to_owned(),
         Refused::Expired => "this token has expired".to_owned(),
-        Refused::Used { by } => format!("this token was valid once, and node `{by}` joined with it"),
+        Refused::Used { by } => format!("this token lets one node in, and `{by}` has joined with it"),
         Refused::Removed => "this node was removed from the cluster".to_owned(),
         Refused::NameTaken { name } => format!("the cluster has a node called `{name}` already"),
     }

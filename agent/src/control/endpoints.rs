@@ -273,10 +273,11 @@ impl Control {
             gateways: gateways.collect(),
             dns: EndpointDns {
                 servers: self.dns_servers(spec),
-                search: vec![
-                    format!("{name}.{}", self.settings.domain),
-                    self.settings.domain.clone(),
-                ],
+                search: self
+                    .search_domain(connect.network)
+                    .into_iter()
+                    .chain([self.settings.domain.clone()])
+                    .collect(),
                 resolv_conf: None,
             },
             network_name: name,
@@ -309,7 +310,8 @@ impl Control {
             let error = ApiError::internal(format!(
                 "`{}` could not be attached to network `{}`: {reason}; nothing was changed",
                 response.name, response.network_name
-            ));
+            ))
+            .with_help("remove the cause and run the command again; the agent's log may say more");
             self.reply(responder, Err(error));
         }
         for id in report.vanished {
@@ -411,15 +413,7 @@ impl Control {
         self.forget_endpoint(network, id, now);
         self.spaces
             .release_endpoint(network, &spec, &self.catalogue, now.instant);
-        let Attachment::Sandbox(sandbox) = &spec.attachment else {
-            return;
-        };
-        if !self
-            .local_endpoints()
-            .any(|(_, _, endpoint)| is_in(&endpoint.spec, sandbox))
-        {
-            self.turn.sandboxes_left.push(sandbox.clone());
-        } else if spec.gives_default_route {
+        if let (Attachment::Sandbox(sandbox), true) = (&spec.attachment, spec.gives_default_route) {
             self.move_default_route(sandbox, now);
         }
     }

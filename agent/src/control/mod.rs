@@ -46,12 +46,12 @@ use crate::api::{
 
 pub use command::{Command, Responder};
 pub use pools::Pools;
-pub use views::{DNS_V4, DNS_V6, HostState, SandboxTables};
+pub use views::{DNS_V4, DNS_V6, HostState, Resolver, SandboxTables};
 
 use catalogue::{Catalogue, Presence};
 use docker::Docker;
 use operations::Parked;
-use records::{SandboxSpec, SpaceKey};
+use records::SpaceKey;
 pub use spaces::Kept;
 use spaces::Spaces;
 
@@ -110,8 +110,6 @@ pub struct Turn {
     pub send: Vec<Output>,
     /// Whether [`Control::host_state`] has changed.
     pub host_changed: bool,
-    /// Sandboxes that are on no network of this node any more.
-    pub sandboxes_left: Vec<SandboxSpec>,
     /// What happened, for those who follow `weft events`.
     pub events: Vec<Event>,
     /// Answers to commands; calling one sends it.

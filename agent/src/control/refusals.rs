@@ -136,7 +136,12 @@ impl Control {
             count => format!(" ({count} are quarantined, see `weft status`)"),
         };
         let name = self.space_name(space);
-        let error = ApiError::exhausted(format!("{name} has no free number left{range}{note}"));
+        let what = match space {
+            SpaceKey::Addresses(..) => "address",
+            SpaceKey::Subnets4 | SpaceKey::Subnets6 => "subnet",
+            SpaceKey::Vnis => "number",
+        };
+        let error = ApiError::exhausted(format!("{name} has no free {what} left{range}{note}"));
         error.with_help(match space {
             SpaceKey::Addresses(..) => {
                 "disconnect endpoints that are not needed, or make a network with a larger --subnet"
@@ -203,7 +208,7 @@ impl Control {
         match space {
             SpaceKey::Subnets4 => format!("the pool of subnets {}", self.facts.pools.v4),
             SpaceKey::Subnets6 => format!("the pool of subnets {}", self.facts.pools.v6),
-            SpaceKey::Vnis => "the VNIs".to_owned(),
+            SpaceKey::Vnis => "the space of VNIs".to_owned(),
             SpaceKey::Addresses(network, index) => {
                 let name = self
                     .catalogue

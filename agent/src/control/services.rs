@@ -293,14 +293,16 @@ fn check_ports(service: &str, ports: &[ServicePort]) -> Result<(), ApiError> {
             return Err(ApiError::conflict(format!(
                 "service `{service}` gives port {}/{} twice",
                 port.port, port.protocol
-            )));
+            ))
+            .with_help("give each port once; one port of the service leads to one port of its backends"));
         }
         let named = port.name.is_some() && ports[..index].iter().any(|other| other.name == port.name);
         if named {
             return Err(ApiError::conflict(format!(
                 "service `{service}` has two ports of the name `{}`",
                 port.name.as_deref().unwrap_or_default()
-            )));
+            ))
+            .with_help("give each port a name of its own, or none"));
         }
     }
     Ok(())

@@ -41,6 +41,13 @@ pub struct SandboxTables {
     pub tables: Vec<weft_lb::ClientTable>,
 }
 
+/// What a resolv.conf says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Resolver {
+    pub servers: Vec<IpAddr>,
+    pub search: Vec<String>,
+}
+
 impl Control {
     pub fn host_state(&self) -> HostState {
         HostState {
@@ -52,15 +59,46 @@ impl Control {
         }
     }
 
-    /// The networks of each sandbox of this host that is known, in the order of their ids.
-    fn sandboxes(&self) -> BTreeMap<&SandboxSpec, Vec<(NetworkId, &Endpoint)>> {
-        let mut sandboxes: BTreeMap<&SandboxSpec, Vec<_>> = BTreeMap::new();
+    /// The networks of each sandbox of this host that is known, in the order of their ids. It is one sandbox by
+    /// whatever name or path it was connected.
+    fn sandboxes(&self) -> Vec<(&SandboxSpec, Vec<(NetworkId, &Endpoint)>)> {
+        let mut sandboxes: BTreeMap<(u64, u64), (&SandboxSpec, Vec<_>)> = BTreeMap::new();
         for (network, _, endpoint) in self.local_endpoints() {
             if let Some(sandbox) = endpoint.spec.sandbox() {
-                sandboxes.entry(sandbox).or_default().push((network, endpoint));
+                let known = sandboxes.entry((sandbox.device, sandbox.inode));
+                let (_, networks) = known.or_insert_with(|| (sandbox, Vec::new()));
+                networks.push((network, endpoint));
             }
         }
-        sandboxes
+        sandboxes.into_values().collect()
+    }
+
+    /// Where the sandboxes of this host find names, by the target they were connected as.
+    pub fn resolvers(&self) -> BTreeMap<String, Resolver> {
+        let mut resolvers = BTreeMap::new();
+        for (_, networks) in self.sandboxes() {
+            let mut resolver = Resolver::default();
+            for (id, _) in &networks {
+                let Some(spec) = self.catalogue.network(*id) else {
+                    continue;
+                };
+                let new = self.dns_servers(spec).into_iter();
+                let new: Vec<_> = new.filter(|server| !resolver.servers.contains(server)).collect();
+                resolver.servers.extend(new);
+                resolver.search.extend(self.search_domain(*id));
+            }
+            resolver.search.push(self.settings.domain.clone());
+            for sandbox in networks.iter().filter_map(|(_, endpoint)| endpoint.spec.sandbox()) {
+                resolvers.insert(sandbox.target.clone(), resolver.clone());
+            }
+        }
+        resolvers
+    }
+
+    /// The domain of a network's names.
+    pub(super) fn search_domain(&self, network: NetworkId) -> Option<String> {
+        let name = self.catalogue.display_name(network)?;
+        Some(format!("{name}.{}", self.settings.domain))
     }
 
     fn overlay(&self) -> plan::Desired {
@@ -131,22 +169,19 @@ impl Control {
 
     fn sandbox_tables(&self) -> Vec<SandboxTables> {
         let mut services: BTreeMap<NetworkId, Vec<weft_lb::Service>> = BTreeMap::new();
-        let tables = self
-            .sandboxes()
-            .into_iter()
-            .map(|(sandbox, networks)| SandboxTables {
-                sandbox: sandbox.clone(),
-                tables: networks
-                    .into_iter()
-                    .map(|(network, _)| weft_lb::ClientTable {
-                        network,
-                        services: services
-                            .entry(network)
-                            .or_insert_with(|| self.balanced_services(network))
-                            .clone(),
-                    })
-                    .collect(),
-            });
+        let tables = self.sandboxes().into_iter().map(|(sandbox, networks)| SandboxTables {
+            sandbox: sandbox.clone(),
+            tables: networks
+                .into_iter()
+                .map(|(network, _)| weft_lb::ClientTable {
+                    network,
+                    services: services
+                        .entry(network)
+                        .or_insert_with(|| self.balanced_services(network))
+                        .clone(),
+                })
+                .collect(),
+        });
         tables.collect()
     }
 
@@ -249,10 +284,10 @@ impl Control {
         // A container is known by its engine's name for it before its namespace is.
         let mut containers: BTreeMap<&str, Vec<(NetworkId, &Endpoint)>> = BTreeMap::new();
         let mut groups: Vec<Vec<(NetworkId, &Endpoint)>> = Vec::new();
-        let mut sandboxes: BTreeMap<&SandboxSpec, Vec<(NetworkId, &Endpoint)>> = BTreeMap::new();
+        let mut sandboxes: BTreeMap<(u64, u64), Vec<(NetworkId, &Endpoint)>> = BTreeMap::new();
         for (network, _, endpoint) in self.local_endpoints() {
             match &endpoint.spec.attachment {
-                Attachment::Sandbox(sandbox) => sandboxes.entry(sandbox).or_default(),
+                Attachment::Sandbox(sandbox) => sandboxes.entry((sandbox.device, sandbox.inode)).or_default(),
                 Attachment::Docker(DockerSpec {
                     joined: Some(joined), ..
                 }) => containers.entry(&joined.key).or_default(),

@@ -74,10 +74,7 @@ impl Daemon {
         facts: ClusterFacts,
         fresh: bool,
     ) -> anyhow::Result<Membership> {
-        let address = advertise(&self.options)?;
-        let transport = Transport::bind(address).await.with_context(|| {
-            "other nodes could not reach this one; give an address of this host with --advertise IP[:PORT]"
-        })?;
+        let transport = listen(advertise(&self.options)?).await?;
         self.assemble(facts, fresh, transport)
     }
 
@@ -129,7 +126,7 @@ impl Daemon {
         let membership = match self.open_membership(facts.clone(), true).await {
             Ok(membership) => membership,
             Err(error) => {
-                responder.send(Err(could_not_open(&error)));
+                responder.send(Err(could_not_open(error)));
                 return Ok(());
             }
         };
@@ -150,21 +147,27 @@ impl Daemon {
     }
 
     pub(super) fn gossip_address(&self) -> Result<SocketAddr, ApiError> {
-        advertise(&self.options).map_err(|error| could_not_open(&error))
+        advertise(&self.options)
     }
 }
 
-/// An error with its causes as one sentence: there is no console to print a chain on.
-pub(super) fn could_not_open(error: &anyhow::Error) -> ApiError {
-    let mut causes: Vec<String> = error.chain().map(ToString::to_string).collect();
-    let help = if causes.len() > 1 {
-        Some(causes.remove(0))
-    } else {
-        None
-    };
-    let message = causes.join(": ");
-    match help {
-        Some(help) => ApiError::unavailable(message).with_help(help),
-        None => ApiError::unavailable(message),
-    }
+/// Opens the sockets of gossip.
+pub(super) async fn listen(address: SocketAddr) -> Result<Transport, ApiError> {
+    Transport::bind(address).await.map_err(|error| {
+        let help = match error.source.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                "stop that process (`ss -lntup` names it), or start the agent with another port: \
+                 --advertise IP:PORT"
+            }
+            _ => "start the agent with an address of this host that the others reach: --advertise IP[:PORT]",
+        };
+        ApiError::unavailable(format!("{error}; nothing was changed")).with_help(help)
+    })
+}
+
+/// What kept the agent from becoming a member, for whoever asked it to.
+pub(super) fn could_not_open(error: anyhow::Error) -> ApiError {
+    error
+        .downcast::<ApiError>()
+        .unwrap_or_else(|error| ApiError::unavailable(format!("{error:#}")))
 }

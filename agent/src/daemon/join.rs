@@ -8,7 +8,7 @@ use weft_gossip::transport::{Transport, exchange};
 
 use super::{
     Daemon,
-    cluster::{Membership, could_not_open},
+    cluster::{Membership, listen},
     now,
 };
 use crate::{
@@ -51,9 +51,7 @@ impl Daemon {
                 })?;
                 let address = advertise?;
                 // Before anything is asked: a joiner that cannot be reached would be half a member.
-                let transport = Transport::bind(address)
-                    .await
-                    .map_err(|error| could_not_open(&error.into()))?;
+                let transport = listen(address).await?;
                 let frame = admission::request(&token, node, &name, random());
                 let answer = ask(&request.address, frame).await?;
                 let welcome = admission::read_answer(&token, &answer)

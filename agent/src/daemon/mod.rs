@@ -15,6 +15,7 @@ pub(crate) mod target;
 mod watch;
 
 use std::{
+    collections::BTreeMap,
     io::IsTerminal as _,
     net::SocketAddr,
     time::{Instant, SystemTime, UNIX_EPOCH},
@@ -29,6 +30,7 @@ use tracing_subscriber::EnvFilter;
 use weft_gossip::Identity;
 
 use crate::{
+    api::ApiError,
     control::{Now, docker::DockerCommand},
     docker::{self, Owner, Plugin, Watcher},
     options::{AgentOptions, DockerPlugin, LogFormat},
@@ -37,6 +39,7 @@ use cluster::Membership;
 use events::EventLog;
 use host::HostThread;
 use names::Names;
+use resolv::ResolverFiles;
 use server::{Api, Request};
 use store::Store;
 
@@ -97,6 +100,7 @@ struct Daemon {
     join_sender: mpsc::Sender<join::Attempt>,
     host: HostThread,
     names: Names,
+    resolvers: ResolverFiles,
     events: EventLog,
     started: Now,
     _api: Api,
@@ -139,6 +143,7 @@ impl Daemon {
             join_sender,
             host,
             names: Names::new(DOMAIN),
+            resolvers: ResolverFiles::new(resolv::ROOT),
             events,
             started: now(),
             options,
@@ -152,7 +157,7 @@ impl Daemon {
             daemon.enter(membership).await?;
         } else {
             // What an agent that has left its cluster since could not remove.
-            daemon.host.clear();
+            daemon.clear_host();
         }
         tracing::info!(
             node = %daemon.identity.node().short(),
@@ -235,9 +240,7 @@ impl Daemon {
                 .send_modify(|generation| *generation = state.generation);
             self.names.publish(&state);
             self.host.apply(state);
-        }
-        for sandbox in turn.sandboxes_left {
-            resolv::remove(resolv::ROOT.as_ref(), &sandbox.target);
+            self.resolvers.set(membership.control.resolvers());
         }
         for mut event in turn.events {
             event.time = SystemTime::now().into();
@@ -257,10 +260,18 @@ impl Daemon {
         tracing::info!("this node is in no cluster any more");
         self.membership = None;
         self.names.clear();
-        self.host.clear();
+        self.clear_host();
         self.store.reset()?;
         self.identity = Identity::from_seed(self.store.identity(rand::random())?);
         Ok(())
+    }
+}
+
+impl Daemon {
+    /// Leaves nothing of ours on the host.
+    fn clear_host(&mut self) {
+        self.host.clear();
+        self.resolvers.set(BTreeMap::new());
     }
 }
 
@@ -312,7 +323,7 @@ fn node_name(options: &AgentOptions) -> anyhow::Result<String> {
 }
 
 /// The address that other nodes reach this one at: as told, or the one this host would send from.
-fn advertise(options: &AgentOptions) -> anyhow::Result<SocketAddr> {
+fn advertise(options: &AgentOptions) -> Result<SocketAddr, ApiError> {
     if let Some(address) = options.advertise {
         return Ok(address);
     }
@@ -328,9 +339,11 @@ fn advertise(options: &AgentOptions) -> anyhow::Result<SocketAddr> {
         .ok()
         .map(|address| address.ip())
         .filter(|ip| !ip.is_loopback() && !ip.is_unspecified());
-    let ip = found.context(
-        "this host has no default route that would tell which address other nodes reach it at; \
-         start the agent with --advertise IP",
-    )?;
+    let ip = found.ok_or_else(|| {
+        ApiError::unavailable(
+            "this host has no default route that would tell which address other nodes reach it at",
+        )
+        .with_help("start the agent with --advertise IP")
+    })?;
     Ok(SocketAddr::new(ip, crate::options::DEFAULT_GOSSIP_PORT))
 }

@@ -1,20 +1,64 @@
-//! The resolver configuration of a named namespace: `/etc/netns/NAME/resolv.conf`, which
+//! The resolver configuration of named namespaces: `/etc/netns/NAME/resolv.conf`, which
 //! `ip netns exec` binds over `/etc/resolv.conf`. The host's own file is never touched, nor one that
 //! somebody else wrote.
 
 use std::{
-    io,
-    net::IpAddr,
+    collections::BTreeMap,
+    fs, io,
     path::{Path, PathBuf},
 };
+
+use crate::control::Resolver;
 
 /// Where `ip netns exec` looks for the configuration of named namespaces.
 pub const ROOT: &str = "/etc/netns";
 
 const MARK: &str = "# Written by weft; `weft network disconnect` removes it.\n";
 
+/// What is being written, until it is whole.
+const UNFINISHED: &str = ".resolv.conf.weft";
+
+/// The files below one directory, kept as they are wanted.
+pub struct ResolverFiles {
+    root: PathBuf,
+    /// What was asked for last; nothing is known of what an earlier agent left.
+    set: Option<BTreeMap<String, Resolver>>,
+}
+
+impl ResolverFiles {
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self {
+            root: root.into(),
+            set: None,
+        }
+    }
+
+    /// From now on there are files for these targets, and no others of ours. What cannot be written (in an
+    /// ordinary user's lab, or on a read-only `/etc`) is left out.
+    pub fn set(&mut self, wanted: BTreeMap<String, Resolver>) {
+        let before = match self.set.take() {
+            Some(set) => set.into_keys().collect(),
+            None => found(&self.root),
+        };
+        for gone in before.iter().filter(|target| !wanted.contains_key(*target)) {
+            remove(&self.root, gone);
+        }
+        for (target, resolver) in &wanted {
+            if let Err(error) = write(&self.root, target, &text(resolver)) {
+                tracing::debug!(%target, %error, "resolv.conf not written");
+            }
+        }
+        self.set = Some(wanted);
+    }
+}
+
+/// The file for a target, if one of ours is there.
+pub fn written(root: &Path, target: &str) -> Option<PathBuf> {
+    file_of(root, target).filter(|file| is_ours(file))
+}
+
 /// The text of a resolv.conf (see resolv.conf(5)).
-pub fn text(servers: &[IpAddr], search: &[String]) -> String {
+fn text(Resolver { servers, search }: &Resolver) -> String {
     let mut text = String::from(MARK);
     for server in servers {
         text.push_str(&format!("nameserver {server}\n"));
@@ -33,47 +77,81 @@ fn file_of(root: &Path, target: &str) -> Option<PathBuf> {
 }
 
 fn is_ours(file: &Path) -> bool {
-    std::fs::read_to_string(file).is_ok_and(|text| text.starts_with(MARK))
+    fs::read_to_string(file).is_ok_and(|text| text.starts_with(MARK))
 }
 
-/// Writes the file for a namespace that has a name. `None` if there is none to write or somebody
-/// else's is there; an error if it cannot be written (an ordinary user's lab, a read-only `/etc`).
-pub fn write(root: &Path, target: &str, text: &str) -> io::Result<Option<PathBuf>> {
-    let Some(file) = file_of(root, target) else {
-        return Ok(None);
+/// The targets that have a file of ours.
+fn found(root: &Path) -> Vec<String> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let has_ours = |name: &String| {
+        written(root, name).is_some() || fs::exists(root.join(name).join(UNFINISHED)).unwrap_or(false)
     };
-    if file.exists() && !is_ours(&file) {
-        return Ok(None);
-    }
-    std::fs::create_dir_all(file.parent().expect("a file in a directory"))?;
-    std::fs::write(&file, text)?;
-    Ok(Some(file))
+    names.filter(has_ours).collect()
 }
 
-/// Removes what [`write`] made, and the directory if nothing else is in it.
-pub fn remove(root: &Path, target: &str) {
-    let Some(file) = file_of(root, target) else { return };
-    if is_ours(&file) && std::fs::remove_file(&file).is_ok() {
-        // Not empty is fine: then it is not ours alone.
-        let _ = std::fs::remove_dir(file.parent().expect("a file in a directory"));
-        let _ = std::fs::remove_dir(root);
+fn write(root: &Path, target: &str, text: &str) -> io::Result<()> {
+    let Some(file) = file_of(root, target) else {
+        return Ok(());
+    };
+    match fs::read_to_string(&file) {
+        Ok(there) if there == text || !there.starts_with(MARK) => return Ok(()),
+        _ => {}
     }
+    fs::create_dir_all(file.parent().expect("a file in a directory"))?;
+    // Whole or not at all: half a file would not show that it is ours.
+    let unfinished = file.with_file_name(UNFINISHED);
+    fs::write(&unfinished, text)?;
+    fs::rename(unfinished, file)
+}
+
+/// Removes a file of ours, and its directories if nothing else is in them.
+fn remove(root: &Path, target: &str) {
+    let Some(file) = file_of(root, target) else { return };
+    let dir = file.parent().expect("a file in a directory");
+    if is_ours(&file) {
+        let _ = fs::remove_file(&file);
+    }
+    // What is gone already, or not empty and so not ours alone, is left as it is.
+    let _ = fs::remove_file(dir.join(UNFINISHED));
+    let _ = fs::remove_dir(dir);
+    let _ = fs::remove_dir(root);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn wanted(targets: &[&str]) -> BTreeMap<String, Resolver> {
+        let resolver = Resolver {
+            servers: vec!["169.254.53.53".parse().unwrap()],
+            search: vec!["app.weft.internal".to_owned()],
+        };
+        let each = targets
+            .iter()
+            .map(|target| ((*target).to_owned(), resolver.clone()));
+        each.collect()
+    }
+
     #[test]
-    fn a_file_is_written_for_a_name_and_removed_again() {
+    fn there_are_files_for_names_that_are_wanted_also_after_a_restart() {
         let root = tempfile::tempdir().unwrap();
         let etc = root.path().join("netns");
-        let text = text(&["169.254.53.53".parse().unwrap()], &["app.weft.internal".into()]);
-        let file = write(&etc, "web", &text).unwrap().unwrap();
-        assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
-        assert_eq!(write(&etc, "pid:1", &text).unwrap(), None);
-        assert_eq!(write(&etc, "/run/netns/web", &text).unwrap(), None);
-        remove(&etc, "web");
+        let mut files = ResolverFiles::new(&etc);
+        files.set(wanted(&["web", "db", "pid:1", "/run/netns/web"]));
+        let text = fs::read_to_string(written(&etc, "web").unwrap()).unwrap();
+        assert!(
+            text.contains("nameserver 169.254.53.53\nsearch app.weft.internal\n"),
+            "{text}"
+        );
+        assert_eq!(found(&etc).len(), 2);
+        fs::create_dir(etc.join("half")).unwrap();
+        fs::write(etc.join("half").join(UNFINISHED), "# Wri").unwrap();
+
+        let mut next = ResolverFiles::new(&etc);
+        next.set(wanted(&["db"]));
+        assert_eq!(found(&etc), ["db"]);
+        next.set(wanted(&[]));
         assert!(!etc.exists());
     }
 
@@ -81,10 +159,12 @@ mod tests {
     fn a_foreign_file_stays_as_it_is() {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("web/resolv.conf");
-        std::fs::create_dir(file.parent().unwrap()).unwrap();
-        std::fs::write(&file, "nameserver 192.0.2.1\n").unwrap();
-        assert_eq!(write(root.path(), "web", "x").unwrap(), None);
-        remove(root.path(), "web");
-        assert_eq!(std::fs::read_to_string(&file).unwrap(), "nameserver 192.0.2.1\n");
+        fs::create_dir(file.parent().unwrap()).unwrap();
+        fs::write(&file, "nameserver 192.0.2.1\n").unwrap();
+        let mut files = ResolverFiles::new(root.path());
+        files.set(wanted(&["web"]));
+        files.set(wanted(&[]));
+        assert_eq!(written(root.path(), "web"), None);
+        assert_eq!(fs::read_to_string(&file).unwrap(), "nameserver 192.0.2.1\n");
     }
 }

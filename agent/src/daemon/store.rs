@@ -31,7 +31,7 @@ const CLUSTER: &str = "cluster";
 pub enum StoreError {
     #[error("cannot make the data directory {}", .dir.display())]
     Directory { dir: PathBuf, source: std::io::Error },
-    #[error("{} is in use: another weft agent runs with this data directory", .file.display())]
+    #[error("{} is in use: another weft agent runs with this data directory; stop that one, or give this one its own --data-dir", .file.display())]
     InUse { file: PathBuf },
     #[error("cannot open the state file {}", .file.display())]
     Open {
