@@ -285,6 +285,15 @@ impl Host {
                 Op::Endpoint(_, endpoint, _) if !self.ifnames.contains_key(&endpoint) => {
                     report.failed.entry(endpoint).or_insert(sentence);
                 }
+                // An endpoint of a network that is not whole would find only some of the others.
+                Op::Network(network, _) => {
+                    let endpoints = desired.networks.get(&network).into_iter();
+                    let new = endpoints.flat_map(|network| network.endpoints.keys());
+                    for endpoint in new.filter(|id| !self.ifnames.contains_key(id)) {
+                        report.failed.entry(*endpoint).or_insert(sentence.clone());
+                    }
+                    report.problems.push(sentence);
+                }
                 _ => report.problems.push(sentence),
             }
         }
