@@ -40,11 +40,20 @@ impl Control {
         self.settle(now);
     }
 
+    /// Whoever joins knows what the others know, and has numbers to go on alone with.
+    pub(super) fn joined_if_complete(&mut self) {
+        if self.caught_up && !self.spaces.is_seeking_for_cluster() {
+            self.joined();
+        }
+    }
+
     /// Answers whoever waits for this node to have joined.
     pub(super) fn joined(&mut self) {
         let Some((_, responder)) = self.joining.take() else {
             return;
         };
+        // Whoever has joined finds the others again after a crash.
+        self.turn.commit.append(&mut self.unsaved);
         let response = ClusterJoinResponse {
             cluster_id: self.facts.id,
             node_id: self.me,
@@ -76,10 +85,10 @@ impl Control {
             GossipEvent::Message { from, payload } => self.on_wire(from, &payload, now),
             GossipEvent::CaughtUp => {
                 tracing::debug!("caught up with a peer");
-                self.joined();
-                if self.reading_back.take().is_some() {
-                    self.resume(now);
-                }
+                self.caught_up = true;
+                self.end_reading_back(now);
+                self.look_ahead(now);
+                self.joined_if_complete();
             }
             GossipEvent::OwnRecordNewer(record) => {
                 tracing::warn!(

@@ -143,10 +143,10 @@ pub struct HostReport {
 
 /// How long a node that was known before a restart counts as alive without being heard.
 const GRACE: Duration = Duration::from_secs(10);
-/// How long a joining node waits for the state of the cluster before it says that it joined.
+/// How long a joining node waits for the state of the cluster, and numbers of its own, before it says that it joined.
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// How long a restarted node waits for a peer to tell it what it may have forgotten, before it hands
-/// out numbers by itself.
+/// out numbers and changes the kernel by itself.
 const READ_BACK: Duration = Duration::from_secs(3);
 
 pub struct Control {
@@ -158,7 +158,8 @@ pub struct Control {
     spaces: Spaces,
     rng: ChaCha20Rng,
     started: Now,
-    /// Until when numbers are handed out only after a peer was heard; `None` once that is settled.
+    /// Until when this node does nothing to numbers and kernel before a peer has told it what it missed;
+    /// `None` once that is settled. The kernel holds what an earlier run left there, which may be newer than the disk.
     reading_back: Option<Instant>,
     grace_until: Option<Instant>,
     parked: VecDeque<Parked>,
@@ -176,6 +177,8 @@ pub struct Control {
     next_look: Instant,
     /// Who waits for this node to have caught up with the cluster it joins, and until when.
     joining: Option<(Instant, Responder<ClusterJoinResponse>)>,
+    /// Whether a peer has told this node all it knows.
+    caught_up: bool,
     removed: bool,
     turn: Turn,
 }
@@ -213,6 +216,7 @@ impl Control {
         let known: Vec<Record> = gossip.records().cloned().collect();
         spaces.restore(&catalogue, known.iter(), stored.kept);
         let removed = catalogue.is_removed(me);
+        let reading_back = (!fresh && !alone).then(|| now.instant + READ_BACK);
         for node in catalogue.removed_nodes() {
             if node != me {
                 gossip.evict(node, now.instant);
@@ -227,7 +231,7 @@ impl Control {
             spaces,
             rng: ChaCha20Rng::from_seed(seed),
             started: now,
-            reading_back: (!fresh && !alone).then(|| now.instant + READ_BACK),
+            reading_back,
             grace_until: Some(now.instant + GRACE),
             parked: VecDeque::new(),
             attaching: BTreeMap::new(),
@@ -241,9 +245,10 @@ impl Control {
             unsaved_since: None,
             next_look: now.instant,
             joining: None,
+            caught_up: false,
             removed,
             turn: Turn {
-                host_changed: true,
+                host_changed: reading_back.is_none(),
                 ..Turn::default()
             },
         };
@@ -281,7 +286,20 @@ impl Control {
 
     /// Everything that the inputs since the last call led to.
     pub fn take_turn(&mut self) -> Turn {
+        if !self.turn.commit.is_empty() {
+            // What is committed may build on what others said: an endpoint on its network, say.
+            self.turn.commit.append(&mut self.unsaved);
+            self.unsaved_since = None;
+        }
         std::mem::take(&mut self.turn)
+    }
+
+    /// This node knows what it missed, or nobody can tell it.
+    fn end_reading_back(&mut self, now: Now) {
+        if self.reading_back.take().is_some() {
+            self.host_changed();
+            self.resume(now);
+        }
     }
 
     /// Publishes a record of this node's own. It is committed before anything else of this turn.
@@ -308,7 +326,7 @@ impl Control {
     }
 
     fn host_changed(&mut self) {
-        if !self.turn.host_changed {
+        if !self.turn.host_changed && self.reading_back.is_none() {
             self.turn.host_changed = true;
             self.generation += 1;
         }

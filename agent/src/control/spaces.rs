@@ -323,6 +323,12 @@ impl Spaces {
         self.quests.contains_key(&key)
     }
 
+    /// Whether numbers of the cluster, rather than of a network, are being asked for.
+    pub(super) fn is_seeking_for_cluster(&self) -> bool {
+        let of_network = |key: &SpaceKey| matches!(key, SpaceKey::Addresses(..));
+        self.quests.keys().any(|key| !of_network(key))
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.quests.values().map(|quest| quest.wake).min()
     }

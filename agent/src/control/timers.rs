@@ -34,8 +34,7 @@ impl Control {
         }
         if due(self.reading_back) {
             tracing::warn!("no peer could be asked what this node handed out before its restart");
-            self.reading_back = None;
-            self.resume(now);
+            self.end_reading_back(now);
         }
         if due(self.joining.as_ref().map(|(until, _)| *until)) {
             tracing::warn!("let in, but no member has told its state yet");

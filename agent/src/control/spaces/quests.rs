@@ -99,6 +99,7 @@ impl Control {
                 Step::Done => {
                     self.spaces.quests.remove(&key);
                     self.resume(now);
+                    self.joined_if_complete();
                     return;
                 }
                 Step::Failed(error) => {
@@ -112,6 +113,7 @@ impl Control {
                     }
                     let error = self.negotiation_failed(key, &quest.want, &error);
                     self.fail_waiting(key, &quest.want, &error, now);
+                    self.joined_if_complete();
                     return;
                 }
             }
