@@ -49,6 +49,10 @@ pub enum Command {
 
 impl Control {
     pub fn handle_command(&mut self, command: Command, now: Now) {
+        if self.leaving.is_some() {
+            // It is about to be in no cluster, which is what a dropped responder says.
+            return;
+        }
         match command {
             Command::Leave(to) => self.leave(to, now),
             Command::TokenCreate(request, to) => {

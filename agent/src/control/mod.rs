@@ -41,7 +41,7 @@ use weft_types::{ClusterId, EndpointId, NetworkId, NodeId};
 
 use crate::api::{
     ApiError,
-    types::{ClusterJoinResponse, ConnectResponse, DisconnectResponse, Event},
+    types::{ClusterJoinResponse, ClusterLeaveResponse, ConnectResponse, DisconnectResponse, Event},
 };
 
 pub use command::{Command, Responder};
@@ -179,6 +179,8 @@ pub struct Control {
     joining: Option<(Instant, Responder<ClusterJoinResponse>)>,
     /// Whether a peer has told this node all it knows.
     caught_up: bool,
+    /// Who is to be told that this node has left, and when it goes.
+    leaving: Option<(Instant, ClusterLeaveResponse, Responder<ClusterLeaveResponse>)>,
     removed: bool,
     turn: Turn,
 }
@@ -246,6 +248,7 @@ impl Control {
             next_look: now.instant,
             joining: None,
             caught_up: false,
+            leaving: None,
             removed,
             turn: Turn {
                 host_changed: reading_back.is_none(),

@@ -357,6 +357,7 @@ impl Control {
         let users: Vec<_> = self
             .catalogue
             .endpoints(id)
+            .filter(|(_, endpoint)| self.node_state(endpoint.node) != NodeState::Left)
             .map(|(_, endpoint)| {
                 format!(
                     "`{}` on {}",

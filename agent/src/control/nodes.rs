@@ -1,6 +1,6 @@
 //! Nodes: showing and removing them, leaving, and the one screen about this one.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use weft_types::NodeId;
 
@@ -11,6 +11,9 @@ use super::{
     records::{CLUSTER, Kind, SpaceKey, encode},
 };
 use crate::api::{ApiError, Timestamp, types::*};
+
+/// How long a node that leaves stays to be asked for what it said last: three rounds of rumours and some.
+const LINGER: Duration = Duration::from_millis(400);
 
 impl Control {
     pub(super) fn node_info(&self, id: NodeId) -> NodeInfo {
@@ -131,9 +134,6 @@ impl Control {
             }
         }
         self.settle(now);
-        self.gossip.leave(now.instant);
-        self.settle(now);
-        self.removed = true;
         let response = ClusterLeaveResponse {
             cluster_id: self.facts.id,
             node_id: self.me,
@@ -141,6 +141,19 @@ impl Control {
             endpoints_removed: endpoints.len() as u32,
             blocks_handed_over: blocks,
         };
+        // Nobody else can tell what is said now: what it gave away would be lost with it.
+        let linger = if heir.is_some() { LINGER } else { Duration::ZERO };
+        self.leaving = Some((now.instant + linger, response, responder));
+    }
+
+    /// Says good-bye; what was said before has been told by now.
+    pub(super) fn finish_leaving(&mut self, now: Now) {
+        let Some((_, response, responder)) = self.leaving.take() else {
+            return;
+        };
+        self.gossip.leave(now.instant);
+        self.settle(now);
+        self.removed = true;
         self.reply(responder, Ok(response));
     }
 

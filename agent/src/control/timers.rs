@@ -16,6 +16,7 @@ impl Control {
             self.reading_back,
             self.grace_until,
             self.joining.as_ref().map(|(until, _)| *until),
+            self.leaving.as_ref().map(|(at, ..)| *at),
             self.unsaved_since.map(|since| since + SAVE_AFTER),
             Some(self.next_look),
             self.spaces.poll_timeout(),
@@ -39,6 +40,9 @@ impl Control {
         if due(self.joining.as_ref().map(|(until, _)| *until)) {
             tracing::warn!("let in, but no member has told its state yet");
             self.joined();
+        }
+        if due(self.leaving.as_ref().map(|(at, ..)| *at)) {
+            self.finish_leaving(now);
         }
         if due(self.grace_until) {
             self.grace_until = None;

@@ -216,7 +216,7 @@ impl Control {
     /// Asks for more of what this node has run out of, before anybody waits for it: every kind of
     /// number of the cluster, and addresses of the networks it has endpoints on.
     pub(in crate::control) fn look_ahead(&mut self, now: Now) {
-        if self.reading_back.is_some() || self.spaces.stopped || self.removed {
+        if self.reading_back.is_some() || self.spaces.stopped || self.removed || self.leaving.is_some() {
             return;
         }
         let networks: std::collections::BTreeSet<NetworkId> =
