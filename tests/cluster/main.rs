@@ -1,0 +1,5 @@
+//! Whole clusters of real agents on hosts of namespaces, driven by the command line, each endpoint a real namespace.
+
+mod bed;
+mod restart;
+mod traffic;
