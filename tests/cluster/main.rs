@@ -1,6 +1,7 @@
 //! Whole clusters of real agents on hosts of namespaces, driven by the command line, each endpoint a real namespace.
 
 mod bed;
+mod crash;
 mod partition;
 mod restart;
 mod state;
