@@ -3,6 +3,7 @@
 mod bed;
 mod crash;
 mod partition;
+mod refusals;
 mod restart;
 mod state;
 mod traffic;
