@@ -2,8 +2,10 @@
 
 mod bed;
 mod crash;
+mod networks;
 mod partition;
 mod refusals;
 mod restart;
+mod services;
 mod state;
 mod traffic;
