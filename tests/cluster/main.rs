@@ -2,6 +2,7 @@
 
 mod bed;
 mod crash;
+mod leftovers;
 mod networks;
 mod partition;
 mod refusals;
