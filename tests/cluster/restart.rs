@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Instant};
 
 use super::{
     bed::{Bed, Node, items, report, soon},
-    traffic::{Caller, Stream, Streamed, all_go_on, call, spread},
+    traffic::{Caller, Stream, Streamed, all_go_on, answering, call, spread},
 };
 
 /// What must be the same before and after: everything but counts of connections.
@@ -47,15 +47,6 @@ fn cluster_with_services() -> (Bed, Vec<super::bed::Endpoint>) {
         }
     }
     (bed, replicas)
-}
-
-fn answering(from: &netns_harness::Sandbox, vip: std::net::IpAddr, count: usize) {
-    soon(format!("{count} replicas behind {vip}"), || {
-        match spread(from, vip, 2 * count) {
-            spread if spread.len() == count => Ok(()),
-            spread => Err(format!("{spread:?}")),
-        }
-    });
 }
 
 #[test]

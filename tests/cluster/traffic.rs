@@ -151,12 +151,27 @@ pub fn call(from: &Sandbox, to: IpAddr) -> io::Result<Call> {
 
 /// How often each replica answers `count` calls in a row.
 pub fn spread(from: &Sandbox, to: IpAddr, count: usize) -> BTreeMap<String, usize> {
+    try_spread(from, to, count).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The same where a call may still meet a replica that has just died.
+pub fn try_spread(from: &Sandbox, to: IpAddr, count: usize) -> Result<BTreeMap<String, usize>, String> {
     let mut spread = BTreeMap::new();
     for n in 0..count {
-        let call = call(from, to).unwrap_or_else(|error| panic!("call {n} to {to}: {error}"));
+        let call = call(from, to).map_err(|error| format!("call {n} to {to}: {error}"))?;
         *spread.entry(call.answer.name).or_default() += 1;
     }
-    spread
+    Ok(spread)
+}
+
+/// Waits until so many replicas answer, and nobody fails to.
+pub fn answering(from: &Sandbox, to: IpAddr, replicas: usize) {
+    super::bed::soon(format!("{replicas} replicas behind {to}"), || {
+        match try_spread(from, to, 2 * replicas)? {
+            spread if spread.len() == replicas => Ok(()),
+            spread => Err(format!("{spread:?}")),
+        }
+    });
 }
 
 /// A socket in a sandbox that talks to one address.
