@@ -324,7 +324,13 @@ pub fn traces_of(place: &impl Inside) -> Vec<String> {
             let snapshot = Snapshot::take().unwrap();
             let mut traces: Vec<String> = snapshot.links.into_iter().collect();
             traces.extend(snapshot.tables);
-            traces.extend(snapshot.mounts);
+            // The rest of the machine is shared with whatever else runs on it.
+            let ours = |mount: &String| {
+                ["/run/", "/etc", "/sys/"]
+                    .iter()
+                    .any(|place| mount.starts_with(place))
+            };
+            traces.extend(snapshot.mounts.into_iter().filter(ours));
             for table in ["route", "ipv6_route"] {
                 let text = fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
                 // Flags and uses of a route change by themselves; where it leads does not.

@@ -6,7 +6,7 @@ use netns_harness::Inside as _;
 
 use super::{
     bed::{Bed, Endpoint, items, soon},
-    traffic::{call, spread},
+    traffic::{answering, call},
 };
 
 /// Waits until a host is as it was.
@@ -68,10 +68,7 @@ fn removing_undoes_everything() {
         }
         let api = bed["h1"].vip("api");
         for (sandbox, _) in &sandboxes {
-            soon("all replicas", || match spread(sandbox, api, 6).len() {
-                3 => Ok(()),
-                count => Err(count),
-            });
+            answering(sandbox, api, 3);
         }
         assert_ne!(bed["h1"].traces(), with_sandboxes[0]);
 

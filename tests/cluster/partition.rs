@@ -10,7 +10,7 @@ use netns_harness::Inside as _;
 use super::{
     bed::{Bed, Endpoint, items, report, soon, text},
     state::{agreed, everything, numbers},
-    traffic::{call, spread},
+    traffic::{answering, call, spread},
 };
 
 #[test]
@@ -36,10 +36,7 @@ fn both_sides_of_a_partition_go_on_and_agree_when_it_heals() {
         let web = h1.vip("web");
         let clients = hosts.map(|host| host.connected(&format!("c-{}", host.host.name()), "app", ""));
         for client in &clients {
-            soon("all replicas", || match spread(&client.sandbox, web, 6).len() {
-                3 => Ok(()),
-                count => Err(count),
-            });
+            answering(&client.sandbox, web, 3);
         }
         // Whoever had an endpoint on a network keeps addresses of it.
         let passing = h3.connected("passing", "contested", "");
@@ -52,10 +49,7 @@ fn both_sides_of_a_partition_go_on_and_agree_when_it_heals() {
         }
         report("each side knows that it is alone", split);
         for (client, count) in clients.iter().zip([2, 2, 1]) {
-            soon("this side's replicas", || match spread(&client.sandbox, web, 4) {
-                spread if spread.len() == count => Ok(()),
-                spread => Err(format!("{spread:?}")),
-            });
+            answering(&client.sandbox, web, count);
         }
 
         // Both sides use every kind of number.
@@ -123,12 +117,7 @@ fn both_sides_of_a_partition_go_on_and_agree_when_it_heals() {
         }
 
         for client in &clients {
-            soon("replicas of both sides", || {
-                match spread(&client.sandbox, web, 12) {
-                    spread if spread.len() == 6 => Ok(()),
-                    spread => Err(format!("{spread:?}")),
-                }
-            });
+            answering(&client.sandbox, web, 6);
             for endpoint in endpoints
                 .iter()
                 .filter(|endpoint| text(&endpoint.said["network_name"]) == "app")
