@@ -88,7 +88,10 @@ impl Control {
                 resolver.search.extend(self.search_domain(*id));
             }
             resolver.search.push(self.settings.domain.clone());
-            for sandbox in networks.iter().filter_map(|(_, endpoint)| endpoint.spec.sandbox()) {
+            for sandbox in networks
+                .iter()
+                .filter_map(|(_, endpoint)| endpoint.spec.sandbox())
+            {
                 resolvers.insert(sandbox.target.clone(), resolver.clone());
             }
         }
@@ -169,19 +172,22 @@ impl Control {
 
     fn sandbox_tables(&self) -> Vec<SandboxTables> {
         let mut services: BTreeMap<NetworkId, Vec<weft_lb::Service>> = BTreeMap::new();
-        let tables = self.sandboxes().into_iter().map(|(sandbox, networks)| SandboxTables {
-            sandbox: sandbox.clone(),
-            tables: networks
-                .into_iter()
-                .map(|(network, _)| weft_lb::ClientTable {
-                    network,
-                    services: services
-                        .entry(network)
-                        .or_insert_with(|| self.balanced_services(network))
-                        .clone(),
-                })
-                .collect(),
-        });
+        let tables = self
+            .sandboxes()
+            .into_iter()
+            .map(|(sandbox, networks)| SandboxTables {
+                sandbox: sandbox.clone(),
+                tables: networks
+                    .into_iter()
+                    .map(|(network, _)| weft_lb::ClientTable {
+                        network,
+                        services: services
+                            .entry(network)
+                            .or_insert_with(|| self.balanced_services(network))
+                            .clone(),
+                    })
+                    .collect(),
+            });
         tables.collect()
     }
 
