@@ -30,7 +30,7 @@ fn a_file_that_cannot_be_used_is_refused_with_line_and_column() {
         ),
         (
             shop_with("lb: rr", "lb: fast"),
-            "10:36: `lb` in `x-weft` of service `web` cannot be `fast`: expected rr, wrr, lc",
+            "10:36: `lb` in `x-weft` of service `web` cannot be `fast`: expected rr, wrr, lc, maglev",
         ),
         (
             shop_with("  client:", "  web:"),
