@@ -1,4 +1,4 @@
-//! The running agent: one task owns all state and carries out what [`Control`] decides.
+//! The running agent: one task owns all state and carries out what `Control` decides.
 //!
 //! Around it: the gossip sockets, the API server, the host thread that talks to the kernel, and the DNS
 //! servers. They send it events; nothing else changes state.

@@ -1,6 +1,6 @@
 //! Labs: a whole multi-host cluster in network namespaces on one machine, described by a Compose file.
 //!
-//! [`file`] reads a lab file and knows line and column of everything in it; [`model`] is what it says;
+//! [`mod@file`] reads a lab file and knows line and column of everything in it; [`model`] is what it says;
 //! [`resolve`] decides what it leaves open; [`live`] is what became of it; [`graph`] draws both.
 //!
 //! `weft lab up` starts a *holder* in the background, which builds the lab and keeps it. The other verbs find

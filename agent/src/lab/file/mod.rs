@@ -1,7 +1,7 @@
 //! A lab file: a Compose file with an `x-weft` section for what Compose lacks.
 //!
 //! Every error names file, line and column. Every field of the Compose specification is used, noted as
-//! harmless, or refused with a reason ([`tables`]); none is ignored in silence.
+//! harmless, or refused with a reason (`tables`); none is ignored in silence.
 
 mod fields;
 mod networks;
