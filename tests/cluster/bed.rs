@@ -133,6 +133,17 @@ impl Bed {
         });
     }
 
+    /// Waits until all nodes think that all are alive and nothing is wrong.
+    pub fn all_well(&self) {
+        for name in self.nodes.keys() {
+            self.sees_alive(name, self.nodes.len());
+        }
+        self.everywhere("nothing wrong", |node| match node.problems() {
+            problems if problems.is_empty() => Ok(()),
+            problems => Err(problems.join("; ")),
+        });
+    }
+
     /// Waits until `look` succeeds on every node.
     pub fn everywhere<E: Display>(&self, what: &str, look: impl FnMut(&Node) -> Result<(), E>) {
         let names: Vec<&str> = self.nodes.keys().map(String::as_str).collect();

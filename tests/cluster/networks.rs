@@ -176,9 +176,7 @@ fn networks_are_apart_and_their_settings_hold() {
             assert!(seen.insert(address.into()), "{address} again");
             h2.weft("network disconnect fixed again");
         }
-        for node in bed.nodes() {
-            assert_eq!(node.problems(), Vec::<String>::new());
-        }
+        bed.all_well();
         drop((server, both, far, call_out));
         bed.close();
     });

@@ -205,9 +205,7 @@ fn names_resolve_and_virtual_addresses_balance() {
             assert_eq!(failures, Vec::<String>::new());
             assert_eq!(last.len(), 2, "{last:?}");
         }
-        for node in bed.nodes() {
-            assert_eq!(node.problems(), Vec::<String>::new());
-        }
+        bed.all_well();
         drop((webs, dbs, upstream));
         bed.close();
     });
