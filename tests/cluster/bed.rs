@@ -8,7 +8,7 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
-    sync::Mutex,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -31,6 +31,14 @@ pub const LOOK: Duration = Duration::from_millis(20);
 /// Waits until `look` succeeds, with the deadline that everything here has.
 pub fn soon<T, E: Display>(what: impl Into<String>, look: impl FnMut() -> Result<T, E>) -> T {
     eventually(what, SOON, LOOK, look).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Runs the body of a test in namespaces of its own, one test at a time: beside the agents of another cluster those
+/// of this one may be starved for so long that they take each other for dead.
+pub fn alone<F: FnOnce()>(body: F) {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    netns_harness::isolated(body);
 }
 
 /// Hosts on one underlay, each with an agent.
@@ -63,7 +71,11 @@ impl Bed {
         let lab = Lab::new("bed").unwrap();
         let options = SwitchOptions::new().subnet("10.1.0.0/24".parse::<ipnet::IpNet>().unwrap());
         let underlay = lab.switch("underlay", options).unwrap();
-        let dir = tempfile::tempdir().unwrap();
+        // In memory where there is such a place: others may keep the disk busy for seconds, and an agent that
+        // starts waits for it.
+        let dir = tempfile::tempdir_in("/dev/shm")
+            .or_else(|_| tempfile::tempdir())
+            .unwrap();
         let mut bed = Self {
             lab,
             underlay,

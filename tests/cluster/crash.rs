@@ -14,7 +14,7 @@ use rand::{RngExt, SeedableRng, seq::IteratorRandom};
 use rand_chacha::ChaCha8Rng;
 
 use super::{
-    bed::{Bed, Ended, Node, items, report, soon, text},
+    bed::{Bed, Ended, Node, alone, items, report, soon, text},
     state::{agreed, numbers},
 };
 
@@ -155,7 +155,7 @@ fn was_cut_off(ended: &Ended) -> bool {
 
 #[test]
 fn a_crash_at_any_instant_loses_nothing_that_was_promised() {
-    netns_harness::isolated(|| {
+    alone(|| {
         let (rounds, seed) = (
             setting("WEFT_CRASH_ROUNDS", 15),
             setting("WEFT_CRASH_SEED", rand::random()),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use netns_harness::Inside as _;
 
 use super::{
-    bed::{Bed, Endpoint, items, soon},
+    bed::{Bed, Endpoint, alone, items, soon},
     traffic::{answering, call},
 };
 
@@ -25,7 +25,7 @@ fn back_to(bed: &Bed, name: &str, before: &[String]) {
 
 #[test]
 fn removing_undoes_everything() {
-    netns_harness::isolated(|| {
+    alone(|| {
         let bed = Bed::cluster(&["h1", "h2", "h3"]);
         let names = ["h1", "h2", "h3"];
         let before = names.map(|name| bed[name].traces());

@@ -11,7 +11,7 @@ use netns_harness::{Inside as _, Sandbox};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
-    bed::{Bed, Endpoint, items, soon, text},
+    bed::{Bed, Endpoint, alone, items, soon, text},
     traffic::{Answer, PORT, Server, call},
 };
 
@@ -70,7 +70,7 @@ fn unreachable(from: &Sandbox, to: &str) {
 
 #[test]
 fn networks_are_apart_and_their_settings_hold() {
-    netns_harness::isolated(|| {
+    alone(|| {
         let bed = Bed::cluster(&["h1", "h2"]);
         let [h1, h2] = [&bed["h1"], &bed["h2"]];
         let outside = bed.outsider("outside");

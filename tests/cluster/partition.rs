@@ -8,14 +8,14 @@ use std::{
 use netns_harness::Inside as _;
 
 use super::{
-    bed::{Bed, Endpoint, items, report, soon, text},
+    bed::{Bed, Endpoint, alone, items, report, soon, text},
     state::{agreed, everything, numbers},
     traffic::{answering, call, spread},
 };
 
 #[test]
 fn both_sides_of_a_partition_go_on_and_agree_when_it_heals() {
-    netns_harness::isolated(|| {
+    alone(|| {
         let bed = Bed::cluster(&["h1", "h2", "h3"]);
         let hosts = ["h1", "h2", "h3"].map(|name| &bed[name]);
         let [h1, h2, h3] = hosts;

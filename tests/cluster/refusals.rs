@@ -10,7 +10,7 @@ use std::{
 use netns_harness::{Inside as _, Isolation, Output};
 use weft_tests::weft_binary;
 
-use super::bed::{Bed, COMMAND, Ended, Node, items, soon, text};
+use super::bed::{Bed, COMMAND, Ended, Node, alone, items, soon, text};
 
 /// What was typed and what came back.
 #[derive(Default)]
@@ -71,7 +71,7 @@ fn masked(text: &str) -> String {
         let is_id = matches!(word.len(), 12 | 32 | 64) && word.bytes().all(|b| b.is_ascii_hexdigit());
         masked.push_str(match word {
             _ if word.starts_with("weft1-") && word.len() > 20 => "TOKEN",
-            _ if word.starts_with("/tmp/") => "FOLDER",
+            _ if word.starts_with("/tmp/") || word.starts_with("/dev/shm/") => "FOLDER",
             _ if is_id => "ID",
             // A node's name is forgotten when its good-bye has arrived.
             "h3" if after.starts_with("` has joined") => "ID",
@@ -93,7 +93,7 @@ fn check(name: &str, said: &Transcript) {
 
 #[test]
 fn every_refusal_is_a_sentence_with_a_way_out() {
-    netns_harness::isolated(|| {
+    alone(|| {
         let mut bed = Bed::cluster(&["h1", "h2"]);
         bed.add_hosts(&["h3", "h4"]);
         let [h1, h2, h3, h4] = ["h1", "h2", "h3", "h4"].map(|name| &bed[name]);

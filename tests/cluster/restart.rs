@@ -1,9 +1,9 @@
 //! The data plane does not need the agent.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{collections::BTreeSet, net::IpAddr, time::Instant};
 
 use super::{
-    bed::{Bed, Node, items, report, soon},
+    bed::{Bed, Endpoint, Node, alone, items, report, soon},
     traffic::{Caller, Stream, Streamed, all_go_on, answering, call, spread},
 };
 
@@ -28,7 +28,7 @@ fn state(node: &Node) -> Vec<String> {
 }
 
 /// Three hosts with a replica each of `web` (round robin) and `api` (least connection).
-fn cluster_with_services() -> (Bed, Vec<super::bed::Endpoint>) {
+fn cluster_with_services() -> (Bed, Vec<Endpoint>) {
     let bed = Bed::cluster(&["h1", "h2", "h3"]);
     bed["h1"].weft("network create app");
     bed["h1"].weft("service create --network app --lb rr web");
@@ -51,7 +51,7 @@ fn cluster_with_services() -> (Bed, Vec<super::bed::Endpoint>) {
 
 #[test]
 fn a_killed_agent_takes_no_connection_along_and_adopts_what_it_left() {
-    netns_harness::isolated(|| {
+    alone(|| {
         let (bed, replicas) = cluster_with_services();
         let started = Instant::now();
         let client = bed["h1"].connected("c", "app", "");
@@ -69,7 +69,17 @@ fn a_killed_agent_takes_no_connection_along_and_adopts_what_it_left() {
             }
         });
         let before: Vec<_> = bed.nodes().map(state).collect();
-        let mut streams: Vec<Stream> = [
+        let open = |all: &[(&str, &Endpoint, IpAddr)]| -> Vec<Stream> {
+            let each = all.iter();
+            each.map(|(name, from, to)| Stream::open(name, &from.sandbox, *to))
+                .collect()
+        };
+        let call_again = |all: &[(&Endpoint, IpAddr)]| -> Vec<Caller> {
+            let each = all.iter();
+            each.map(|(from, vip)| Caller::start(&from.sandbox, *vip))
+                .collect()
+        };
+        let mut streams = open(&[
             ("across", &client, replicas[2].address()),
             ("across, from the other side", &remote, replicas[0].address()),
             ("on one host", &client, replicas[0].address()),
@@ -77,39 +87,35 @@ fn a_killed_agent_takes_no_connection_along_and_adopts_what_it_left() {
             ("through api", &client, api),
             ("through api again", &client, api),
             ("through api once more", &client, api),
-            ("through api, from h2", &remote, api),
-        ]
-        .into_iter()
-        .map(|(name, from, to)| Stream::open(name, &from.sandbox, to))
-        .collect();
-        let callers: Vec<Caller> = [(&client, web), (&client, api), (&remote, web), (&remote, api)]
-            .into_iter()
-            .map(|(from, vip)| Caller::start(&from.sandbox, vip))
-            .collect();
+        ]);
+        let mut callers = call_again(&[(&client, web), (&client, api)]);
         all_go_on(&streams, &callers, 20);
 
-        // An agent that is away for longer than a crash takes to be noticed counts as a crashed host, and connections
-        // to its replicas are ended. Where all agents are away, nobody notices.
-        for (victims, for_long) in [
-            (&["h1"][..], false),
-            (&["h2"], false),
-            (&["h1", "h2", "h3"], true),
-        ] {
+        // To the others an agent that is away for longer than a crash takes to be noticed is a crashed host, whose
+        // replicas they let go. So only when all are away are the clients on other hosts to notice nothing.
+        for victims in [&["h1"][..], &["h1", "h2", "h3"]] {
+            if victims.len() > 1 {
+                streams.extend(open(&[("through api, from h2", &remote, api)]));
+                callers.extend(call_again(&[(&remote, web), (&remote, api)]));
+            }
             let killed = Instant::now();
             victims.iter().for_each(|name| bed[name].kill_agent());
-            if for_long {
-                all_go_on(&streams, &callers, 30);
-                // Round robin goes round all of them; whom least connection spares depends on the streams.
-                assert_eq!(callers[0].last(12).len(), 3, "called while the agents are away");
-                // A connection made while there is no agent lives on under the next one.
-                streams.push(Stream::open("made without agents", &client.sandbox, api));
-            }
+            all_go_on(&streams, &callers, 30);
+            // Round robin goes round all of them; whom least connection spares depends on the streams.
+            assert_eq!(callers[0].last(12).len(), 3, "called while the agent is away");
+            // A connection made while there is no agent lives on under the next one.
+            streams.extend(open(&[("made without an agent", &client, api)]));
+            let back = Instant::now();
             victims.iter().for_each(|name| bed[name].start_agent());
             victims.iter().for_each(|name| bed[name].await_agent());
-            report(&format!("without agents on {victims:?}"), killed);
             all_go_on(&streams, &callers, 30);
             bed.all_well();
             all_go_on(&streams, &callers, 30);
+            report(
+                &format!("without agents on {victims:?} and with them again"),
+                killed,
+            );
+            report("of that with them", back);
         }
         for caller in callers {
             let (names, failures) = caller.stop();
@@ -154,7 +160,7 @@ fn a_killed_agent_takes_no_connection_along_and_adopts_what_it_left() {
 
 #[test]
 fn a_restarted_agent_neither_calls_the_dead_nor_forgets_the_newest() {
-    netns_harness::isolated(|| {
+    alone(|| {
         let (bed, mut replicas) = cluster_with_services();
         let client = bed["h1"].connected("c", "app", "");
         let (web, api) = (bed["h1"].vip("web"), bed["h1"].vip("api"));

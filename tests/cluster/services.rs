@@ -8,7 +8,7 @@ use weft_dns::{Asker, Forwarder, ForwarderConfig, NetworkZone, Server, Zone};
 use weft_types::{EndpointId, NetworkId};
 
 use super::{
-    bed::{Bed, COMMAND, items, soon, text},
+    bed::{Bed, COMMAND, alone, items, soon, text},
     traffic::{Caller, all_go_on, ask, datagrams, spread},
 };
 
@@ -86,7 +86,7 @@ impl Upstream {
 
 #[test]
 fn names_resolve_and_virtual_addresses_balance() {
-    netns_harness::isolated(|| {
+    alone(|| {
         let bed = Bed::cluster(&["h1", "h2"]);
         let [h1, h2] = [&bed["h1"], &bed["h2"]];
         let outside = bed.outsider("outside");
