@@ -408,6 +408,24 @@ fn translate(
     change: &mut Transaction,
     table: &Table,
     chain: &str,
+    rule: Rule,
+    slots: &[IpAddr],
+    target: Option<u16>,
+) {
+    if let [first, _, ..] = slots {
+        // A commit makes new rules visible a moment before the elements of their maps. Whoever comes in between
+        // finds no slot, and must not be refused.
+        translate_to(change, table, chain, rule.clone(), slots, target);
+        translate_to(change, table, chain, rule, &[*first], target);
+    } else {
+        translate_to(change, table, chain, rule, slots, target);
+    }
+}
+
+fn translate_to(
+    change: &mut Transaction,
+    table: &Table,
+    chain: &str,
     mut rule: Rule,
     slots: &[IpAddr],
     target: Option<u16>,

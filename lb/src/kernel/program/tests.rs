@@ -53,6 +53,7 @@ add elements TABLE @#1
   0 : 10.0.0.1
   1 : 10.0.0.2
 add rule TABLE svc-ID-udp-53 ip; r0 = numgen inc mod 2; r4 = @#1[r0]; dnat ip to r4
+add rule TABLE svc-ID-udp-53 ip; r4 = 10.0.0.1; dnat ip to r4
 add rule TABLE svc-ID-udp-53 goto refuse
 flush chain TABLE svc-ID-tcp-80
 add set TABLE @#2 { type mark : ipv4_addr; }
@@ -60,6 +61,7 @@ add elements TABLE @#2
   0 : 10.0.0.1
   1 : 10.0.0.2
 add rule TABLE svc-ID-tcp-80 ip; r0 = numgen inc mod 2; r4 = @#2[r0]; r8 = 8080; dnat ip to r4 port r8
+add rule TABLE svc-ID-tcp-80 ip; r4 = 10.0.0.1; r8 = 8080; dnat ip to r4 port r8
 add rule TABLE svc-ID-tcp-80 goto refuse
 flush chain TABLE svc-ID
 add set TABLE @#3 { type mark : ipv4_addr; }
@@ -68,6 +70,7 @@ add elements TABLE @#3
   1 : 10.0.0.2
 add rule TABLE svc-ID ip; r0 = l4proto; r0 == icmp; r0 = numgen inc mod 2; r4 = @#3[r0]; dnat ip to r4 \
 comment \"mark\"
+add rule TABLE svc-ID ip; r0 = l4proto; r0 == icmp; r4 = 10.0.0.1; dnat ip to r4 comment \"mark\"
 add rule TABLE svc-ID goto refuse
 add elements TABLE @ports4
   10.0.0.100 . tcp . 80 : goto svc-ID-tcp-80
