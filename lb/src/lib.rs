@@ -25,7 +25,7 @@ mod tests;
 
 pub use datapath::{Datapath, DatapathError, Written};
 pub use fake::FakeDatapath;
-pub use service::{Backend, BackendState, ClientTable, ParseError, PortMap, Protocol, Scheduler, Service};
+pub use service::{Backend, BackendState, ClientTable, PortMap, Protocol, Scheduler, Service};
 pub use slots::{Candidate, Loads, maglev, round_robin, weighted_round_robin};
 
 use weft_types::EndpointId;

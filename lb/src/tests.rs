@@ -15,7 +15,6 @@ fn service(states: &[(u8, BackendState)], scheduler: Scheduler) -> Service {
     };
     Service {
         id: ServiceId([1; 16]),
-        name: "web".to_owned(),
         vips: vec![IpAddr::from([10, 0, 1, 0])],
         ports: vec![],
         scheduler,

@@ -129,7 +129,6 @@ fn tables(scheduler: Scheduler) -> Vec<ClientTable> {
     };
     let service = Service {
         id: ServiceId([1; 16]),
-        name: "web".to_owned(),
         vips: vec![VIP.into()],
         ports: Vec::new(),
         scheduler,

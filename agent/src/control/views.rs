@@ -199,7 +199,6 @@ impl Control {
         services
             .map(|(id, spec)| weft_lb::Service {
                 id,
-                name: spec.name.clone(),
                 vips: spec.vips.clone(),
                 ports: spec.ports.iter().filter_map(port_map).collect(),
                 scheduler: match spec.scheduler {
@@ -359,7 +358,6 @@ fn dns_port(port: &ServicePort) -> weft_dns::Port {
 /// Port 0 cannot be connected to; a record that names it came from another version.
 fn port_map(port: &ServicePort) -> Option<weft_lb::PortMap> {
     Some(weft_lb::PortMap {
-        name: port.name.clone(),
         port: NonZeroU16::new(port.port)?,
         target: NonZeroU16::new(port.target)?,
         protocol: match port.protocol {

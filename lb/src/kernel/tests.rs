@@ -15,7 +15,7 @@ use weft_netlink::{netns::Netns, nft::Nft};
 
 use self::bed::*;
 use super::*;
-use crate::Scheduler;
+use crate::{PortMap, Scheduler};
 
 fn datapath() -> NftDatapath {
     NftDatapath::new().unwrap()
@@ -42,9 +42,9 @@ fn a_restarted_agent_adopts_what_is_there_and_writes_only_the_difference() {
     let mut api = service(Scheduler::LeastConnections);
     api.id = weft_types::ServiceId([9; 16]);
     api.vips = vec![ip("10.9.0.102")];
-    api.ports = vec!["80:8000".parse().unwrap()];
+    api.ports = vec![PortMap::tcp(80, 8000)];
     let mut web = service(Scheduler::RoundRobin);
-    web.ports = vec!["80:8000".parse().unwrap(), "81:8000".parse().unwrap()];
+    web.ports = vec![PortMap::tcp(80, 8000), PortMap::tcp(81, 8000)];
     let first = datapath();
     assert_eq!(
         first
@@ -76,7 +76,7 @@ fn a_restarted_agent_adopts_what_is_there_and_writes_only_the_difference() {
 
     let third = datapath();
     web.ports.pop();
-    web.ports.push("82:8000".parse().unwrap());
+    web.ports.push(PortMap::tcp(82, 8000));
     let written = third.sync("c", &bed.client, &only(&web)).unwrap();
     assert_eq!((written.changed, written.removed), (1, 1));
     assert!(bed.call(VIP, 82).is_ok());
@@ -155,7 +155,7 @@ fn a_thousand_services_are_installed_in_parts_and_changed_one_by_one() {
             let mut service = service(Scheduler::RoundRobin);
             service.id = weft_types::ServiceId(id);
             service.vips = vec![IpAddr::from([10, 9, 1 + (n >> 8) as u8, n as u8])];
-            service.ports = vec!["80:8000".parse().unwrap()];
+            service.ports = vec![PortMap::tcp(80, 8000)];
             service
         })
         .collect();

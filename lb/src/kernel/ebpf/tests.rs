@@ -8,7 +8,7 @@ use std::{
 
 use super::*;
 use crate::{
-    BackendState, Scheduler,
+    BackendState, PortMap, Scheduler,
     kernel::tests::bed::{table, *},
 };
 
@@ -83,7 +83,7 @@ fn it_works_without_an_agent_and_the_next_one_adopts_it_unchanged() {
     api.id = ServiceId([9; 16]);
     api.vips = vec![ip("10.9.0.102")];
     let mut web = service(Scheduler::RoundRobin);
-    web.ports = vec!["80:8000".parse().unwrap(), "81:8000".parse().unwrap()];
+    web.ports = vec![PortMap::tcp(80, 8000), PortMap::tcp(81, 8000)];
     let first = place.datapath();
     let both = table(&[web.clone(), api.clone()]);
     assert_eq!(first.sync("c", &bed.client, &both).unwrap().changed, 2);
@@ -205,7 +205,7 @@ fn a_killed_client_and_a_connection_that_was_never_made_are_not_counted() {
     let datapath = place.datapath();
     let mut web = service(Scheduler::LeastConnections);
     // Nobody listens at the target.
-    web.ports = vec![format!("80:{PORT}").parse().unwrap(), "81:9999".parse().unwrap()];
+    web.ports = vec![PortMap::tcp(80, PORT), PortMap::tcp(81, 9999)];
     datapath.sync("c", &bed.client, &only(&web)).unwrap();
     let open = || {
         datapath
@@ -265,7 +265,7 @@ fn ten_thousand_services_are_written_at_once_and_changed_one_by_one() {
             crate::Service {
                 id: ServiceId(id),
                 vips: vec![IpAddr::from([10, 10, (n >> 8) as u8, n as u8])],
-                ports: vec!["80:8000".parse().unwrap()],
+                ports: vec![PortMap::tcp(80, 8000)],
                 backends: backends.clone(),
                 ..service(Scheduler::RoundRobin)
             }

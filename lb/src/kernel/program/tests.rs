@@ -12,9 +12,8 @@ fn service() -> Service {
     };
     Service {
         id: ServiceId([0xab; 16]),
-        name: "web".to_owned(),
         vips: vec![IpAddr::from([10, 0, 0, 100])],
-        ports: vec!["80:8080".parse().unwrap(), "53/udp".parse().unwrap()],
+        ports: vec![PortMap::tcp(80, 8080), PortMap::udp(53, 53)],
         scheduler: Scheduler::RoundRobin,
         backends: vec![backend(2), backend(1)],
     }
@@ -98,7 +97,6 @@ fn the_fingerprint_changes_with_what_is_written_and_with_nothing_else() {
     let base = service();
     let print = fingerprint(&base, 0);
     let mut same = base.clone();
-    same.name = "other".to_owned();
     same.backends.reverse();
     same.backends.push(Backend {
         state: BackendState::Down,

@@ -211,7 +211,6 @@ pub(in crate::kernel) fn backend(n: u8) -> Backend {
 pub(in crate::kernel) fn service(scheduler: Scheduler) -> Service {
     Service {
         id: ServiceId([7; 16]),
-        name: "web".to_owned(),
         vips: vec![ip(VIP), ip(VIP6)],
         ports: vec![],
         scheduler,

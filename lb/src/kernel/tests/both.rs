@@ -13,7 +13,7 @@ use weft_netlink::{conntrack::Conntrack, netns::Netns};
 
 use super::{bed::*, even};
 use crate::{
-    BackendState, Datapath, Scheduler, Written,
+    BackendState, Datapath, PortMap, Scheduler, Written,
     kernel::{EbpfDatapath, NftDatapath},
 };
 
@@ -155,10 +155,7 @@ fn weights_are_kept(kit: &Kit, bed: &Bed) {
 
 fn ports_are_translated_to_their_targets_and_others_refuse(kit: &Kit, bed: &Bed) {
     let mut web = service(Scheduler::RoundRobin);
-    web.ports = vec![
-        format!("http=80:{PORT}").parse().unwrap(),
-        format!("{PORT}/udp").parse().unwrap(),
-    ];
+    web.ports = vec![PortMap::tcp(80, PORT), PortMap::udp(PORT, PORT)];
     kit.datapath().sync("c", &bed.client, &table(&[web])).unwrap();
     for vip in [VIP, VIP6] {
         assert!(bed.call(vip, 80).is_ok());
@@ -447,7 +444,7 @@ fn ask_at(socket: &UdpSocket, to: (IpAddr, u16)) -> (SocketAddr, IpAddr) {
 fn sockets_that_are_not_connected_get_answers_from_the_address_they_asked(kit: &Kit, bed: &Bed) {
     let datapath = kit.datapath();
     let mut web = service(Scheduler::RoundRobin);
-    web.ports = vec![format!("53:{PORT}/udp").parse().unwrap()];
+    web.ports = vec![PortMap::udp(53, PORT)];
     datapath.sync("c", &bed.client, &only(&web)).unwrap();
     for (any, vip) in [("0.0.0.0", VIP), ("::", VIP6)] {
         let mut backends = BTreeSet::new();
