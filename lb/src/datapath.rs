@@ -71,3 +71,14 @@ pub struct DatapathError {
     #[source]
     pub source: Box<dyn Error + Send + Sync>,
 }
+
+impl DatapathError {
+    /// What a failure is part of.
+    pub(crate) fn of(doing: &str, sandbox: &str) -> impl FnOnce(Box<dyn Error + Send + Sync>) -> Self {
+        move |source| Self {
+            doing: doing.to_owned(),
+            sandbox: sandbox.to_owned(),
+            source,
+        }
+    }
+}

@@ -86,11 +86,7 @@ impl State {
 
     fn may(&self, doing: &str, sandbox: &str) -> Result<(), DatapathError> {
         match &self.refuse {
-            Some(reason) => Err(DatapathError {
-                doing: doing.to_owned(),
-                sandbox: sandbox.to_owned(),
-                source: reason.clone().into(),
-            }),
+            Some(reason) => Err(DatapathError::of(doing, sandbox)(reason.clone().into())),
             None => Ok(()),
         }
     }

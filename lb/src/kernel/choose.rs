@@ -113,11 +113,8 @@ impl OverNft {
         if self.settled().contains(sandbox) {
             return Ok(());
         }
-        let open = NftDatapath::translated(netns).map_err(|source| DatapathError {
-            doing: "look for earlier rules".to_owned(),
-            sandbox: sandbox.to_owned(),
-            source,
-        })?;
+        let open =
+            NftDatapath::translated(netns).map_err(DatapathError::of("look for earlier rules", sandbox))?;
         match open {
             Some(1..) => return self.earlier.sync(sandbox, netns, tables).map(drop),
             Some(0) => self.earlier.remove(sandbox, Some(netns))?,
@@ -173,12 +170,7 @@ impl OverEbpf {
     }
 
     fn failure(sandbox: &str) -> impl FnOnce(super::Failure) -> DatapathError {
-        let sandbox = sandbox.to_owned();
-        move |source| DatapathError {
-            doing: "take out what eBPF left".to_owned(),
-            sandbox,
-            source,
-        }
+        DatapathError::of("take out what eBPF left", sandbox)
     }
 }
 

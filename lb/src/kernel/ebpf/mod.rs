@@ -234,20 +234,16 @@ impl Datapath for EbpfDatapath {
     }
 
     fn sync(&self, sandbox: &str, netns: &Netns, tables: &[ClientTable]) -> Result<Written, DatapathError> {
-        self.sync_inner(sandbox, netns, tables)
-            .map_err(|source| DatapathError {
-                doing: "translate virtual addresses".to_owned(),
-                sandbox: sandbox.to_owned(),
-                source,
-            })
+        let written = self.sync_inner(sandbox, netns, tables);
+        written.map_err(DatapathError::of("translate virtual addresses", sandbox))
     }
 
     fn remove(&self, sandbox: &str, netns: Option<&Netns>) -> Result<(), DatapathError> {
-        self.remove_inner(sandbox, netns).map_err(|source| DatapathError {
-            doing: "take out the translation of virtual addresses".to_owned(),
-            sandbox: sandbox.to_owned(),
-            source,
-        })
+        let removed = self.remove_inner(sandbox, netns);
+        removed.map_err(DatapathError::of(
+            "take out the translation of virtual addresses",
+            sandbox,
+        ))
     }
 
     fn retain(&self, sandboxes: &BTreeSet<String>) -> Result<(), DatapathError> {
@@ -258,11 +254,10 @@ impl Datapath for EbpfDatapath {
             state.forget(&cookies)
         };
         state.sandboxes.retain(|name, _| sandboxes.contains(name));
-        forget(&mut state).map_err(|source| DatapathError {
-            doing: "take out the translation of virtual addresses".to_owned(),
-            sandbox: "that is gone".to_owned(),
-            source,
-        })
+        forget(&mut state).map_err(DatapathError::of(
+            "take out the translation of virtual addresses",
+            "that is gone",
+        ))
     }
 
     fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {

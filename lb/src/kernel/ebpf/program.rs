@@ -7,8 +7,15 @@
 //! * `recvmsg`, `getpeername`: the backend's address is shown as the virtual one.
 //! * `release`, `sock_ops`: a connection counts as open until its socket is closed or the connection has ended.
 
+mod choose;
+mod ends;
+
 use weft_netlink::bpf::{Asm, Attach, Helper, If::*, Label, Op::*, Operand, Program, Reg, Reg::*, Size::*};
 
+use self::{
+    choose::choose_backend,
+    ends::{on_release, on_sock_ops, release},
+};
 use super::layout::{MapId, backend, flow, load, sandbox, scheduler_number, service, slot, socket, vip};
 use crate::Scheduler;
 
@@ -21,27 +28,10 @@ mod addr {
     pub(super) const SOCKET: i16 = 64;
 }
 
-/// `struct bpf_sock_ops`
-mod ops {
-    pub(super) const OP: i16 = 0;
-    pub(super) const NEW_STATE: i16 = 8;
-    pub(super) const SOCKET: i16 = 184;
-    /// `BPF_SOCK_OPS_TCP_CONNECT_CB`, `BPF_SOCK_OPS_STATE_CB` and its flag
-    pub(super) const CONNECTING: i32 = 3;
-    pub(super) const STATE: i32 = 10;
-    pub(super) const STATE_FLAG: i32 = 4;
-    /// `TCP_CLOSE`, `TCP_CLOSE_WAIT`
-    pub(super) const CLOSED: i32 = 7;
-    pub(super) const CLOSE_WAIT: i32 = 8;
-}
-
 const TCP: i32 = 6;
 const UDP: i32 = 17;
 /// A conversation of datagrams that pauses for longer may go on at another backend.
 const FLOW_IDLE_NANOS: u64 = 60_000_000_000;
-/// Least connection looks at so many backends, from another one on each time; the verifier wants a bound.
-const MAX_SCAN: i32 = 64;
-
 // The stack frame, from its end.
 const COOKIE: i16 = -8;
 const VIP_KEY: i16 = -40;
@@ -349,99 +339,6 @@ fn peer_port(a: &mut Asm) {
         .bind(known);
 }
 
-/// Puts the number of a backend at `BACKEND`.
-fn choose_backend(a: &mut Asm, refuse: Label, chosen: Label) {
-    let [least, in_turn] = [(); 2].map(|()| a.label());
-    lookup(a, MapId::Services, R8, vip::SERVICE);
-    a.jump_if(Equal, R0, 0, refuse)
-        .set(R7, R0)
-        .load(D, R1, R10, FAMILY)
-        .calc(And, R1, 1)
-        .calc(ShiftLeft, R1, 3)
-        .calc(Add, R1, R7)
-        .load(W, R2, R1, service::RANGES)
-        .store(D, R10, FIRST, R2)
-        .load(W, R2, R1, service::RANGES + 4)
-        .jump_if(Equal, R2, 0, refuse)
-        .store(D, R10, COUNT, R2)
-        .set(R1, 1)
-        .atomic_fetch_add(R7, service::TURN, R1)
-        .store(D, R10, TURN, R1)
-        .load(W, R3, R7, service::SCHEDULER)
-        .jump_if(
-            Equal,
-            R3,
-            scheduler_number(Scheduler::LeastConnections) as i32,
-            least,
-        )
-        .jump_if(NotEqual, R3, scheduler_number(Scheduler::Maglev) as i32, in_turn)
-        .load(D, R1, R10, CLIENT)
-        .bind(in_turn);
-    load_slot(a, refuse);
-    a.load(W, R1, R0, slot::BACKEND)
-        .store(W, R10, BACKEND, R1)
-        .jump(chosen);
-    a.bind(least);
-    least_connections(a);
-}
-
-/// R0 is the slot of turn R1.
-fn load_slot(a: &mut Asm, none: Label) {
-    a.load(D, R2, R10, COUNT)
-        .calc(Mod, R1, R2)
-        .load(D, R2, R10, FIRST)
-        .calc(Add, R1, R2)
-        .store(W, R10, SLOT, R1);
-    lookup(a, MapId::Slots, R10, SLOT);
-    a.jump_if(Equal, R0, 0, none);
-}
-
-/// The lowest number of open connections per weight, counted with the one to come; among equals the one that was
-/// chosen longest ago.
-fn least_connections(a: &mut Asm) {
-    let [take, next, done] = [(); 3].map(|()| a.label());
-    // The first one is less loaded than this. What is best needs no mark for "none yet", on which the verifier would
-    // have to follow every order of events.
-    a.set_wide(R1, 1 << 40)
-        .store(D, R10, BEST_OPEN, R1)
-        .load(D, R1, R10, COUNT)
-        .store(D, R10, BEST_WEIGHT, R1)
-        .store(D, R10, BEST_CHOSEN, R1)
-        .store(D, R10, BEST, R1)
-        .set(R9, 0);
-    let again = a.here();
-    a.load(D, R1, R10, COUNT)
-        .jump_if(GreaterOrEqual, R9, R1, done)
-        .jump_if(GreaterOrEqual, R9, MAX_SCAN, done)
-        .load(D, R1, R10, TURN)
-        .calc(Add, R1, R9);
-    load_slot(a, done);
-    a.load(W, R1, R0, slot::BACKEND)
-        .store(W, R10, SCRATCH, R1)
-        .load(W, R8, R0, slot::WEIGHT);
-    lookup(a, MapId::Loads, R10, SCRATCH);
-    a.jump_if(Equal, R0, 0, next)
-        .load(D, R1, R0, load::OPEN)
-        .calc(Add, R1, 1)
-        .load(D, R2, R0, load::CHOSEN)
-        .load(D, R3, R10, BEST_WEIGHT)
-        .calc(Mul, R3, R1)
-        .load(D, R4, R10, BEST_OPEN)
-        .calc(Mul, R4, R8)
-        .jump_if(Less, R3, R4, take)
-        .jump_if(Greater, R3, R4, next)
-        .load(D, R3, R10, BEST_CHOSEN)
-        .jump_if(GreaterOrEqual, R2, R3, next);
-    a.bind(take)
-        .store(D, R10, BEST_OPEN, R1)
-        .store(D, R10, BEST_WEIGHT, R8)
-        .store(D, R10, BEST_CHOSEN, R2)
-        .load(W, R1, R10, SCRATCH)
-        .store(D, R10, BEST, R1);
-    a.bind(next).calc(Add, R9, 1).jump(again);
-    a.bind(done).load(D, R1, R10, BEST).store(W, R10, BACKEND, R1);
-}
-
 /// Notes the translation with the socket and counts it; without memory for that it works all the same, uncounted.
 fn note_with_socket(a: &mut Asm, datagram: bool) {
     let [count, noted] = [(); 2].map(|()| a.label());
@@ -487,27 +384,6 @@ fn storage(a: &mut Asm, socket_at: i16, create: i32) {
         .call(Helper::SkStorageGet);
 }
 
-/// What is noted at R7 does not count as open any more, if it did. A backend that was given up meanwhile has another
-/// tag, and its successor must not lose a connection for it.
-fn release(a: &mut Asm) {
-    let done = a.label();
-    a.set(R1, 0)
-        .atomic_swap(R7, socket::COUNTED, R1)
-        .jump_if(Equal, R1, 0, done)
-        .load(W, R1, R7, socket::BACKEND)
-        .store(W, R10, SCRATCH, R1);
-    lookup(a, MapId::Backends, R10, SCRATCH);
-    a.jump_if(Equal, R0, 0, done)
-        .load(D, R1, R0, backend::TAG)
-        .load(D, R2, R7, socket::TAG)
-        .jump_if(NotEqual, R1, R2, done);
-    lookup(a, MapId::Loads, R10, SCRATCH);
-    a.jump_if(Equal, R0, 0, done)
-        .set(R1, -1)
-        .atomic_add(R0, load::OPEN, R1)
-        .bind(done);
-}
-
 /// `recvmsg` and `getpeername`.
 fn show(ipv6: bool, datagram: bool) -> Program {
     let mut asm = Asm::new();
@@ -544,57 +420,6 @@ fn show(ipv6: bool, datagram: bool) -> Program {
         write_addr(a, ipv6, R7, flow::ADDR);
         a.load(W, R1, R7, flow::PORT).store(W, R6, addr::PORT, R1);
     }
-    a.bind(pass).set(R0, 1).exit();
-    asm.finish()
-}
-
-/// A socket is closed, by its program or with it.
-fn on_release() -> Program {
-    let mut asm = Asm::new();
-    let a = &mut asm;
-    let pass = a.label();
-    a.set(R2, R1)
-        .set_map(R1, MapId::Sockets as usize)
-        .set(R3, 0)
-        .set(R4, 0)
-        .call(Helper::SkStorageGet)
-        .jump_if(Equal, R0, 0, pass)
-        .set(R7, R0);
-    release(a);
-    a.bind(pass).set(R0, 1).exit();
-    asm.finish()
-}
-
-/// A connection ends before its socket is closed: it was reset, timed out, was never made, or the other side has said
-/// that it is done.
-fn on_sock_ops() -> Program {
-    let mut asm = Asm::new();
-    let a = &mut asm;
-    let [known, connecting, ended, pass] = [(); 4].map(|()| a.label());
-    a.set(R6, R1)
-        .load(W, R7, R6, ops::OP)
-        .jump_if(Equal, R7, ops::CONNECTING, known)
-        .jump_if(NotEqual, R7, ops::STATE, pass)
-        .load(W, R1, R6, ops::NEW_STATE)
-        .jump_if(Equal, R1, ops::CLOSED, known)
-        .jump_if(NotEqual, R1, ops::CLOSE_WAIT, pass)
-        .bind(known)
-        .set_map(R1, MapId::Sockets as usize)
-        .load(D, R2, R6, ops::SOCKET)
-        .jump_if(Equal, R2, 0, pass)
-        .set(R3, 0)
-        .set(R4, 0)
-        .call(Helper::SkStorageGet)
-        .jump_if(Equal, R0, 0, pass)
-        .jump_if(Equal, R7, ops::CONNECTING, connecting)
-        .jump(ended);
-    a.bind(connecting)
-        .set(R1, R6)
-        .set(R2, ops::STATE_FLAG)
-        .call(Helper::SockOpsCbFlagsSet)
-        .jump(pass);
-    a.bind(ended).set(R7, R0);
-    release(a);
     a.bind(pass).set(R0, 1).exit();
     asm.finish()
 }
