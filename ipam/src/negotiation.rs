@@ -104,15 +104,6 @@ pub struct NegotiationError<N: Node> {
     pub owners: Vec<(N, Why)>,
 }
 
-impl<N: Node> NegotiationError<N> {
-    /// Whether every owner answered, so that waiting for one to come back would not help.
-    pub fn all_answered(&self) -> bool {
-        self.owners
-            .iter()
-            .all(|(_, why)| matches!(why, Why::Elsewhere | Why::Refused(_)))
-    }
-}
-
 impl<N: Node> Negotiation<N> {
     /// Asks the nodes of `ask`, in this order. `id` must be new for each negotiation of one start.
     pub fn new(

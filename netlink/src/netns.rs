@@ -103,11 +103,6 @@ impl Netns {
         Self::open("/proc/thread-self/ns/net")
     }
 
-    /// The namespace of a process.
-    pub fn of_pid(pid: u32) -> Result<Self, NetnsError> {
-        Self::open(format!("/proc/{pid}/ns/net"))
-    }
-
     /// The namespace that a path leads to: one of `ip netns add`, or `/proc/PID/ns/net`.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, NetnsError> {
         let path = path.as_ref();
