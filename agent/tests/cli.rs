@@ -16,7 +16,13 @@ use axum::{
     routing::{MethodFilter, on},
 };
 use serde_json::{Value, json};
-use tokio::{net::UnixListener, process::Command, time::timeout};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::UnixListener,
+    process::Command,
+    sync::Notify,
+    time::timeout,
+};
 use weft::api::{ApiError, ROUTES};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -67,8 +73,12 @@ impl FakeAgent {
         self.directory.path().join("weft.sock")
     }
 
+    fn host(&self) -> String {
+        format!("unix://{}", self.socket().display())
+    }
+
     async fn run(&self, line: &str) -> Output {
-        weft(&format!("unix://{}", self.socket().display()), line).await
+        weft(&self.host(), line).await
     }
 
     fn asked(&self) -> Vec<String> {
@@ -91,14 +101,18 @@ fn success(name: &str) -> Response {
     }
 }
 
-async fn weft(host: &str, line: &str) -> Output {
+fn command(host: &str, line: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
     command
         .args(line.split_whitespace())
         .env("WEFT_HOST", host)
         .stdin(Stdio::null())
         .kill_on_drop(true);
-    timeout(DEADLINE, command.output())
+    command
+}
+
+async fn weft(host: &str, line: &str) -> Output {
+    timeout(DEADLINE, command(host, line).output())
         .await
         .expect("the program ends")
         .unwrap()
@@ -356,14 +370,33 @@ async fn a_stream_of_events_that_breaks_off_is_a_failure() {
 
 #[tokio::test]
 async fn who_waits_for_longer_than_a_second_is_told_what_for() {
-    let slow = async || {
-        tokio::time::sleep(Duration::from_millis(1300)).await;
-        (StatusCode::OK, success("NetworkSummary"))
+    let said = Arc::new(Notify::new());
+    let slow = {
+        let said = said.clone();
+        async move || {
+            said.notified().await;
+            (StatusCode::OK, success("NetworkSummary"))
+        }
     };
     let router = Router::new().route("/v1/networks", axum::routing::post(slow));
     let agent = FakeAgent::serving(router, Arc::default());
-    let output = agent.run("network create app").await;
-    assert_eq!(text(&output.stderr), "making network app …\n");
+    let mut waiting = command(&agent.host(), "network create app")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(waiting.stderr.take().unwrap()).lines();
+    let line = timeout(DEADLINE, lines.next_line())
+        .await
+        .expect("a line is written while the answer is waited for")
+        .unwrap();
+    assert_eq!(line.as_deref(), Some("making network app …"));
+    said.notify_one();
+    let output = timeout(DEADLINE, waiting.wait_with_output())
+        .await
+        .expect("the program ends")
+        .unwrap();
+    assert_eq!(lines.next_line().await.unwrap(), None);
     assert_eq!(
         text(&output.stdout),
         format!("{}\n", samples()["NetworkSummary"]["id"].as_str().unwrap())
