@@ -186,34 +186,28 @@ impl Control {
 mod tests {
     use super::*;
 
-    fn token() -> Token {
-        Token {
-            cluster: ClusterId([1; 16]),
-            gossip_key: [2; 32],
-            id: [3; 8],
-            secret: [4; 16],
-        }
-    }
-
     #[test]
     fn an_answer_of_another_cluster_or_key_is_told_apart() {
         let frame = |byte| [MAGIC.as_slice(), &[byte]].concat();
         assert_eq!(
-            read_answer(&token(), &frame(OTHER_CLUSTER)).unwrap_err(),
+            read_answer(&Token::sample(), &frame(OTHER_CLUSTER)).unwrap_err(),
             JoinError::OtherCluster
         );
         assert_eq!(
-            read_answer(&token(), &frame(OTHER_KEY)).unwrap_err(),
+            read_answer(&Token::sample(), &frame(OTHER_KEY)).unwrap_err(),
             JoinError::OtherKey
         );
         for garbage in [&b"HTTP/1.1 400"[..], b"", &frame(SEALED), &frame(9)] {
-            assert_eq!(read_answer(&token(), garbage).unwrap_err(), JoinError::Malformed);
+            assert_eq!(
+                read_answer(&Token::sample(), garbage).unwrap_err(),
+                JoinError::Malformed
+            );
         }
     }
 
     #[test]
     fn a_request_does_not_show_the_secret_and_does_not_open_under_another_key() {
-        let frame = request(&token(), NodeId([5; 32]), "h1", [6; 24]);
+        let frame = request(&Token::sample(), NodeId([5; 32]), "h1", [6; 24]);
         assert!(is_request(&frame));
         assert!(!frame.windows(16).any(|window| window == [4; 16]));
         let (header, sealed) = frame.split_at(HEADER);

@@ -87,26 +87,30 @@ impl FromStr for Token {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn token() -> Token {
-        Token {
+impl Token {
+    /// One to test with.
+    pub(super) fn sample() -> Self {
+        Self {
             cluster: ClusterId([1; 16]),
             gossip_key: [2; 32],
             id: [3; 8],
             secret: [4; 16],
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn a_token_round_trips_as_text() {
-        assert_eq!(token().to_string().parse(), Ok(token()));
+        assert_eq!(Token::sample().to_string().parse(), Ok(Token::sample()));
     }
 
     #[test]
     fn a_damaged_token_is_told_from_other_text() {
-        let text = token().to_string();
+        let text = Token::sample().to_string();
         assert_eq!(
             text[..text.len() - 1].parse::<Token>(),
             Err(ParseTokenError::Damaged)
@@ -122,6 +126,6 @@ mod tests {
 
     #[test]
     fn debug_output_keeps_the_secret() {
-        assert!(!format!("{:?}", token()).contains("4, 4"));
+        assert!(!format!("{:?}", Token::sample()).contains("4, 4"));
     }
 }
