@@ -1,6 +1,6 @@
 //! One cluster: networks, names and services that are the same on every host.
 
-use crate::site::{IMAGE, Site, missing};
+use crate::site::{DockerHost, IMAGE, Site, missing};
 
 #[test]
 fn networks_names_and_services_are_the_same_on_every_host() {
@@ -18,11 +18,11 @@ fn one_cluster() {
     };
 
     // A name that Docker has for something else is reported, and left alone.
-    two.docker(["network", "create", "-d", "bridge", "taken"]);
-    one.weft(["network", "create", "taken"]);
-    one.eventually_docker(["network", "inspect", "taken"]);
+    two.docker("network create -d bridge taken");
+    one.weft("network create taken");
+    one.eventually_docker("network inspect taken");
     two.eventually("a problem that names the network", || {
-        let status = two.try_weft(["status"])?;
+        let status = two.try_weft("status")?;
         Ok(if status.contains("network `taken` of its own") {
             String::new()
         } else {
@@ -30,76 +30,40 @@ fn one_cluster() {
         })
     });
     assert_eq!(two.inspect("taken", "{{.Driver}}"), "bridge");
-    one.weft(["network", "rm", "taken"]);
+    one.weft("network rm taken");
 
     // Made by Weft on one host, used by Docker on both; made by Docker without a word about addresses, too.
-    one.weft(["network", "create", "app"]);
-    two.docker(["network", "create", "-d", "weft", "back"]);
+    one.weft("network create app");
+    two.docker("network create -d weft back");
     for host in [&*one, &*two] {
-        host.eventually_docker(["network", "inspect", "app"]);
+        host.eventually_docker("network inspect app");
         host.eventually("network back with addresses of the cluster", || {
-            let driver = host.try_docker(["network", "inspect", "-f", "{{.IPAM.Driver}}", "back"])?;
+            let driver = host.try_docker("network inspect -f {{.IPAM.Driver}} back")?;
             Ok(driver.replace("weft", ""))
         });
     }
-    let subnet = |host: &crate::site::DockerHost| host.inspect("back", "{{(index .IPAM.Config 0).Subnet}}");
+    let subnet = |host: &DockerHost| host.inspect("back", "{{(index .IPAM.Config 0).Subnet}}");
     assert_eq!(subnet(one), subnet(two));
 
     // Names: of containers on either host, of aliases, of services.
-    let serve = ["httpd", "-f", "-h", "/www"];
-    one.docker([
-        "run",
-        "-d",
-        "--name",
-        "web",
-        "--network",
-        "app",
-        "--network-alias",
-        "www",
-        IMAGE,
-        serve[0],
-        serve[1],
-        serve[2],
-        serve[3],
-    ]);
-    two.docker([
-        "run",
-        "-d",
-        "--name",
-        "client",
-        "--network",
-        "app",
-        IMAGE,
-        "sleep",
-        "1000",
-    ]);
-    two.eventually_in("client", ["wget", "-q", "-O", "-", "http://web/"]);
-    two.eventually_in("client", ["wget", "-q", "-O", "-", "http://www/"]);
-    two.eventually_in("client", ["wget", "-q", "-O", "-", "http://web.app/"]);
-    one.docker(["rename", "web", "shop"]);
-    two.eventually_in("client", ["wget", "-q", "-O", "-", "http://shop/"]);
+    one.docker(&format!(
+        "run -d --name web --network app --network-alias www {IMAGE} httpd -f -h /www"
+    ));
+    two.docker(&format!("run -d --name client --network app {IMAGE} sleep 1000"));
+    two.eventually_in("client", "wget -q -O - http://web/");
+    two.eventually_in("client", "wget -q -O - http://www/");
+    two.eventually_in("client", "wget -q -O - http://web.app/");
+    one.docker("rename web shop");
+    two.eventually_in("client", "wget -q -O - http://shop/");
     for (host, name) in [(&*one, "s1"), (&*two, "s2")] {
-        host.docker([
-            "run",
-            "-d",
-            "--name",
-            name,
-            "--network",
-            "app",
-            "--label",
-            "weft.service=pages",
-            "--label",
-            "weft.port=8000:80",
-            IMAGE,
-            serve[0],
-            serve[1],
-            serve[2],
-            serve[3],
-        ]);
+        let labels = "--label weft.service=pages --label weft.port=8000:80";
+        host.docker(&format!(
+            "run -d --name {name} --network app {labels} {IMAGE} httpd -f -h /www"
+        ));
     }
-    two.eventually_in("client", ["wget", "-q", "-O", "-", "http://pages:8000/"]);
+    two.eventually_in("client", "wget -q -O - http://pages:8000/");
     one.eventually("two backends of pages", || {
-        let service = one.try_weft(["service", "inspect", "--format", "json", "pages"])?;
+        let service = one.try_weft("service inspect --format json pages")?;
         let service: serde_json::Value = serde_json::from_str(&service).unwrap();
         let ready = service["ready_count"].as_u64();
         Ok(if ready == Some(2) {
@@ -112,33 +76,33 @@ fn one_cluster() {
     // Both are killed and come back; what ran is ended by dockerd, and nothing of it stays.
     two.kill_dockerd();
     two.kill_agent();
-    one.eventually_in("shop", ["ping", "-c", "1", "-W", "1", "192.0.2.2"]);
+    one.eventually_in("shop", "ping -c 1 -W 1 192.0.2.2");
     two.start_agent();
     two.start_dockerd();
     two.wait_for_agent();
     two.wait_for_dockerd();
-    two.docker(["start", "client"]);
-    two.eventually_in("client", ["wget", "-q", "-O", "-", "http://shop/"]);
+    two.docker("start client");
+    two.eventually_in("client", "wget -q -O - http://shop/");
     for (host, containers) in [(&*one, ["shop", "s1"]), (&*two, ["client", "s2"])] {
         for container in containers {
-            host.docker(["rm", "-f", container]);
+            host.docker(&format!("rm -f {container}"));
         }
     }
     two.eventually("no endpoint on app", || {
-        let network = two.try_weft(["network", "inspect", "--format", "json", "app"])?;
+        let network = two.try_weft("network inspect --format json app")?;
         let network: serde_json::Value = serde_json::from_str(&network).unwrap();
         let left = network["endpoints"].as_array().unwrap();
         Ok(left.iter().map(ToString::to_string).collect())
     });
-    one.weft(["service", "rm", "pages"]);
+    one.weft("service rm pages");
 
     // Removed on one host by either, gone on all from both.
-    one.weft(["network", "rm", "app"]);
-    two.docker(["network", "rm", "back"]);
+    one.weft("network rm app");
+    two.docker("network rm back");
     for host in [&*one, &*two] {
         host.eventually("no network of ours", || {
-            let left = host.try_docker(["network", "ls", "-q", "--filter", "driver=weft"])?;
-            Ok(left + &host.try_weft(["network", "ls", "-q"])?)
+            let left = host.try_docker("network ls -q --filter driver=weft")?;
+            Ok(left + &host.try_weft("network ls -q")?)
         });
     }
     site.close();

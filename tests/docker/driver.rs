@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::site::{IMAGE, Site, missing};
+use crate::site::{DockerHost, IMAGE, Site, missing};
 
 #[test]
 fn containers_on_two_hosts_are_on_one_network() {
@@ -18,43 +18,20 @@ fn two_hosts() {
     let [one, two] = &mut site.hosts[..] else {
         unreachable!()
     };
-    one.docker([
-        "network",
-        "create",
-        "-d",
-        "weft",
-        "--ipam-driver",
-        "weft",
-        "-o",
-        "weft.network=app",
-        "--subnet",
-        "10.77.0.0/24",
-        "--gateway",
-        "10.77.0.254",
-        "--aux-address",
-        "printer=10.77.0.9",
-        "app",
-    ]);
+    one.docker(
+        "network create -d weft --ipam-driver weft -o weft.network=app \
+         --subnet 10.77.0.0/24 --gateway 10.77.0.254 --aux-address printer=10.77.0.9 app",
+    );
     // Made once, it is there on every host.
-    two.eventually_docker(["network", "inspect", "app"]);
+    two.eventually_docker("network inspect app");
 
     // Addresses are the cluster's: none twice, and none that is set aside.
     let mut addresses = BTreeSet::new();
     for name in ["c1", "c2", "c3"] {
         for host in [&*one, &*two] {
-            host.docker([
-                "run",
-                "-d",
-                "--name",
-                name,
-                "--network",
-                "app",
-                IMAGE,
-                "httpd",
-                "-f",
-                "-h",
-                "/www",
-            ]);
+            host.docker(&format!(
+                "run -d --name {name} --network app {IMAGE} httpd -f -h /www"
+            ));
             addresses.insert(host.address(name, "app"));
         }
     }
@@ -64,28 +41,14 @@ fn two_hosts() {
         "{addresses:?}"
     );
     for to in &addresses {
-        one.eventually_in("c1", ["ping", "-c", "1", "-W", "1", to]);
-        two.eventually_in("c2", ["wget", "-q", "-O", "-", &format!("http://{to}/")]);
+        one.eventually_in("c1", &format!("ping -c 1 -W 1 {to}"));
+        two.eventually_in("c2", &format!("wget -q -O - http://{to}/"));
     }
 
     // Published ports, and the way out.
-    one.docker([
-        "run",
-        "-d",
-        "--name",
-        "web",
-        "--network",
-        "app",
-        "-p",
-        "8080:80",
-        "--ip",
-        "10.77.0.80",
-        IMAGE,
-        "httpd",
-        "-f",
-        "-h",
-        "/www",
-    ]);
+    one.docker(&format!(
+        "run -d --name web --network app -p 8080:80 --ip 10.77.0.80 {IMAGE} httpd -f -h /www"
+    ));
     assert_eq!(one.address("web", "app"), "10.77.0.80");
     let fetch = |url: &str| {
         let mut busybox = std::process::Command::new("busybox");
@@ -96,120 +59,51 @@ fn two_hosts() {
         )
     };
     assert_eq!(fetch("http://192.0.2.1:8080/").unwrap().stdout, "served\n");
-    one.eventually_in("web", ["ping", "-c", "1", "-W", "1", "192.0.2.2"]);
+    one.eventually_in("web", "ping -c 1 -W 1 192.0.2.2");
     // An address in use is refused on the other host, in words that name who has it.
-    let error = two.docker_error([
-        "run",
-        "--rm",
-        "--network",
-        "app",
-        "--ip",
-        "10.77.0.80",
-        IMAGE,
-        "true",
-    ]);
+    let error = two.docker_error(&format!("run --rm --network app --ip 10.77.0.80 {IMAGE} true"));
     assert!(error.contains("10.77.0.80"), "{error}");
-    let error = two.docker_error([
-        "run",
-        "--rm",
-        "--network",
-        "app",
-        "--ip",
-        "10.77.0.9",
-        IMAGE,
-        "true",
-    ]);
+    let error = two.docker_error(&format!("run --rm --network app --ip 10.77.0.9 {IMAGE} true"));
     assert!(error.contains("printer"), "{error}");
 
     // A stopped container starts again with the address it asked for.
-    one.docker(["restart", "-t", "0", "web"]);
+    one.docker("restart -t 0 web");
     assert_eq!(one.address("web", "app"), "10.77.0.80");
-    two.eventually_in("c1", ["ping", "-c", "1", "-W", "1", "10.77.0.80"]);
+    two.eventually_in("c1", "ping -c 1 -W 1 10.77.0.80");
 
     // The agent dies: traffic goes on. It comes back: everything is as it was, and Docker goes on with it.
     one.kill_agent();
-    two.eventually_in("c1", ["ping", "-c", "1", "-W", "1", "10.77.0.80"]);
+    two.eventually_in("c1", "ping -c 1 -W 1 10.77.0.80");
     one.start_agent();
     one.wait_for_agent();
-    two.eventually_in("c1", ["ping", "-c", "1", "-W", "1", "10.77.0.80"]);
-    one.docker(["rm", "-f", "web"]);
-    one.docker([
-        "run",
-        "-d",
-        "--name",
-        "web",
-        "--network",
-        "app",
-        "--ip",
-        "10.77.0.80",
-        IMAGE,
-        "sleep",
-        "1000",
-    ]);
-    two.eventually_in("c1", ["ping", "-c", "1", "-W", "1", "10.77.0.80"]);
+    two.eventually_in("c1", "ping -c 1 -W 1 10.77.0.80");
+    one.docker("rm -f web");
+    one.docker(&format!(
+        "run -d --name web --network app --ip 10.77.0.80 {IMAGE} sleep 1000"
+    ));
+    two.eventually_in("c1", "ping -c 1 -W 1 10.77.0.80");
 
     // A network without a way out, of both families, joined by a container that is on another one.
-    one.docker([
-        "network",
-        "create",
-        "-d",
-        "weft",
-        "--ipam-driver",
-        "weft",
-        "--internal",
-        "--ipv6",
-        "--subnet",
-        "10.78.0.0/24",
-        "--subnet",
-        "fd78::/64",
-        "-o",
-        "weft.network=closed",
-        "closed",
-    ]);
-    one.docker(["network", "connect", "closed", "web"]);
-    one.docker([
-        "run",
-        "-d",
-        "--name",
-        "inner",
-        "--network",
-        "closed",
-        IMAGE,
-        "sleep",
-        "1000",
-    ]);
+    one.docker(
+        "network create -d weft --ipam-driver weft -o weft.network=closed --internal \
+         --ipv6 --subnet 10.78.0.0/24 --subnet fd78::/64 closed",
+    );
+    one.docker("network connect closed web");
+    one.docker(&format!(
+        "run -d --name inner --network closed {IMAGE} sleep 1000"
+    ));
     let v6 = one.inspect("inner", "{{.NetworkSettings.Networks.closed.GlobalIPv6Address}}");
-    one.eventually_in("web", ["ping", "-6", "-c", "1", "-W", "1", &v6]);
-    one.eventually_in("inner", ["ping", "-c", "1", "-W", "1", "169.254.53.53"]);
-    one.eventually_in("web", ["ping", "-c", "1", "-W", "1", "192.0.2.2"]);
-    let out = one.try_docker(["exec", "inner", "ping", "-c", "1", "-W", "1", "192.0.2.2"]);
+    one.eventually_in("web", &format!("ping -6 -c 1 -W 1 {v6}"));
+    one.eventually_in("inner", "ping -c 1 -W 1 169.254.53.53");
+    one.eventually_in("web", "ping -c 1 -W 1 192.0.2.2");
+    let out = one.try_docker("exec inner ping -c 1 -W 1 192.0.2.2");
     assert!(out.is_err(), "{out:?}");
-    one.docker(["network", "disconnect", "closed", "web"]);
+    one.docker("network disconnect closed web");
 
     // What cannot be is refused in words.
-    let error = one.docker_error([
-        "network",
-        "create",
-        "-d",
-        "weft",
-        "--ipam-driver",
-        "weft",
-        "-o",
-        "encrypted",
-        "secret",
-    ]);
+    let error = one.docker_error("network create -d weft --ipam-driver weft -o encrypted secret");
     assert!(error.contains("encrypted"), "{error}");
-    let error = one.docker_error([
-        "network",
-        "create",
-        "-d",
-        "weft",
-        "--ipam-driver",
-        "weft",
-        "--subnet",
-        "10.77.0.0/25",
-        "part",
-    ]);
+    let error = one.docker_error("network create -d weft --ipam-driver weft --subnet 10.77.0.0/25 part");
     assert!(error.contains("overlaps"), "{error}");
 
     // Everything goes, and nothing stays.
@@ -218,22 +112,22 @@ fn two_hosts() {
         (&*two, &["c1", "c2", "c3"]),
     ] {
         for container in containers {
-            host.docker(["rm", "-f", container]);
+            host.docker(&format!("rm -f {container}"));
         }
     }
-    let endpoints = |host: &crate::site::DockerHost| {
-        let network = host.weft(["network", "inspect", "--format", "json", "app"]);
+    let endpoints = |host: &DockerHost| {
+        let network = host.weft("network inspect --format json app");
         let network: serde_json::Value = serde_json::from_str(&network).unwrap();
         network["endpoints"].as_array().unwrap().len()
     };
     assert_eq!(endpoints(one) + endpoints(two), 0);
-    one.docker(["network", "rm", "closed"]);
-    one.docker(["network", "rm", "app"]);
+    one.docker("network rm closed");
+    one.docker("network rm app");
     two.eventually("no network anywhere", || {
-        let left = two.try_docker(["network", "ls", "-q", "--filter", "driver=weft"])?;
-        Ok(left + &two.try_weft(["network", "ls", "-q"])?)
+        let left = two.try_docker("network ls -q --filter driver=weft")?;
+        Ok(left + &two.try_weft("network ls -q")?)
     });
-    let clean = |host: &crate::site::DockerHost| host.links().join(" ");
+    let clean = |host: &DockerHost| host.links().join(" ");
     for host in [&*one, &*two] {
         host.eventually("no link of ours", || Ok(clean(host)));
     }

@@ -81,9 +81,9 @@ impl Site {
         for host in &hosts {
             host.wait_for_agent();
             host.wait_for_dockerd();
-            host.docker(["import", image.to_str().unwrap(), IMAGE]);
+            host.docker(&format!("import {} {IMAGE}", image.display()));
         }
-        let joined = hosts[0].weft(["init", "--format", "json"]);
+        let joined = hosts[0].weft("init --format json");
         let token: serde_json::Value = serde_json::from_str(&joined).unwrap();
         let token = token["join"]["token"].as_str().unwrap();
         for (n, host) in hosts.iter().enumerate().skip(1) {
@@ -92,10 +92,10 @@ impl Site {
             let token = if n == 1 {
                 token
             } else {
-                made = hosts[0].weft(["token", "create", "-q"]);
+                made = hosts[0].weft("token create -q");
                 made.trim()
             };
-            host.weft(["join", "--token", token, "192.0.2.1:7946"]);
+            host.weft(&format!("join --token {token} 192.0.2.1:7946"));
         }
         Self { hosts, lab, dir }
     }
@@ -181,12 +181,12 @@ impl DockerHost {
 
     pub fn wait_for_agent(&self) {
         let what = format!("an agent on {}", self.host.name());
-        eventually(what, SOON, OFTEN, || self.try_weft(["version"])).unwrap();
+        eventually(what, SOON, OFTEN, || self.try_weft("version")).unwrap();
     }
 
     pub fn wait_for_dockerd(&self) {
         let what = format!("a dockerd on {}", self.host.name());
-        let answered = eventually(what, SOON, OFTEN, || self.try_docker(["version"]));
+        let answered = eventually(what, SOON, OFTEN, || self.try_docker("version"));
         answered.unwrap_or_else(|error| panic!("{error}\n{}", self.log("dockerd")));
     }
 
@@ -210,16 +210,20 @@ impl DockerHost {
         fs::read_to_string(self.dir.join(format!("{of}.log"))).unwrap_or_default()
     }
 
-    pub fn try_docker<const N: usize>(&self, args: [&str; N]) -> Result<String, LabError> {
+    pub fn try_docker(&self, line: &str) -> Result<String, LabError> {
+        self.try_docker_with(line.split_whitespace())
+    }
+
+    fn try_docker_with<'a>(&self, args: impl Iterator<Item = &'a str>) -> Result<String, LabError> {
         let mut command = Command::new("docker");
         command.args(args).env("DOCKER_HOST", "unix:///run/docker.sock");
         command.env_remove("HTTP_PROXY").env_remove("http_proxy");
         self.run(&mut command)
     }
 
-    pub fn try_weft<const N: usize>(&self, args: [&str; N]) -> Result<String, LabError> {
+    pub fn try_weft(&self, line: &str) -> Result<String, LabError> {
         let mut command = Command::new(weft_tests::weft_binary());
-        self.run(command.args(args))
+        self.run(command.args(line.split_whitespace()))
     }
 
     fn run(&self, command: &mut Command) -> Result<String, LabError> {
@@ -228,11 +232,11 @@ impl DockerHost {
     }
 
     #[track_caller]
-    pub fn docker<const N: usize>(&self, args: [&str; N]) -> String {
-        let done = self.try_docker(args);
+    pub fn docker(&self, line: &str) -> String {
+        let done = self.try_docker(line);
         done.unwrap_or_else(|error| {
             panic!(
-                "docker {args:?} on {}: {error}\n{}",
+                "docker {line} on {}: {error}\n{}",
                 self.host.name(),
                 self.log("agent")
             )
@@ -241,20 +245,21 @@ impl DockerHost {
 
     /// What Docker refuses to do says why.
     #[track_caller]
-    pub fn docker_error<const N: usize>(&self, args: [&str; N]) -> String {
-        self.try_docker(args).expect_err("docker refuses it").to_string()
+    pub fn docker_error(&self, line: &str) -> String {
+        self.try_docker(line).expect_err("docker refuses it").to_string()
     }
 
     #[track_caller]
-    pub fn weft<const N: usize>(&self, args: [&str; N]) -> String {
-        let done = self.try_weft(args);
-        done.unwrap_or_else(|error| panic!("weft {args:?} on {}: {error}", self.host.name()))
+    pub fn weft(&self, line: &str) -> String {
+        let done = self.try_weft(line);
+        done.unwrap_or_else(|error| panic!("weft {line} on {}: {error}", self.host.name()))
     }
 
     /// A part of what `docker inspect` says, by a template.
     #[track_caller]
     pub fn inspect(&self, what: &str, template: &str) -> String {
-        self.docker(["inspect", "--format", template, what])
+        let said = self.try_docker_with(["inspect", "--format", template, what].into_iter());
+        said.unwrap_or_else(|error| panic!("docker inspect {what} on {}: {error}", self.host.name()))
             .trim()
             .to_owned()
     }
@@ -284,24 +289,16 @@ impl DockerHost {
 
     /// Waits until `docker` does it.
     #[track_caller]
-    pub fn eventually_docker<const N: usize>(&self, args: [&str; N]) -> String {
-        let what = format!("docker {args:?} on {}", self.host.name());
-        let done = eventually(what, SOON, OFTEN, || self.try_docker(args));
+    pub fn eventually_docker(&self, line: &str) -> String {
+        let what = format!("docker {line} on {}", self.host.name());
+        let done = eventually(what, SOON, OFTEN, || self.try_docker(line));
         done.unwrap_or_else(|error| panic!("{error}\n{}", self.log("agent")))
     }
 
     /// Waits until a command in a container succeeds, and says what it wrote.
     #[track_caller]
-    pub fn eventually_in<const N: usize>(&self, container: &str, command: [&str; N]) -> String {
-        let what = format!("{command:?} in {container} on {}", self.host.name());
-        let args: Vec<&str> = ["exec", container].into_iter().chain(command).collect();
-        let attempt = || {
-            let mut docker = Command::new("docker");
-            docker.args(&args).env("DOCKER_HOST", "unix:///run/docker.sock");
-            self.run(&mut docker)
-        };
-        let done = eventually(what, SOON, OFTEN, attempt);
-        done.unwrap_or_else(|error| panic!("{error}\n{}", self.log("agent")))
+    pub fn eventually_in(&self, container: &str, line: &str) -> String {
+        self.eventually_docker(&format!("exec {container} {line}"))
     }
 
     /// Names of the links in the host's own namespace that are of Weft's making.

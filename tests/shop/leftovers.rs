@@ -39,21 +39,34 @@ impl Machine {
     }
 
     fn finds_nothing_new(&self, after: &str) {
-        eventually(
-            format!("a machine as before after {after}"),
-            SOON,
-            Duration::from_millis(5),
-            || {
-                let new = Self::now().new_since(self);
-                if new.is_empty() {
-                    Ok(())
-                } else {
-                    Err(new.join("; "))
-                }
-            },
-        )
-        .unwrap();
+        gone(&format!("whatever is new after {after}"), || {
+            Self::now().new_since(self)
+        });
     }
+}
+
+/// Waits until a look finds nothing.
+fn gone(what: &str, look: impl Fn() -> Vec<String>) {
+    let looked = eventually(
+        format!("the end of {what}"),
+        SOON,
+        Duration::from_millis(5),
+        || match look() {
+            left if left.is_empty() => Ok(()),
+            left => Err(left.join("; ")),
+        },
+    );
+    looked.unwrap();
+}
+
+/// Kills the process that holds a lab, and waits until the lab is known to be dead.
+fn kill_holder(lab: &Lab<'_>) {
+    kill(holder(lab), Signal::SIGKILL).unwrap();
+    gone(&lab.name, || {
+        let listed = lab.user().run(&["lab", "ls"]).good();
+        let alive = !listed.contains("dead");
+        alive.then_some(listed).into_iter().collect()
+    });
 }
 
 fn list(directory: &Path, files: &mut BTreeSet<String>) {
@@ -182,25 +195,10 @@ fn a_lab_whose_holder_was_killed_is_dead_and_only_its_files_are_left() {
         let me = User::me();
         let before = Machine::now();
         let shop = me.shop();
-        kill(holder(&shop), Signal::SIGKILL).unwrap();
-        eventually("the death of the lab", SOON, Duration::from_millis(5), || {
-            let listed = me.run(&["lab", "ls"]).good();
-            if listed.contains("dead") {
-                Ok(())
-            } else {
-                Err(listed)
-            }
-        })
-        .unwrap();
-        eventually("the end of its processes", SOON, Duration::from_millis(5), || {
-            let new = Machine::now().kernel.changes_since(&before.kernel);
-            if new.is_empty() {
-                Ok(())
-            } else {
-                Err(new.join("; "))
-            }
-        })
-        .unwrap();
+        kill_holder(&shop);
+        gone("its processes", || {
+            Machine::now().kernel.changes_since(&before.kernel)
+        });
         for ended in [
             shop.lab("inspect", &[]),
             shop.exec("client-1", &["true"]),
@@ -215,16 +213,7 @@ fn a_lab_whose_holder_was_killed_is_dead_and_only_its_files_are_left() {
         // Another one of its name may take its place, even as the only lab there is.
         me.run(&["lab", "up", path(&shop_yaml()), "--name", &shop.name])
             .good();
-        kill(holder(&shop), Signal::SIGKILL).unwrap();
-        eventually("its second death", SOON, Duration::from_millis(5), || {
-            let listed = me.run(&["lab", "ls"]).good();
-            if listed.contains("dead") {
-                Ok(())
-            } else {
-                Err(listed)
-            }
-        })
-        .unwrap();
+        kill_holder(&shop);
         let down = shop.lab("down", &[]).good();
         assert!(down.contains("was dead already"), "{down}");
         before.finds_nothing_new("the death of the holder");
