@@ -40,6 +40,7 @@ struct Suspicion<N> {
 /// What a grant did to the ledger.
 pub(crate) struct Painted<N: Node> {
     pub(crate) changed: bool,
+    /// Nothing is quarantined outside of the grant's block and that of the conflict.
     pub(crate) conflict: Option<Conflict<N>>,
 }
 
@@ -81,8 +82,16 @@ impl<N: Node> Ledger<N> {
             changed: false,
             conflict: None,
         };
-        let mut report = |conflict| {
-            painted.conflict.get_or_insert(conflict);
+        // Of several, the one that quarantines most: blocks that meet are nested, so it covers the others.
+        let mut report = |conflict: Conflict<N>| {
+            let order = |conflict: &Conflict<N>| conflict.block().order();
+            if painted
+                .conflict
+                .as_ref()
+                .is_none_or(|known| order(known) < order(&conflict))
+            {
+                painted.conflict = Some(conflict);
+            }
         };
         // Blocks that someone gave without owning them, known or new.
         let mut stolen = BTreeMap::new();

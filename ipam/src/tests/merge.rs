@@ -122,10 +122,11 @@ proptest! {
     }
 
     #[test]
-    fn a_bad_grant_touches_its_own_block_only(grants in any_grants(), bad in any_grant()) {
-        let mut space = Space::new(1, universe(), 0, 0);
+    fn a_bad_grant_touches_its_own_block_only(me in 0..4u8, grants in any_grants(), bad in any_grant()) {
+        let mut space = Space::new(me, universe(), 0, 0);
         for grant in grants {
             let _ = space.merge(grant);
+            check_own(&space);
         }
         let before = space.clone();
         let mut touched = vec![bad.block];
@@ -137,5 +138,32 @@ proptest! {
             prop_assert_eq!(space.is_quarantined(n), before.is_quarantined(n));
             prop_assert_eq!(space.own.contains(n), before.own.contains(n));
         }
+        check_own(&space);
     }
+}
+
+/// What a node may hand out is what it owns and nobody disputes.
+fn check_own(space: &Space<u8>) {
+    for n in 0..1 << UNIVERSE {
+        let mine = space.owner_of(n) == Some(space.me) && !space.is_quarantined(n);
+        assert_eq!(space.own.contains(n), mine, "{n}");
+    }
+}
+
+/// Found by the property above: the smaller of two blocks was quarantined, the larger one
+/// could still be handed out from.
+#[test]
+fn late_evidence_against_two_grants_quarantines_the_larger_block_too() {
+    let grant = |order, from, to, version| Grant {
+        block: Block::new(0, order).unwrap(),
+        from,
+        to,
+        version,
+    };
+    let mut space = Space::new(3, universe(), 2, 0);
+    for grant in [grant(0, 2, 3, 5), grant(2, 2, 3, 5), grant(0, 1, 0, 4)] {
+        let _ = space.merge(grant);
+        check_own(&space);
+    }
+    assert!((0..4).all(|n| space.is_quarantined(n)));
 }
