@@ -7,3 +7,4 @@ pub mod diag;
 pub mod netns;
 pub mod nft;
 pub mod route;
+pub mod testing;

@@ -191,7 +191,7 @@ fn echo(stream: &mut TcpStream) {
 #[test]
 fn connections_outlive_the_agent_and_a_change_of_the_datapath() {
     if !nix::unistd::geteuid().is_root() || !is_first_user_namespace() {
-        return eprintln!("skipped, needs root outside of user namespaces");
+        return weft_netlink::testing::skip("it needs root outside of user namespaces");
     }
     let mut host = Host::new();
     host.start("ebpf");

@@ -5,8 +5,7 @@ use crate::site::{DockerHost, IMAGE, Site, missing};
 #[test]
 fn networks_names_and_services_are_the_same_on_every_host() {
     if let Some(missing) = missing() {
-        println!("skipped: {missing} is missing");
-        return;
+        return weft_netlink::testing::skip(format_args!("it needs {missing}"));
     }
     netns_harness::isolated(one_cluster);
 }

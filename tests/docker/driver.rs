@@ -7,8 +7,7 @@ use crate::site::{DockerHost, IMAGE, Site, missing};
 #[test]
 fn containers_on_two_hosts_are_on_one_network() {
     if let Some(missing) = missing() {
-        println!("skipped: {missing} is missing");
-        return;
+        return weft_netlink::testing::skip(format_args!("it needs {missing}"));
     }
     netns_harness::isolated(two_hosts);
 }

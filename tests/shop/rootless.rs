@@ -17,11 +17,10 @@ fn an_ordinary_user_has_a_lab_with_all_of_it() {
     let nobody = User::nobody();
     let probe = run(nobody.command("unshare").args(["--user", "--net", "true"]));
     if probe.code != 0 {
-        println!(
-            "skipped: unprivileged user namespaces are not allowed here: {}",
+        return weft_netlink::testing::skip(format_args!(
+            "it needs unprivileged user namespaces: {}",
             probe.stderr
-        );
-        return;
+        ));
     }
     let shop = nobody.shop();
     let directory = nobody.dir.path().join("run/weft-labs").join(&shop.name);

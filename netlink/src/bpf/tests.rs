@@ -12,7 +12,9 @@ const COUNTS: MapSpec = MapSpec {
 
 fn map(spec: MapSpec) -> Option<Map> {
     Map::create(spec)
-        .inspect_err(|error| eprintln!("skipped, needs root outside of user namespaces: {error}"))
+        .inspect_err(|error| {
+            crate::testing::skip(format_args!("it needs root outside of user namespaces: {error}"))
+        })
         .ok()
 }
 

@@ -16,7 +16,11 @@ use crate::{
 /// A namespace with loopback up, in which connections are tracked because a translating rule asks for it.
 fn tracking() -> Option<Netns> {
     let netns = Netns::create()
-        .inspect_err(|error| eprintln!("skipped, run as root or under `unshare -Urn`: {error}"))
+        .inspect_err(|error| {
+            crate::testing::skip(format_args!(
+                "it needs root, or `unshare -Urnm` around it: {error}"
+            ))
+        })
         .ok()?;
     netns
         .run(|| {

@@ -7,7 +7,9 @@ fn can_make_namespaces() -> bool {
     match Netns::create() {
         Ok(_) => true,
         Err(error) => {
-            eprintln!("skipped, run as root or under `unshare -Urnm`: {error}");
+            crate::testing::skip(format_args!(
+                "it needs root, or `unshare -Urnm` around it: {error}"
+            ));
             false
         }
     }
@@ -42,9 +44,9 @@ fn a_named_namespace_lives_until_it_is_removed() {
     let path = dir.path().join("run/netns/one");
     let made = match Netns::create_at(&path) {
         Err(error @ NetnsError::Permission { .. }) => {
-            return eprintln!(
-                "skipped, mounting needs a mount namespace of our own (`unshare -Urnm`): {error}"
-            );
+            return crate::testing::skip(format_args!(
+                "it needs root, or `unshare -Urnm` around it: {error}"
+            ));
         }
         made => made.unwrap(),
     };

@@ -9,7 +9,11 @@ use crate::netns::Netns;
 /// Rootless runs happen under `unshare -Urn`; a plain user has nothing to test with.
 fn namespace() -> Option<Netns> {
     Netns::create()
-        .inspect_err(|error| eprintln!("skipped, run as root or under `unshare -Urn`: {error}"))
+        .inspect_err(|error| {
+            crate::testing::skip(format_args!(
+                "it needs root, or `unshare -Urnm` around it: {error}"
+            ))
+        })
         .ok()
 }
 

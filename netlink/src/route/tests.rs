@@ -7,7 +7,11 @@ use crate::netns::Netns;
 
 fn netns() -> Option<Netns> {
     Netns::create()
-        .inspect_err(|error| eprintln!("skipped, run as root or under `unshare -Urn`: {error}"))
+        .inspect_err(|error| {
+            crate::testing::skip(format_args!(
+                "it needs root, or `unshare -Urnm` around it: {error}"
+            ))
+        })
         .ok()
 }
 

@@ -43,7 +43,11 @@ impl Bed {
     /// Backends n = 1, 2, 3 listen at 10.9.0.1n and fd09::1n; the client is 10.9.0.1 and fd09::1.
     pub(in crate::kernel) fn new() -> Option<Self> {
         let client = Netns::create()
-            .inspect_err(|error| eprintln!("skipped, run as root or under `unshare -Urn`: {error}"))
+            .inspect_err(|error| {
+                weft_netlink::testing::skip(format_args!(
+                    "it needs root, or `unshare -Urnm` around it: {error}"
+                ))
+            })
             .ok()?;
         let server = Netns::create().unwrap();
         let mut batch = Batch::new();

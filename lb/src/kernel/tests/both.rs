@@ -5,11 +5,10 @@ use std::{
     io::{ErrorKind, Read, Write},
     net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket},
     process::Command,
-    sync::OnceLock,
     time::Instant,
 };
 
-use weft_netlink::{conntrack::Conntrack, netns::Netns};
+use weft_netlink::{conntrack::Conntrack, netns::Netns, testing::skip};
 
 use super::{bed::*, even};
 use crate::{
@@ -40,24 +39,20 @@ impl Kit {
         matches!(self, Self::Ebpf(_))
     }
 
-    /// Whether BPF can be used here.
+    /// Whether it can be used here.
     fn works(&self) -> bool {
-        static WORKS: OnceLock<bool> = OnceLock::new();
         match self {
             Self::Nft => true,
-            Self::Ebpf(dir) => *WORKS.get_or_init(|| {
-                EbpfDatapath::open(&dir.path().join("bpf"))
-                    .inspect_err(|error| eprintln!("needs root outside of user namespaces: {error}"))
-                    .is_ok()
-            }),
+            Self::Ebpf(dir) => EbpfDatapath::open(&dir.path().join("bpf"))
+                .inspect_err(|error| skip(format_args!("it needs root outside of user namespaces: {error}")))
+                .is_ok(),
         }
     }
 
     fn run(self, scenario: impl FnOnce(&Self, &Bed)) {
-        if !self.works() {
-            return eprintln!("skipped, no BPF here");
-        }
-        if let Some(bed) = Bed::new() {
+        if self.works()
+            && let Some(bed) = Bed::new()
+        {
             scenario(&self, &bed);
         }
     }

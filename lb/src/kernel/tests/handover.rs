@@ -22,7 +22,9 @@ fn a_host_changes_its_datapath_and_back_without_losing_a_connection() {
     let dir = dir.path().join("bpf");
     let open = |choice| -> Box<dyn Datapath> { choose(choice, &dir).unwrap().datapath };
     if let Err(error) = EbpfDatapath::open(&dir) {
-        return eprintln!("skipped, needs root outside of user namespaces: {error}");
+        return weft_netlink::testing::skip(format_args!(
+            "it needs root outside of user namespaces: {error}"
+        ));
     }
     let Some(bed) = Bed::new() else { return };
     let tables = table(&[service(Scheduler::LeastConnections)]);

@@ -73,7 +73,9 @@ impl Lab {
         let dir = tempfile::tempdir().unwrap();
         let probe = dir.path().join("probe/netns");
         if let Err(error) = Netns::create_at(&probe) {
-            eprintln!("skipped, run as root or under `unshare -Urnm`: {error}");
+            weft_netlink::testing::skip(format_args!(
+                "it needs root, or `unshare -Urnm` around it: {error}"
+            ));
             return None;
         }
         Netns::remove_at(&probe).unwrap();
