@@ -12,9 +12,7 @@ const COUNTS: MapSpec = MapSpec {
 
 fn map(spec: MapSpec) -> Option<Map> {
     Map::create(spec)
-        .inspect_err(|error| {
-            crate::testing::skip(format_args!("it needs root outside of user namespaces: {error}"))
-        })
+        .inspect_err(|error| crate::testing::skip(error))
         .ok()
 }
 

@@ -20,7 +20,7 @@ impl Place {
     fn new() -> Option<(Self, Bed)> {
         let place = Self(tempfile::tempdir().unwrap());
         if let Err(error) = Map::create(MapId::Sockets.spec()) {
-            weft_netlink::testing::skip(format_args!("it needs root outside of user namespaces: {error}"));
+            weft_netlink::testing::skip(error);
             return None;
         }
         Some((place, Bed::new()?))
