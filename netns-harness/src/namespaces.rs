@@ -189,7 +189,8 @@ pub trait Inside {
         Capture::start(&*self.namespaces()?, interface, options)
     }
 
-    /// Sends one echo request to an address and waits for the reply; no program is needed. Returns the round-trip time.
+    /// Sends echo requests to an address, five a second, until one is answered; no program is needed. Returns its
+    /// round-trip time.
     ///
     /// # Errors
     ///

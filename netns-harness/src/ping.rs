@@ -1,4 +1,4 @@
-//! One ICMP or ICMPv6 echo, without a program.
+//! An ICMP or ICMPv6 echo, without a program.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,13 +13,14 @@ use crate::wait::{self, TimedOut};
 
 /// Enough for the largest IPv4 header and our echo.
 const BUFFER: usize = 256;
+/// The kernel drops what is sent in the moment before it has noticed that a link is up again.
+const SEND_EVERY: Duration = Duration::from_millis(200);
 
-/// Sends one echo request from the calling thread's network namespace.
+/// Sends echo requests from the calling thread's network namespace until one is answered.
 pub(crate) fn ping(place: &str, address: IpAddr, timeout: Duration) -> Result<Duration, LabError> {
-    let start = Instant::now();
-    match exchange(address, start + timeout) {
-        Ok(true) => Ok(start.elapsed()),
-        Ok(false) => {
+    match exchange(address, Instant::now() + timeout) {
+        Ok(Some(round_trip)) => Ok(round_trip),
+        Ok(None) => {
             let what = format!("an echo reply from {address} to {place}");
             Err(TimedOut {
                 what,
@@ -35,8 +36,8 @@ pub(crate) fn ping(place: &str, address: IpAddr, timeout: Duration) -> Result<Du
     }
 }
 
-/// Whether the reply came before the deadline.
-fn exchange(address: IpAddr, deadline: Instant) -> io::Result<bool> {
+/// The round-trip time of the first reply before the deadline.
+fn exchange(address: IpAddr, deadline: Instant) -> io::Result<Option<Duration>> {
     let (domain, protocol, request, reply, anything) = match address {
         IpAddr::V4(_) => (
             Domain::IPV4,
@@ -58,45 +59,64 @@ fn exchange(address: IpAddr, deadline: Instant) -> io::Result<bool> {
     socket.bind(&SocketAddr::new(anything, 0).into())?;
     // The thread is ours alone, so its id tells our replies from those of a ping beside us.
     let id = (nix::unistd::gettid().as_raw() as u16).to_be_bytes();
-    let mut echo = [request, 0, 0, 0, id[0], id[1], 0, 1, b'l', b'a', b'b', b' '];
-    if address.is_ipv4() {
-        // The kernel fills in the checksum of ICMPv6 only (RFC 3542, section 3.1).
-        let sum = checksum(&echo).to_be_bytes();
-        echo[2..4].copy_from_slice(&sum);
-    }
     let to = SocketAddr::new(address, 0).into();
+    let mut sent = Vec::new();
     loop {
-        match socket.send_to(&echo, &to) {
-            Ok(_) => break,
-            // Neighbour discovery has failed before, and the error is told to the next sender.
-            Err(error) if error.kind() == io::ErrorKind::HostUnreachable && Instant::now() < deadline => {}
-            Err(error) => return Err(error),
+        let sequence = (sent.len() as u16).to_be_bytes();
+        sent.push(Instant::now());
+        let mut echo = [
+            request,
+            0,
+            0,
+            0,
+            id[0],
+            id[1],
+            sequence[0],
+            sequence[1],
+            b'l',
+            b'a',
+            b'b',
+            b' ',
+        ];
+        if address.is_ipv4() {
+            // The kernel fills in the checksum of ICMPv6 only (RFC 3542, section 3.1).
+            let sum = checksum(&echo).to_be_bytes();
+            echo[2..4].copy_from_slice(&sum);
         }
-    }
-    loop {
-        let mut ready = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-        poll(&mut ready, wait::poll_timeout(deadline))?;
-        let mut buffer = [0_u8; BUFFER];
-        match io::Read::read(&mut &socket, &mut buffer) {
-            Ok(length) => {
-                // IPv4 hands over the IP header too; its length is in the low half of its first byte.
-                let skip = if address.is_ipv4() {
-                    usize::from(buffer[0] & 15) * 4
-                } else {
-                    0
-                };
-                let answer = buffer.get(skip..length).unwrap_or_default();
-                if answer.len() >= 8 && answer[0] == reply && answer[4..6] == id {
-                    return Ok(true);
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // An error of an earlier packet, told here; the reply may still come.
+        match socket.send_to(&echo, &to) {
+            Ok(_) => {}
+            // Neighbour discovery has failed before, and the error is told to the next sender.
             Err(error) if error.kind() == io::ErrorKind::HostUnreachable => {}
             Err(error) => return Err(error),
         }
-        if Instant::now() >= deadline {
-            return Ok(false);
+        let again = deadline.min(Instant::now() + SEND_EVERY);
+        while Instant::now() < again {
+            let mut ready = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+            poll(&mut ready, wait::poll_timeout(again))?;
+            let mut buffer = [0_u8; BUFFER];
+            match io::Read::read(&mut &socket, &mut buffer) {
+                Ok(length) => {
+                    // IPv4 hands over the IP header too; its length is in the low half of its first byte.
+                    let skip = if address.is_ipv4() {
+                        usize::from(buffer[0] & 15) * 4
+                    } else {
+                        0
+                    };
+                    let answer = buffer.get(skip..length).unwrap_or_default();
+                    if answer.len() >= 8 && answer[0] == reply && answer[4..6] == id {
+                        let sequence = u16::from_be_bytes([answer[6], answer[7]]);
+                        let sent = sent.get(usize::from(sequence));
+                        return Ok(sent.map(Instant::elapsed));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // An error of an earlier packet, told here; the reply may still come.
+                Err(error) if error.kind() == io::ErrorKind::HostUnreachable => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if again >= deadline {
+            return Ok(None);
         }
     }
 }
