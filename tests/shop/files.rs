@@ -135,6 +135,12 @@ fn a_lab_says_what_it_does_not_have_and_passes_exit_codes_on() {
             "could not execute no-such-program in sandbox a-1 on host h1",
         ),
         (lab.exec("a-1", &["/etc/passwd"]), 126, "Permission denied"),
+        (
+            lab.exec("a-1", &["weft", "status"]),
+            3,
+            "help: ask a host: weft lab exec",
+        ),
+        (lab.exec("a-1", &["weft", "--version"]), 0, ""),
         (lab.exec("a-1", &["sh", "-c", "exit 42"]), 42, ""),
         (lab.exec("h1", &["sh", "-c", "kill -9 $$"]), 137, ""),
         (

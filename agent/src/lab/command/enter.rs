@@ -16,13 +16,16 @@ use crate::api::ApiError;
 
 /// What shells report for a command that does not exist.
 const NOT_FOUND: u8 = 127;
+/// What `weft` does without an agent.
+const WITHOUT_AGENT: [&str; 5] = ["agent", "completion", "lab", "version", "whoami"];
 
 pub(super) fn exec(dir: &LabDir, target: &str, command: &[OsString]) -> Result<ExitCode> {
     let mut argv = command.to_vec();
     if argv[0] == "weft" {
         argv[0] = this_program()?;
     }
-    enter(dir, target, &argv)
+    let asks = (command[0] == "weft").then(|| command.get(1)).flatten();
+    enter(dir, target, &argv, asks.and_then(|verb| verb.to_str()))
 }
 
 pub(super) fn call(dir: &LabDir, args: &CallArgs) -> Result<ExitCode> {
@@ -42,10 +45,11 @@ pub(super) fn call(dir: &LabDir, args: &CallArgs) -> Result<ExitCode> {
         .into_iter()
         .chain(rest.into_iter().map(OsString::from))
         .collect();
-    enter(dir, &args.from, &argv)
+    enter(dir, &args.from, &argv, None)
 }
 
-fn enter(dir: &LabDir, target: &str, argv: &[OsString]) -> Result<ExitCode> {
+/// `asks` is the verb of a `weft` that is to be run inside.
+fn enter(dir: &LabDir, target: &str, argv: &[OsString], asks: Option<&str>) -> Result<ExitCode> {
     let spec: EnterSpec = ask(
         dir,
         &Request::Enter {
@@ -57,6 +61,15 @@ fn enter(dir: &LabDir, target: &str, argv: &[OsString]) -> Result<ExitCode> {
     let mut env = vec![("PATH".into(), path_to_this_program()?)];
     if socket.exists() {
         env.push(("WEFT_HOST".into(), format!("unix://{}", socket.display()).into()));
+    } else if let Some(verb) = asks.filter(|verb| !verb.starts_with('-') && !WITHOUT_AGENT.contains(verb)) {
+        return Err(
+            ApiError::not_found(format!("{target} has no agent that `weft {verb}` could ask"))
+                .with_help(format!(
+                    "ask a host: weft lab exec {} HOST -- weft {verb}",
+                    dir.name()
+                ))
+                .into(),
+        );
     }
     match enter_and_exec(&spec, argv, &env) {
         Ok(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
