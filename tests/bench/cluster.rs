@@ -87,6 +87,13 @@ impl Cluster {
         Ok(made)
     }
 
+    /// What translates virtual addresses, and why it was chosen.
+    pub fn datapath(&self) -> Result<String> {
+        let status = self.nodes[0].api()?.get("/v1/status")?;
+        let of = |field: &str| status["datapath"][field].as_str().unwrap_or_default().to_owned();
+        Ok(format!("{} ({})", of("name"), of("reason")))
+    }
+
     /// Ends everything, and fails if something is left.
     pub fn stop(self) -> Result<()> {
         drop(self.nodes);

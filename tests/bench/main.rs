@@ -135,6 +135,7 @@ fn run(args: Args) -> Result<()> {
 
     let effort = Effort::new(args.quick);
     let cluster = Cluster::start(&weft, dir.path())?;
+    let datapath = cluster.datapath()?;
     let mut table = Table::default();
     if chosen(What::Tcp) {
         tcp::measure(&cluster, effort, &mut table)?;
@@ -149,7 +150,7 @@ fn run(args: Args) -> Result<()> {
         dns::measure(&cluster, effort, &mut table)?;
     }
     cluster.stop()?;
-    println!("{}\n{table}", tools::machine(&weft));
+    println!("{}services: {datapath}\n\n{table}", tools::machine(&weft));
     if effort.quick {
         println!("A smoke run: one short round of each, so these figures mean little.");
     }
