@@ -485,6 +485,7 @@ impl Control {
         match self.catalogue.node(id).map(|node| node.presence) {
             Some(Presence::Alive | Presence::Unheard) => NodeState::Alive,
             Some(Presence::Suspect) => NodeState::Suspect,
+            Some(Presence::Down) if self.away.contains(id) => NodeState::Away,
             Some(Presence::Down) => NodeState::Down,
             Some(Presence::Left) | None => NodeState::Left,
         }

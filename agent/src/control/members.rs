@@ -81,7 +81,7 @@ impl Control {
                 }
                 self.turn.forget.push((author, key));
             }
-            GossipEvent::Member(member) => self.on_member(&member),
+            GossipEvent::Member(member) => self.on_member(&member, now),
             GossipEvent::Message { from, payload } => self.on_wire(from, &payload, now),
             GossipEvent::CaughtUp => {
                 tracing::debug!("caught up with a peer");
@@ -212,17 +212,20 @@ impl Control {
         self.event(EventKind::NetworkRemoved, id.to_string(), register.value.name, []);
     }
 
-    fn on_member(&mut self, member: &Member) {
+    fn on_member(&mut self, member: &Member, now: Now) {
         let (presence, kind) = match member.state {
             MemberState::Alive => (Presence::Alive, EventKind::NodeAlive),
             MemberState::Suspect => (Presence::Suspect, EventKind::NodeSuspect),
             MemberState::Down => (Presence::Down, EventKind::NodeDown),
             MemberState::Left => (Presence::Left, EventKind::NodeLeft),
         };
+        let before = self.catalogue.node(member.node).map(|node| node.presence);
         if self
             .catalogue
             .set_presence(member.node, presence, member.incarnation)
         {
+            let served = before.is_some_and(|before| before != Presence::Unheard);
+            self.believe(member.node, presence, served, now);
             self.host_changed();
             self.node_event(kind, member.node);
         }

@@ -6,6 +6,7 @@
 //! give the **replies**. So nothing is sent or answered that a crash could undo.
 
 pub mod admission;
+mod away;
 mod catalogue;
 mod command;
 pub mod docker;
@@ -48,6 +49,7 @@ pub use command::{Command, Responder};
 pub use pools::Pools;
 pub use views::{DNS_V4, DNS_V6, HostState, Resolver, SandboxTables};
 
+use away::Away;
 use catalogue::{Catalogue, Presence};
 use docker::Docker;
 use operations::Parked;
@@ -108,12 +110,22 @@ pub struct Turn {
     pub forget: Vec<(NodeId, Key)>,
     /// Packets and streams to send.
     pub send: Vec<Output>,
+    /// Hosts to be asked whether they are there.
+    pub probe: Vec<Probe>,
     /// Whether [`Control::host_state`] has changed.
     pub host_changed: bool,
     /// What happened, for those who follow `weft events`.
     pub events: Vec<Event>,
     /// Answers to commands; calling one sends it.
     pub replies: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+/// A host to be asked for a TCP connection, which is made or refused by one that is there. The answer is for
+/// [`Control::handle_probe`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    pub node: NodeId,
+    pub address: SocketAddr,
 }
 
 impl Turn {
@@ -162,6 +174,7 @@ pub struct Control {
     /// `None` once that is settled. The kernel holds what an earlier run left there, which may be newer than the disk.
     reading_back: Option<Instant>,
     grace_until: Option<Instant>,
+    away: Away,
     parked: VecDeque<Parked>,
     attaching: BTreeMap<EndpointId, (ConnectResponse, Responder<ConnectResponse>)>,
     detaching: Vec<(u64, DisconnectResponse, Responder<DisconnectResponse>)>,
@@ -235,6 +248,7 @@ impl Control {
             started: now,
             reading_back,
             grace_until: Some(now.instant + GRACE),
+            away: Away::default(),
             parked: VecDeque::new(),
             attaching: BTreeMap::new(),
             detaching: Vec::new(),

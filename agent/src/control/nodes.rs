@@ -236,6 +236,11 @@ impl Control {
                     "node `{}` does not answer: its {} endpoint(s) are out of names and services",
                     node.name, node.endpoint_count
                 )),
+                NodeState::Away => problems.push(format!(
+                    "the agent of node `{}` does not answer, its host does: its {} endpoint(s) are served for half a \
+                     minute at most; start the agent there",
+                    node.name, node.endpoint_count
+                )),
                 NodeState::Suspect => problems.push(format!("node `{}` missed a probe", node.name)),
                 NodeState::Alive | NodeState::Left => {}
             }

@@ -270,7 +270,10 @@ impl Control {
 
     /// Whether the endpoints of a node can be reached, as far as this node knows.
     pub(super) fn serves(&self, node: weft_types::NodeId) -> bool {
-        matches!(self.node_state(node), NodeState::Alive | NodeState::Suspect)
+        matches!(
+            self.node_state(node),
+            NodeState::Alive | NodeState::Suspect | NodeState::Away
+        )
     }
 }
 

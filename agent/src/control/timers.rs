@@ -15,6 +15,7 @@ impl Control {
             self.gossip.poll_timeout(),
             self.reading_back,
             self.grace_until,
+            self.away.poll_timeout(),
             self.joining.as_ref().map(|(until, _)| *until),
             self.leaving.as_ref().map(|(at, ..)| *at),
             self.unsaved_since.map(|since| since + SAVE_AFTER),
@@ -46,7 +47,7 @@ impl Control {
         }
         if due(self.grace_until) {
             self.grace_until = None;
-            self.give_up_the_unheard();
+            self.give_up_the_unheard(now);
         }
         if due(self.unsaved_since.map(|since| since + SAVE_AFTER)) {
             self.unsaved_since = None;
@@ -57,12 +58,13 @@ impl Control {
             self.look_ahead(now);
             self.expire_leases(now);
         }
+        self.ask_hosts(now);
         self.seek_on(now);
         self.expire_operations(now);
         self.settle(now);
     }
 
-    fn give_up_the_unheard(&mut self) {
+    fn give_up_the_unheard(&mut self, now: Now) {
         let unheard: Vec<_> = self
             .catalogue
             .nodes()
@@ -71,6 +73,7 @@ impl Control {
             .collect();
         for (id, incarnation) in unheard {
             self.catalogue.set_presence(id, Presence::Down, incarnation);
+            self.believe(id, Presence::Down, true, now);
             self.node_event(crate::api::types::EventKind::NodeDown, id);
             self.host_changed();
         }

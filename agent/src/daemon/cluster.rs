@@ -1,25 +1,35 @@
 //! Being a member: the control together with its sockets, and how both begin.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Context;
 use rand::random;
-use tokio::time::sleep_until;
+use tokio::{
+    net::TcpStream,
+    task::JoinSet,
+    time::{sleep_until, timeout},
+};
 use weft_gossip::{
     Config, Gossip, GossipKey, KeyRing, Output,
     transport::{Input, Transport},
 };
-use weft_types::ClusterId;
+use weft_types::{ClusterId, NodeId};
 
 use super::{DOMAIN, Daemon, advertise, now};
 use crate::{
     api::{ApiError, types::*},
-    control::{ClusterFacts, Control, Pools, Responder, Settings, Stored, admission},
+    control::{ClusterFacts, Control, Pools, Probe, Responder, Settings, Stored, admission},
 };
+
+/// How long a host that is asked whether it is there may take, on whatever path.
+const PROBE: Duration = Duration::from_millis(500);
+/// More than this at once means that this host is cut off, not that the others are gone.
+const MAX_PROBES: usize = 256;
 
 pub(super) struct Membership {
     pub(super) control: Control,
     transport: Transport,
+    probes: JoinSet<(NodeId, bool)>,
 }
 
 impl Membership {
@@ -27,12 +37,17 @@ impl Membership {
     ///
     /// Cancel-safe: an input is taken and handled without an await in between.
     pub(super) async fn progress(membership: &mut Option<Self>) {
-        let Some(Self { control, transport }) = membership else {
+        let Some(Self {
+            control,
+            transport,
+            probes,
+        }) = membership
+        else {
             return std::future::pending().await;
         };
-        let timeout = control.poll_timeout();
+        let due = control.poll_timeout();
         let expiry = async {
-            match timeout {
+            match due {
                 Some(at) => sleep_until(at.into()).await,
                 None => std::future::pending().await,
             }
@@ -48,7 +63,16 @@ impl Membership {
                 }
                 Input::StreamResponse { frame } => control.handle_stream_response(&frame, now()),
             },
+            Some(Ok((node, answers))) = probes.join_next() => control.handle_probe(node, answers, now()),
             () = expiry => control.handle_timeout(now()),
+        }
+    }
+
+    pub(super) fn probe(&mut self, probes: Vec<Probe>) {
+        for Probe { node, address } in probes {
+            if self.probes.len() < MAX_PROBES {
+                self.probes.spawn(async move { (node, is_there(address).await) });
+            }
         }
     }
 
@@ -105,7 +129,11 @@ impl Daemon {
             bindings: self.store.bindings()?,
         };
         let control = Control::new(facts, settings, gossip, stored, fresh, random(), now());
-        Ok(Membership { control, transport })
+        Ok(Membership {
+            control,
+            transport,
+            probes: JoinSet::new(),
+        })
     }
 
     /// Becomes a member and carries out what follows from that at once.
@@ -148,6 +176,15 @@ impl Daemon {
 
     pub(super) fn gossip_address(&self) -> Result<SocketAddr, ApiError> {
         advertise(&self.options)
+    }
+}
+
+/// Whether a host answers a TCP connection, be it with a refusal.
+async fn is_there(address: SocketAddr) -> bool {
+    match timeout(PROBE, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(error)) => error.kind() == std::io::ErrorKind::ConnectionRefused,
+        Err(_) => false,
     }
 }
 

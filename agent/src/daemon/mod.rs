@@ -234,6 +234,7 @@ impl Daemon {
             .context("the agent stops rather than promise what is not on the disk")?;
         }
         membership.send(turn.send);
+        membership.probe(turn.probe);
         if turn.host_changed {
             let state = membership.control.host_state();
             self.changes

@@ -14,6 +14,8 @@ pub enum NodeState {
     Alive,
     /// It did not answer, and has a moment left to refute that.
     Suspect,
+    /// Its agent does not answer, its host does: what runs there is served for half a minute at most.
+    Away,
     /// It is believed dead: its endpoints are out of DNS and services, its blocks are still its own.
     Down,
     /// It said goodbye or was removed.
@@ -22,7 +24,7 @@ pub enum NodeState {
 
 impl NodeState {
     /// Every state, in the order of the documentation.
-    pub const ALL: [Self; 4] = [Self::Alive, Self::Suspect, Self::Down, Self::Left];
+    pub const ALL: [Self; 5] = [Self::Alive, Self::Suspect, Self::Away, Self::Down, Self::Left];
 }
 
 /// A node in a listing.
