@@ -3,7 +3,8 @@
 //! The core is pure: a [`Service`] and, for least connection, the [`Loads`] of its backends give a vector of slots,
 //! the next choices one after the other ([`choices`]). A [`Datapath`] installs it in the network namespaces of the
 //! *clients*, where a packet to a virtual address is translated before it leaves: no extra hop, and the backend sees
-//! the client's own address.
+//! the client's own address. Who is to get connections at all is decided by each backend's own host, with a
+//! [`Monitor`].
 //!
 //! * [`kernel::NftDatapath`] does it with nf_tables, also without root inside a user namespace.
 //!   It sees what sockets of the sandbox itself send, not what a sandbox forwards for others (virtual machines on a
@@ -16,6 +17,7 @@
 
 mod datapath;
 mod fake;
+mod health;
 pub mod kernel;
 mod service;
 mod slots;
@@ -25,6 +27,7 @@ mod tests;
 
 pub use datapath::{Datapath, DatapathError, Written};
 pub use fake::FakeDatapath;
+pub use health::{Health, Monitor, Timing};
 pub use service::{Backend, BackendState, ClientTable, PortMap, Protocol, Scheduler, Service};
 pub use slots::{Candidate, Loads, maglev, round_robin, weighted_round_robin};
 
