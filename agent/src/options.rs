@@ -69,6 +69,8 @@ pub struct AgentOptions {
     pub docker_socket: PathBuf,
     /// What translates virtual addresses; changed by a restart, which no connection notices.
     pub datapath: DatapathChoice,
+    /// Whether the health checks of services may be commands. Every node of the cluster can set such a check.
+    pub health_commands: bool,
     /// How the log is written.
     pub log_format: LogFormat,
 }
@@ -85,6 +87,7 @@ impl Default for AgentOptions {
             docker_plugin: DockerPlugin::Auto,
             docker_socket: DEFAULT_DOCKER_SOCKET.into(),
             datapath: DatapathChoice::Auto,
+            health_commands: false,
             log_format: LogFormat::Text,
         }
     }

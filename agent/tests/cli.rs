@@ -177,9 +177,12 @@ async fn flags_become_the_fields_and_queries_of_requests() {
         "network connect --name web-1 --alias www --ip 10.7.0.130 --ip6 fd00:7::82 --mac 02:42:0a:07:00:82 \
          --service web --weight 2 app pid:7",
         "service create --network app --lb lc --endpoint-mode dnsrr --port http=80:8080 --port 53/udp web",
+        "service create --network app --port 80 --health http=/ready --interval 2s --retries 5 web",
         "service ls --network app",
         "service inspect --network app web",
         "service update --network app --endpoint-mode dnsrr --port 80 web",
+        "service update --health tcp=8080 --timeout 500ms --start-period 1m web",
+        "service update --health none web",
         "service rm --network app web",
     ] {
         assert!(agent.run(line).await.status.success(), "{line}");
@@ -334,6 +337,8 @@ async fn usage_is_exit_code_two_and_help_is_none() {
         ("network create --opt mtu=1400 --opt mtu=1500 app", 2),
         ("network create a.b", 2),
         ("service create --network app a.b", 2),
+        ("service create --network app --health ftp web", 2),
+        ("service create --network app --interval 5s web", 2),
         ("--host unix:///x completion bash", 2),
         ("frobnicate", 2),
     ] {

@@ -2,6 +2,7 @@
 
 mod bed;
 mod crash;
+mod health;
 mod leftovers;
 mod networks;
 mod partition;

@@ -54,12 +54,42 @@ fn one_cluster() {
     two.eventually_in("client", "wget -q -O - http://web.app/");
     one.docker("rename web shop");
     two.eventually_in("client", "wget -q -O - http://shop/");
-    for (host, name) in [(&*one, "s1"), (&*two, "s2")] {
-        let labels = "--label weft.service=pages --label weft.port=8000:80";
+    let labels = "--label weft.service=pages --label weft.port=8000:80 --label weft.health=http=/ \
+                  --label weft.health.interval=200ms";
+    let own_check = "--health-cmd cat</tmp/well --health-interval 1s --health-retries 1";
+    for (host, name, flags) in [(&*one, "s1", ""), (&*two, "s2", own_check)] {
         host.docker(&format!(
-            "run -d --name {name} --network app {labels} {IMAGE} httpd -f -h /www"
+            "run -d --name {name} --network app {labels} {flags} {IMAGE} httpd -f -h /www"
         ));
     }
+    // Docker's own check counts, and the one that the label asks for.
+    let backend_is = |host: &DockerHost, name: &str, state: &str, reason: &str| {
+        host.eventually(&format!("{name} {state}"), || {
+            let service = host.try_weft("service inspect --format json pages")?;
+            let service: serde_json::Value = serde_json::from_str(&service).unwrap();
+            let backends = service["backends"].as_array().unwrap();
+            let is_so = backends.iter().any(|backend| {
+                let why = backend["reason"].as_str().unwrap_or_default();
+                backend["endpoint_name"] == name && backend["state"] == state && why.contains(reason)
+            });
+            Ok(if is_so { String::new() } else { service.to_string() })
+        });
+    };
+    backend_is(one, "s2", "unhealthy", "Docker's health check fails");
+    two.docker("exec s2 busybox touch /tmp/well");
+    backend_is(one, "s2", "ready", "");
+    backend_is(two, "s1", "ready", "");
+    one.docker("exec s1 busybox mv /www/index.html /www/index");
+    backend_is(
+        two,
+        "s1",
+        "unhealthy",
+        "GET / on port 80 was answered with 404 Not Found",
+    );
+    for _ in 0..4 {
+        two.docker("exec client wget -q -O - http://pages:8000/");
+    }
+    one.docker("exec s1 busybox mv /www/index /www/index.html");
     two.eventually_in("client", "wget -q -O - http://pages:8000/");
     one.eventually("two backends of pages", || {
         let service = one.try_weft("service inspect --format json pages")?;

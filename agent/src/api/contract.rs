@@ -34,7 +34,8 @@ macro_rules! for_every_type {
             ClusterLeaveResponse TokenCreateRequest TokenCreateResponse TokenInfo NodeInfo NodeDetail NodeShare
             NodeRemoveQuery NodeRemoveResponse NetworkCreateRequest Subnet NetworkSummary NetworkDetail
             AddressShare NetworkRemoveResponse Endpoint ConnectRequest ConnectResponse EndpointDns
-            DisconnectRequest DisconnectResponse ServiceCreateRequest ServiceUpdateRequest ServiceQuery
+            DisconnectRequest DisconnectResponse HealthCheck HealthUpdate ServiceCreateRequest
+            ServiceUpdateRequest ServiceQuery
             ServicePort ServiceSummary ServiceDetail Backend ServiceRemoveResponse StatusResponse
             ClusterStatus DatapathStatus VersionResponse Event EventObject EventsQuery ApiError ErrorBody
         )

@@ -128,6 +128,9 @@ struct AgentArgs {
     /// What translates the virtual addresses of services; a restart changes it, which no connection notices
     #[arg(long, value_enum, default_value_t)]
     datapath: DatapathChoice,
+    /// Run commands that services have as health checks; whoever is in the cluster can then run them on this host
+    #[arg(long)]
+    health_commands: bool,
     /// How the log is written
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
@@ -172,6 +175,7 @@ impl AgentArgs {
                 Some(path) => DockerPlugin::At(path),
             },
             datapath: self.datapath,
+            health_commands: self.health_commands,
             log_format: self.log_format,
         }
     }

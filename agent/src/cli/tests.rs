@@ -42,7 +42,11 @@ fn every_flag_is_read() {
         "service create --network app --lb lc --endpoint-mode dnsrr --port http=80:8080 --port 53/udp web",
         "service ls --network app -q",
         "service inspect --network app web --format json",
+        "service create --network app --health http=:8080/ready --interval 2s --timeout 500ms --retries 5 \
+         --start-period 1m web",
         "service update --network app --lb wrr --endpoint-mode vip --port 80 web",
+        "service update --health none web",
+        "service update --interval 1s web",
         "service rm --network app web api",
         "status --format json",
         "events --since 2026-11-21T12:15:47Z --no-follow",
@@ -50,7 +54,7 @@ fn every_flag_is_read() {
         "whoami --listen :80 --listen 127.0.0.1:81 --name a --delay 5",
         "whoami --hold",
         "agent --data-dir /d --run-dir /r --socket /s --node-name n --advertise 192.0.2.1 --vxlan-port 4790 \
-         --docker-plugin off --docker-socket /k --datapath nft --log-format json",
+         --docker-plugin off --docker-socket /k --datapath nft --health-commands --log-format json",
         "completion fish",
         "lab up shop.yaml --name shop2",
         "lab down shop",
@@ -155,6 +159,16 @@ fn what_cannot_be_meant_is_refused() {
             "neither tcp nor udp",
         ),
         ("service update web", ErrorKind::MissingRequiredArgument, "--lb"),
+        (
+            "service create --network a --health none web",
+            ErrorKind::ValueValidation,
+            "it is none of tcp, http and cmd",
+        ),
+        (
+            "service update --interval 5 web",
+            ErrorKind::ValueValidation,
+            "expected a time such as",
+        ),
         (
             "join --token T h1",
             ErrorKind::ValueValidation,

@@ -67,7 +67,8 @@ pub enum Change {
     ServiceChanged(NetworkId, ServiceId),
     ServiceRemoved(NetworkId, ServiceId, String),
     EndpointAdded(NetworkId, EndpointId),
-    EndpointChanged(NetworkId, EndpointId),
+    /// With what it was.
+    EndpointChanged(NetworkId, EndpointId, Box<Endpoint>),
     EndpointRemoved(NetworkId, EndpointId, Box<Endpoint>),
     TokensChanged,
     NodeRemoved(NodeId),
@@ -206,7 +207,7 @@ impl Catalogue {
                 };
                 match endpoints.insert(id, endpoint) {
                     None => Some(Change::EndpointAdded(network, id)),
-                    Some(_) => Some(Change::EndpointChanged(network, id)),
+                    Some(was) => Some(Change::EndpointChanged(network, id, Box::new(was))),
                 }
             }
             None => {
@@ -296,6 +297,10 @@ impl Catalogue {
             .into_iter()
             .flatten()
             .map(|(id, endpoint)| (*id, endpoint))
+    }
+
+    pub fn endpoint(&self, network: NetworkId, id: EndpointId) -> Option<&Endpoint> {
+        self.endpoints.get(&network)?.get(&id)
     }
 
     pub fn all_endpoints(&self) -> impl Iterator<Item = (NetworkId, EndpointId, &Endpoint)> {

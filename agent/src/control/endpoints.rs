@@ -9,6 +9,7 @@ use weft_types::{EndpointId, Mac, NetworkId};
 use super::{
     Control, HostReport, Now, Responder,
     catalogue::{Endpoint as Known, Presence},
+    finding::EndpointHealth,
     names,
     networks::overlap,
     operations::{Operation, Stop},
@@ -186,6 +187,10 @@ impl Control {
             weight: request.weight.unwrap_or(1),
             gives_default_route,
             attachment: Attachment::Sandbox(connect.sandbox.clone()),
+            health: EndpointHealth {
+                check: self.first_finding(connect.network, request.service.as_deref(), now),
+                engine: None,
+            },
         };
         let id = EndpointId(self.rng.random());
         self.publish(endpoint_key(connect.network, id), encode(&endpoint), now)?;
@@ -450,11 +455,9 @@ impl Control {
             .filter(|(_, _, endpoint)| endpoint.node == self.me)
     }
 
-    fn endpoint_spec(&self, network: NetworkId, id: EndpointId) -> Option<&EndpointSpec> {
-        self.catalogue
-            .endpoints(network)
-            .find(|(known, _)| *known == id)
-            .map(|(_, endpoint)| &endpoint.spec)
+    pub(super) fn endpoint_spec(&self, network: NetworkId, id: EndpointId) -> Option<&EndpointSpec> {
+        let endpoint = self.catalogue.endpoint(network, id);
+        endpoint.map(|endpoint| &endpoint.spec)
     }
 
     pub(super) fn show_endpoint(&self, network: NetworkId, id: EndpointId, endpoint: &Known) -> Endpoint {

@@ -14,10 +14,15 @@ use crate::api::types::{ClusterJoinResponse, EventKind};
 impl Control {
     /// Drains gossip until nothing follows any more.
     pub(super) fn settle(&mut self, now: Now) {
-        while let Some(output) = self.gossip.poll_output() {
-            match output {
-                weft_gossip::Output::Event(event) => self.on_gossip(event, now),
-                send => self.turn.send.push(send),
+        loop {
+            while let Some(output) = self.gossip.poll_output() {
+                match output {
+                    weft_gossip::Output::Event(event) => self.on_gossip(event, now),
+                    send => self.turn.send.push(send),
+                }
+            }
+            if !self.sync_checks(now) {
+                break;
             }
         }
     }
@@ -125,6 +130,7 @@ impl Control {
 
     fn on_change(&mut self, change: Change, now: Now) {
         self.host_changed();
+        self.note_for_checks(&change);
         match change {
             Change::Node(_) | Change::TokensChanged => {}
             Change::NodeRemoved(node) => {
@@ -167,11 +173,10 @@ impl Control {
                     [("network", network)],
                 );
             }
-            Change::EndpointAdded(network, id) | Change::EndpointChanged(network, id) => {
-                if matches!(change, Change::EndpointAdded(..)) {
-                    self.endpoint_event(EventKind::EndpointConnected, network, id);
-                }
+            Change::EndpointAdded(network, id) => {
+                self.endpoint_event(EventKind::EndpointConnected, network, id);
             }
+            Change::EndpointChanged(network, id, was) => self.health_event(network, id, &was.spec.health),
             Change::EndpointRemoved(network, id, endpoint) => {
                 let network = self
                     .catalogue

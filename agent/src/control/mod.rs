@@ -11,7 +11,9 @@ mod catalogue;
 mod command;
 pub mod docker;
 mod endpoints;
+mod finding;
 mod happenings;
+mod health;
 mod members;
 mod names;
 mod networks;
@@ -46,12 +48,15 @@ use crate::api::{
 };
 
 pub use command::{Command, Responder};
+pub use finding::HealthState;
+pub use health::{HealthProbe, HealthResult, Try};
 pub use pools::Pools;
 pub use views::{DNS_V4, DNS_V6, HostState, Resolver, SandboxTables};
 
 use away::Away;
 use catalogue::{Catalogue, Presence};
 use docker::Docker;
+use health::Checks;
 use operations::Parked;
 use records::SpaceKey;
 pub use spaces::Kept;
@@ -78,6 +83,8 @@ pub struct Settings {
     pub vxlan_port: u16,
     /// The domain that names end in.
     pub domain: String,
+    /// Whether health checks may be commands.
+    pub health_commands: bool,
 }
 
 /// The two clocks: one to measure with, one to show.
@@ -114,6 +121,8 @@ pub struct Turn {
     pub probe: Vec<Probe>,
     /// Whether [`Control::host_state`] has changed.
     pub host_changed: bool,
+    /// What is to be tried on this host, see [`Control::handle_health`].
+    pub health_probes: Vec<HealthProbe>,
     /// What happened, for those who follow `weft events`.
     pub events: Vec<Event>,
     /// Answers to commands; calling one sends it.
@@ -180,6 +189,7 @@ pub struct Control {
     detaching: Vec<(u64, DisconnectResponse, Responder<DisconnectResponse>)>,
     ifnames: BTreeMap<EndpointId, String>,
     docker: Docker,
+    checks: Checks,
     problems: BTreeSet<String>,
     /// Those of `problems` that the last report of the kernel named.
     host_problems: BTreeSet<String>,
@@ -254,6 +264,7 @@ impl Control {
             detaching: Vec::new(),
             ifnames: BTreeMap::new(),
             docker: Docker::new(stored.bindings),
+            checks: Checks::default(),
             problems: BTreeSet::new(),
             host_problems: BTreeSet::new(),
             generation: 1,

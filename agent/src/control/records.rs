@@ -12,7 +12,8 @@ use weft_gossip::Key;
 use weft_ipam::Block;
 use weft_types::{EndpointId, Mac, NetworkId, NodeId, ServiceId, Vni};
 
-use crate::api::types::{EndpointMode, Scheduler, ServicePort};
+use super::finding::EndpointHealth;
+use crate::api::types::{EndpointMode, HealthCheck, Scheduler, ServicePort};
 
 /// The scope of records that concern the whole cluster.
 pub const CLUSTER: NetworkId = NetworkId([0; 16]);
@@ -121,6 +122,7 @@ pub struct ServiceSpec {
     pub scheduler: Scheduler,
     pub mode: EndpointMode,
     pub ports: Vec<ServicePort>,
+    pub health: Option<HealthCheck>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,6 +138,7 @@ pub struct EndpointSpec {
     pub gives_default_route: bool,
     /// Read by its own node only.
     pub attachment: Attachment,
+    pub health: EndpointHealth,
 }
 
 /// How an endpoint's interface gets to where it is used.

@@ -1,6 +1,6 @@
 //! Services: making, changing, showing and removing them.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 use rand::RngExt;
@@ -43,6 +43,7 @@ impl Control {
     fn new_service(&mut self, request: ServiceCreateRequest) -> Result<SetService, ApiError> {
         check_name("a service", &request.name)?;
         check_ports(&request.name, &request.ports)?;
+        self.check_health(&request.name, request.health.as_ref(), &request.ports)?;
         let network = names::network(&self.catalogue, &request.network)?;
         if self.catalogue.services(network).count() >= MAX_SERVICES {
             return Err(ApiError::exhausted(format!(
@@ -60,6 +61,7 @@ impl Control {
             scheduler: request.scheduler,
             mode: request.endpoint_mode,
             ports: request.ports,
+            health: request.health,
         };
         Ok(SetService {
             id: ServiceId(self.rng.random()),
@@ -100,6 +102,11 @@ impl Control {
         if let Some(mode) = request.endpoint_mode {
             spec.mode = mode;
         }
+        if let Some(change) = request.health {
+            spec.health = change.apply(&spec.name, spec.health)?;
+        }
+        // Also where the ports change: a check may be of the first of them.
+        self.check_health(&spec.name, spec.health.as_ref(), &spec.ports)?;
         Ok(SetService {
             id,
             spec,
@@ -213,10 +220,10 @@ impl Control {
 
     pub(super) fn service_summary(&self, id: ServiceId, spec: &ServiceSpec) -> ServiceSummary {
         let backends = self.backends(spec.network, &spec.name);
-        let ready = backends
-            .iter()
-            .filter(|backend| backend.state == BackendState::Ready)
-            .count();
+        let mut states = BTreeMap::new();
+        for backend in &backends {
+            *states.entry(backend.state).or_insert(0) += 1;
+        }
         ServiceSummary {
             id,
             name: spec.name.clone(),
@@ -227,7 +234,9 @@ impl Control {
             vips: spec.vips.clone(),
             ports: spec.ports.clone(),
             backend_count: backends.len() as u32,
-            ready_count: ready as u32,
+            ready_count: states.get(&BackendState::Ready).copied().unwrap_or(0),
+            health: spec.health.clone(),
+            backend_states: states,
         }
     }
 
@@ -251,19 +260,20 @@ impl Control {
             .endpoints(network)
             .filter(|(_, endpoint)| endpoint.spec.service.as_deref() == Some(service));
         serving
-            .map(|(endpoint_id, endpoint)| Backend {
-                endpoint_id,
-                endpoint_name: endpoint.spec.name.clone(),
-                node_id: endpoint.node,
-                node_name: self.catalogue.node_name(endpoint.node),
-                addresses: endpoint.spec.addresses.iter().map(IpNet::addr).collect(),
-                weight: endpoint.spec.weight,
-                state: if self.serves(endpoint.node) {
-                    BackendState::Ready
-                } else {
-                    BackendState::Down
-                },
-                open_connections: None,
+            .map(|(endpoint_id, endpoint)| {
+                let (reason, since) = self.backend_reason(endpoint);
+                Backend {
+                    endpoint_id,
+                    endpoint_name: endpoint.spec.name.clone(),
+                    node_id: endpoint.node,
+                    node_name: self.catalogue.node_name(endpoint.node),
+                    addresses: endpoint.spec.addresses.iter().map(IpNet::addr).collect(),
+                    weight: endpoint.spec.weight,
+                    state: self.backend_state(endpoint),
+                    open_connections: None,
+                    reason,
+                    since,
+                }
             })
             .collect()
     }

@@ -20,6 +20,7 @@ impl Control {
             self.leaving.as_ref().map(|(at, ..)| *at),
             self.unsaved_since.map(|since| since + SAVE_AFTER),
             Some(self.next_look),
+            self.checks.poll_timeout(),
             self.spaces.poll_timeout(),
             self.parked.iter().map(|parked| parked.deadline).min(),
         ]
@@ -59,6 +60,7 @@ impl Control {
             self.expire_leases(now);
         }
         self.ask_hosts(now);
+        self.check_what_is_due(now);
         self.seek_on(now);
         self.expire_operations(now);
         self.settle(now);

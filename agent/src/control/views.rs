@@ -16,7 +16,7 @@ use super::{
     catalogue::Endpoint,
     records::{Attachment, DockerSpec, NetworkSpec, SandboxSpec},
 };
-use crate::api::types::{EndpointMode, Protocol, Scheduler, ServicePort};
+use crate::api::types::{BackendState, EndpointMode, Protocol, Scheduler, ServicePort};
 
 /// Where the agent answers names, the same in all networks and on all hosts.
 pub const DNS_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 53, 53);
@@ -222,11 +222,13 @@ impl Control {
                 endpoint: id,
                 addrs: endpoint.spec.addresses.iter().map(IpNet::addr).collect(),
                 weight: NonZeroU16::new(endpoint.spec.weight).unwrap_or(NonZeroU16::MIN),
-                state: match (self.serves(endpoint.node), endpoint.spec.weight) {
-                    (false, _) => weft_lb::BackendState::Down,
+                state: match (self.backend_state(endpoint), endpoint.spec.weight) {
+                    (BackendState::Down, _) => weft_lb::BackendState::Down,
+                    // What is open to it may still be answered.
+                    (BackendState::Starting | BackendState::Unhealthy, _) => weft_lb::BackendState::Draining,
                     // As in IPVS: no weight, no new connections.
-                    (true, 0) => weft_lb::BackendState::Draining,
-                    (true, _) => weft_lb::BackendState::Active,
+                    (BackendState::Ready, 0) => weft_lb::BackendState::Draining,
+                    (BackendState::Ready, _) => weft_lb::BackendState::Active,
                 },
             })
             .collect()

@@ -122,6 +122,7 @@ impl Daemon {
             underlay_mtu: super::host::underlay_mtu(gossip_address.ip()),
             vxlan_port: self.options.vxlan_port,
             domain: DOMAIN.to_owned(),
+            health_commands: self.options.health_commands,
         };
         let stored = Stored {
             records: self.store.records()?,

@@ -5,6 +5,7 @@
 
 mod cluster;
 mod events;
+mod health;
 mod host;
 mod join;
 mod names;
@@ -31,12 +32,13 @@ use weft_gossip::Identity;
 
 use crate::{
     api::ApiError,
-    control::{Now, docker::DockerCommand},
+    control::{HealthResult, Now, docker::DockerCommand},
     docker::{self, Owner, Plugin, Watcher},
     options::{AgentOptions, DockerPlugin, LogFormat},
 };
 use cluster::Membership;
 use events::EventLog;
+use health::Prober;
 use host::HostThread;
 use names::Names;
 use resolv::ResolverFiles;
@@ -101,6 +103,7 @@ struct Daemon {
     host: HostThread,
     names: Names,
     resolvers: ResolverFiles,
+    prober: Prober,
     events: EventLog,
     started: Now,
     _api: Api,
@@ -144,6 +147,7 @@ impl Daemon {
             host,
             names: Names::new(DOMAIN),
             resolvers: ResolverFiles::new(resolv::ROOT),
+            prober: Prober::new(options.health_commands),
             events,
             started: now(),
             options,
@@ -182,6 +186,7 @@ impl Daemon {
                 Some(attempt) = self.joins.recv() => self.on_join(attempt).await?,
                 Some(command) = self.docker.recv() => self.on_docker(command),
                 report = self.host.report() => self.on_report(report),
+                result = self.prober.result() => self.on_health(result),
                 () = Membership::progress(&mut self.membership) => {}
             }
             self.carry_out().await?;
@@ -218,6 +223,12 @@ impl Daemon {
         }
     }
 
+    fn on_health(&mut self, result: HealthResult) {
+        if let Some(membership) = &mut self.membership {
+            membership.control.handle_health(result, now());
+        }
+    }
+
     /// Carries out what the control decided, in the order that keeps promises: disk, network, kernel,
     /// answers.
     async fn carry_out(&mut self) -> anyhow::Result<()> {
@@ -242,6 +253,9 @@ impl Daemon {
             self.names.publish(&state);
             self.host.apply(state);
             self.resolvers.set(membership.control.resolvers());
+        }
+        for probe in turn.health_probes {
+            self.prober.start(probe);
         }
         for mut event in turn.events {
             event.time = SystemTime::now().into();

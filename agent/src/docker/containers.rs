@@ -16,9 +16,10 @@ use super::{
 use crate::{
     api::{
         ErrorKind,
-        types::{Scheduler, ServiceCreateRequest, ServicePort},
+        types::{HealthCheck, Scheduler, ServiceCreateRequest, ServicePort},
     },
     control::{
+        HealthState,
         docker::{Description, DockerCommand},
         records::SandboxSpec,
     },
@@ -136,10 +137,8 @@ impl Containers {
         let short = container.id.get(..12).unwrap_or(&container.id);
         let aliases = attached.aliases.iter().map(String::as_str);
         let aliases = aliases.chain(compose).chain([short, &container.config.hostname]);
-        let is_well = container.state.health.as_ref();
-        let is_well = is_well.is_none_or(|health| ["healthy", "none", ""].contains(&health.status.as_str()));
         let weight = match label("weft.weight").map(str::parse::<u16>) {
-            _ if !is_well || self.stopping.contains(&container.id) => 0,
+            _ if self.stopping.contains(&container.id) => 0,
             Some(Ok(weight)) => weight,
             Some(Err(_)) => {
                 tracing::warn!(
@@ -161,6 +160,7 @@ impl Containers {
             service: service.clone(),
             weight,
             sandbox: sandbox_of(container),
+            health: health_of(container),
         };
         if let Some(service) = service.filter(|_| is_service) {
             self.make_service(service, container, attached, owner).await?;
@@ -222,6 +222,47 @@ fn endpoint_of(attached: &Attached) -> Option<EndpointId> {
     attached.endpoint.get(..32)?.parse().ok()
 }
 
+/// What Docker's health check of a container says, if it has one.
+fn health_of(container: &Container) -> Option<HealthState> {
+    match container.state.health.as_ref()?.status.as_str() {
+        "starting" => Some(HealthState::Starting),
+        "healthy" => Some(HealthState::Healthy),
+        "unhealthy" => Some(HealthState::Unhealthy),
+        _ => None,
+    }
+}
+
+/// How the label `weft.health` and those that begin with it want a service's containers to be checked.
+fn health_check(labels: &BTreeMap<String, String>) -> Result<Option<HealthCheck>, String> {
+    let Some(test) = labels.get("weft.health") else {
+        return Ok(None);
+    };
+    let mut check = HealthCheck::new(test.parse().map_err(|error| format!("weft.health: {error}"))?);
+    let HealthCheck {
+        interval_ms,
+        timeout_ms,
+        start_period_ms,
+        retries,
+        ..
+    } = &mut check;
+    for (name, value) in [
+        ("interval", interval_ms),
+        ("timeout", timeout_ms),
+        ("start-period", start_period_ms),
+    ] {
+        if let Some(text) = labels.get(&format!("weft.health.{name}")) {
+            let time = humantime::parse_duration(text).ok();
+            let ms = time.and_then(|time| u32::try_from(time.as_millis()).ok());
+            *value = ms.ok_or_else(|| format!("weft.health.{name}=`{text}` is not a time such as 5s"))?;
+        }
+    }
+    if let Some(text) = labels.get("weft.health.retries") {
+        let number = text.parse();
+        *retries = number.map_err(|_| format!("weft.health.retries=`{text}` is not a number"))?;
+    }
+    Ok(Some(check))
+}
+
 /// The container's namespace: where dockerd keeps it if that can be seen from here, else its process's.
 fn sandbox_of(container: &Container) -> Option<SandboxSpec> {
     let kept = target::resolve(&container.network_settings.sandbox_key);
@@ -251,5 +292,6 @@ fn service_request(
         scheduler,
         endpoint_mode: Default::default(),
         ports: ports.collect::<Result<_, _>>()?,
+        health: health_check(labels)?,
     })
 }

@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::model::{AttachmentSpec, LabFile, NetworkSpec, ServiceSpec, Underlay, Workload};
-use crate::api::types::{EndpointMode, Scheduler};
+use crate::api::types::{EndpointMode, HealthCheck, HealthTest, Scheduler};
 
 /// The port that services answer on when the file does not say.
 pub const DEFAULT_PORT: u16 = 80;
@@ -67,6 +67,8 @@ pub struct ServicePlan {
     pub endpoint_mode: EndpointMode,
     /// How its backends are chosen.
     pub lb: Scheduler,
+    /// How its replicas are checked.
+    pub health: Option<HealthCheck>,
     /// Names of its replicas.
     pub replicas: Vec<String>,
 }
@@ -137,6 +139,7 @@ pub fn resolve(lab: &LabFile, name: &str) -> Topology {
             network: attachment.network.clone(),
             endpoint_mode: service.endpoint_mode,
             lb: service.lb,
+            health: service.health.clone().map(|check| with_port(check, service.port)),
             replicas: replicas
                 .iter()
                 .filter(|one| one.service == service.name)
@@ -199,6 +202,14 @@ fn replica(service: &ServiceSpec, index: usize, host: &str) -> ReplicaPlan {
         delay_ms: nth(&service.delays_ms, index).unwrap_or(0),
         attachments,
     }
+}
+
+/// A service of a lab has no ports of its own, so its check names the one that replicas listen on.
+fn with_port(mut check: HealthCheck, of_service: Option<u16>) -> HealthCheck {
+    if let HealthTest::Tcp { port } | HealthTest::Http { port, .. } = &mut check.test {
+        port.get_or_insert(of_service.unwrap_or(DEFAULT_PORT));
+    }
+    check
 }
 
 /// The value for one replica: its own, or the last one given.

@@ -31,6 +31,12 @@ pub enum EventKind {
     /// An endpoint was detached.
     #[serde(rename = "endpoint.disconnected")]
     EndpointDisconnected,
+    /// An endpoint's health check passes again, or there is none any more.
+    #[serde(rename = "endpoint.healthy")]
+    EndpointHealthy,
+    /// An endpoint's health check fails: it gets no new connections.
+    #[serde(rename = "endpoint.unhealthy")]
+    EndpointUnhealthy,
     /// A service was made, or learnt of.
     #[serde(rename = "service.created")]
     ServiceCreated,
@@ -50,7 +56,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind, in the order of the documentation.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::NodeAlive,
         Self::NodeSuspect,
         Self::NodeDown,
@@ -59,6 +65,8 @@ impl EventKind {
         Self::NetworkRemoved,
         Self::EndpointConnected,
         Self::EndpointDisconnected,
+        Self::EndpointHealthy,
+        Self::EndpointUnhealthy,
         Self::ServiceCreated,
         Self::ServiceUpdated,
         Self::ServiceRemoved,

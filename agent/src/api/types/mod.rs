@@ -15,6 +15,7 @@ macro_rules! display_as_serialized {
 
 mod cluster;
 mod event;
+mod health;
 mod network;
 mod node;
 mod port;
@@ -23,6 +24,7 @@ mod status;
 
 pub use cluster::*;
 pub use event::*;
+pub use health::*;
 pub use network::*;
 pub use node::*;
 pub use port::{ParsePortError, Protocol, ServicePort};

@@ -1,9 +1,11 @@
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 use weft_types::{EndpointId, NetworkId, NodeId, ServiceId};
 
-use super::ServicePort;
+use crate::api::Timestamp;
+
+use super::{HealthCheck, HealthUpdate, ServicePort};
 
 /// How a service chooses the backend of a new connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -58,6 +60,9 @@ pub struct ServiceCreateRequest {
     /// Its ports. When empty, every TCP and UDP port of its address leads to the same port of a backend.
     #[serde(default)]
     pub ports: Vec<ServicePort>,
+    /// How its backends are checked; without a check every backend counts as healthy.
+    #[serde(default)]
+    pub health: Option<HealthCheck>,
 }
 
 /// `PATCH /v1/services/{ref}`: change a service while it is in use. What is not given stays.
@@ -73,6 +78,9 @@ pub struct ServiceUpdateRequest {
     /// All its ports from now on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ports: Option<Vec<ServicePort>>,
+    /// How its backends are checked from now on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthUpdate>,
 }
 
 /// The query of every request under `/v1/services`.
@@ -107,6 +115,10 @@ pub struct ServiceSummary {
     pub backend_count: u32,
     /// How many of them get new connections.
     pub ready_count: u32,
+    /// How its backends are checked; null when they are not.
+    pub health: Option<HealthCheck>,
+    /// How many of its backends are in each state; states that none is in are left out.
+    pub backend_states: BTreeMap<BackendState, u32>,
 }
 
 /// A service with its backends: `GET /v1/services/{ref}`.
@@ -122,18 +134,22 @@ pub struct ServiceDetail {
 }
 
 /// Whether a backend gets new connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BackendState {
     /// It does.
     Ready,
+    /// Not yet: its health check has not passed so far.
+    Starting,
+    /// It does not: its health check fails. What is open to it stays open.
+    Unhealthy,
     /// It does not: its node is down.
     Down,
 }
 
 impl BackendState {
     /// Every state, in the order of the documentation.
-    pub const ALL: [Self; 2] = [Self::Ready, Self::Down];
+    pub const ALL: [Self; 4] = [Self::Ready, Self::Starting, Self::Unhealthy, Self::Down];
 }
 
 /// An endpoint that serves a service.
@@ -155,6 +171,10 @@ pub struct Backend {
     pub state: BackendState,
     /// Connections from this host that are open to it; null where the datapath does not count them.
     pub open_connections: Option<u64>,
+    /// Why it is in that state; null where there is nothing to say.
+    pub reason: Option<String>,
+    /// Since when its health is what it is, by its own host's clock; null where it is not checked.
+    pub since: Option<Timestamp>,
 }
 
 /// A service that was removed.

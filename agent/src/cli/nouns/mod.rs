@@ -2,6 +2,7 @@
 
 pub(super) mod cluster;
 pub(super) mod event;
+mod health;
 pub(super) mod network;
 pub(super) mod node;
 pub(super) mod service;

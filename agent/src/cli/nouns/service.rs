@@ -1,9 +1,10 @@
 use clap::{ArgGroup, Args, Subcommand};
 
+use super::health::{HealthArgs, HealthUpdateArgs, states};
 use crate::{
     api::types::{
-        EndpointMode, Scheduler, ServiceCreateRequest, ServiceDetail, ServicePort, ServiceSummary,
-        ServiceUpdateRequest, check_name,
+        EndpointMode, HealthCheck, Scheduler, ServiceCreateRequest, ServiceDetail, ServicePort,
+        ServiceSummary, ServiceUpdateRequest, check_name,
     },
     cli::{
         failure::Failure,
@@ -34,9 +35,14 @@ Examples:
   weft service create --network app --port http=80:8080 web
   weft service create --network app --lb lc --port 80 --port 53/udp api
   weft network connect app blue --service web         (makes it a backend)
+  weft service create --network app --port 80 --health http=/ready --interval 2s shop
   weft service update --lb lc web
+  weft service update --health tcp web                (--health none: no check any more)
   weft service inspect web
   weft service rm web
+
+Health checks: tcp connects, http wants a status from 200 to 399, cmd wants exit code 0 of a command that runs
+on the backend's host in its network namespace; agents run commands if started with --health-commands.
 
 Schedulers: rr one after the other, wrr each as often as its weight says, lc fewest open connections.";
 
@@ -57,6 +63,8 @@ pub(in crate::cli) struct CreateArgs {
     /// A port of the service and the port its backends listen on [default: every port]
     #[arg(long = "port", value_name = "[NAME=]PORT[:TARGET][/PROTO]")]
     ports: Vec<ServicePort>,
+    #[command(flatten)]
+    health: HealthArgs,
 }
 
 /// What `weft service ls` takes.
@@ -81,7 +89,7 @@ pub(in crate::cli) struct InspectArgs {
 
 /// What `weft service update` takes.
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("change").args(["scheduler", "endpoint_mode", "ports"]).required(true).multiple(true)))]
+#[command(group(ArgGroup::new("change").args(["scheduler", "endpoint_mode", "ports", "health", "interval", "timeout", "retries", "start_period"]).required(true).multiple(true)))]
 pub(in crate::cli) struct UpdateArgs {
     /// Its name, id or the beginning of its id
     service: String,
@@ -96,6 +104,8 @@ pub(in crate::cli) struct UpdateArgs {
     /// Its ports from now on: give all of them
     #[arg(long = "port", value_name = "[NAME=]PORT[:TARGET][/PROTO]")]
     ports: Vec<ServicePort>,
+    #[command(flatten)]
+    health: HealthUpdateArgs,
 }
 
 /// What `weft service rm` takes.
@@ -122,6 +132,7 @@ pub(in crate::cli) fn run(session: &Session, command: ServiceCommand) -> Result<
             check_name("a service", &args.name)?;
             let request = ServiceCreateRequest {
                 network: args.network,
+                health: args.health.check(&args.name)?,
                 name: args.name,
                 scheduler: args.scheduler,
                 endpoint_mode: args.endpoint_mode,
@@ -155,6 +166,7 @@ pub(in crate::cli) fn run(session: &Session, command: ServiceCommand) -> Result<
                 scheduler: args.scheduler,
                 endpoint_mode: args.endpoint_mode,
                 ports: Some(args.ports).filter(|ports| !ports.is_empty()),
+                health: args.health.update(),
             };
             let doing = format!("changing service {}", args.service);
             let network = args.which.network.as_deref();
@@ -162,12 +174,13 @@ pub(in crate::cli) fn run(session: &Session, command: ServiceCommand) -> Result<
                 client.service_update(&args.service, network, &request).await
             })?;
             print(&format!(
-                "changed service {} on {}: {}, {}, ports {}\n",
+                "changed service {} on {}: {}, {}, ports {}, health {}\n",
                 answer.name,
                 answer.network_name,
                 answer.scheduler,
                 answer.endpoint_mode,
                 ports(&answer.ports),
+                health(answer.health.as_ref()),
             ))
         }
         ServiceCommand::Rm(args) => session.each(&args.services, |service| {
@@ -212,7 +225,7 @@ pub(in crate::cli) fn service_table(services: &[ServiceSummary]) -> Table<8> {
             service.scheduler.to_string(),
             join(&service.vips),
             ports(&service.ports),
-            format!("{}/{} ready", service.ready_count, service.backend_count),
+            states(service.backend_count, &service.backend_states),
         ]);
     }
     table
@@ -224,6 +237,10 @@ fn ports(ports: &[ServicePort]) -> String {
     } else {
         join(ports)
     }
+}
+
+fn health(check: Option<&HealthCheck>) -> String {
+    check.map_or_else(|| "not checked".to_owned(), HealthCheck::to_string)
 }
 
 fn show(service: &ServiceDetail) -> String {
@@ -243,6 +260,7 @@ fn show(service: &ServiceDetail) -> String {
         .add("scheduler", service.summary.scheduler)
         .add("vips", join(&service.summary.vips))
         .add("ports", ports(&service.summary.ports))
+        .add("health", health(service.summary.health.as_ref()))
         .add("made", format!("on node {}", service.created_by.short()));
     let mut backends = Table::new([
         "ENDPOINT",
@@ -250,7 +268,9 @@ fn show(service: &ServiceDetail) -> String {
         "ADDRESSES",
         "WEIGHT",
         "STATE",
+        "SINCE",
         "OPEN CONNECTIONS",
+        "WHY",
     ]);
     for backend in &service.backends {
         backends.row([
@@ -259,10 +279,12 @@ fn show(service: &ServiceDetail) -> String {
             join(&backend.addresses),
             backend.weight.to_string(),
             backend.state.to_string(),
+            backend.since.map(|since| since.to_string()).unwrap_or_default(),
             backend
                 .open_connections
                 .map(|number| number.to_string())
                 .unwrap_or_default(),
+            backend.reason.clone().unwrap_or_default(),
         ]);
     }
     format!("{}\nbackends\n{}", facts.render(), backends.render("  "))

@@ -2,7 +2,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU16, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -10,7 +10,7 @@ use std::{
 use axum::{
     Json, Router,
     extract::{ConnectInfo, Query, Request, State, connect_info::Connected},
-    http::{HeaderMap, header::ACCEPT},
+    http::{HeaderMap, StatusCode, header::ACCEPT},
     response::{IntoResponse, Response},
     routing::get,
     serve::IncomingStream,
@@ -32,6 +32,8 @@ pub(super) struct Identity {
     /// How long an answer takes; none is for ever.
     delay: Option<Duration>,
     served: AtomicU64,
+    /// The status that `/health` is answered with.
+    health: AtomicU16,
 }
 
 impl Identity {
@@ -41,6 +43,7 @@ impl Identity {
             hostname: hostname(),
             delay: delay.map(|delay| delay.min(MAX_DELAY)),
             served: AtomicU64::new(0),
+            health: AtomicU16::new(StatusCode::OK.as_u16()),
         }
     }
 
@@ -115,8 +118,36 @@ pub(super) fn router(identity: Arc<Identity>) -> Router {
     );
     Router::new()
         .route("/slow", slow)
+        .route("/health", get(health).put(set_health))
         .fallback(reply)
         .with_state(identity)
+}
+
+/// As any other path while all is well.
+async fn health(
+    State(identity): State<Arc<Identity>>,
+    ends: ConnectInfo<Ends>,
+    headers: HeaderMap,
+    wish: Query<Wish>,
+    request: Request,
+) -> Response {
+    let status = StatusCode::from_u16(identity.health.load(Ordering::Relaxed)).unwrap_or_default();
+    let mut answer = reply(State(identity), ends, headers, wish, request).await;
+    *answer.status_mut() = status;
+    answer
+}
+
+async fn set_health(State(identity): State<Arc<Identity>>, body: String) -> Response {
+    let status = body
+        .trim()
+        .parse()
+        .ok()
+        .filter(|status| (200..600).contains(status));
+    let Some(status) = status else {
+        return ApiError::invalid("the body is not a status from 200 to 599").into_response();
+    };
+    identity.health.store(status, Ordering::Relaxed);
+    StatusCode::NO_CONTENT.into_response()
 }
 
 async fn reply(

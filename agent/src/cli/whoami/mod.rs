@@ -35,6 +35,7 @@ Examples:
   curl http://127.0.0.1:8080/                   (text)
   curl http://127.0.0.1:8080/?format=json       (or: Accept: application/json)
   curl http://127.0.0.1:8080/slow?ms=500        (answers half a second later)
+  curl -X PUT -d 503 http://127.0.0.1:8080/health   (from then on /health answers 503)
 
 On UDP, the datagram `whoami` is answered with the same JSON; any other comes back as it was.";
 

@@ -94,6 +94,33 @@ async fn answers_late_when_told_to() {
 }
 
 #[tokio::test]
+async fn says_that_it_is_not_well_when_told_to() {
+    let server = serve("127.0.0.1:0", |_| {});
+    let here = server.addresses[0];
+    let ask = async |method: &str, path: &str, body: &str| {
+        let work = async {
+            let mut stream = TcpStream::connect(here).await.unwrap();
+            let length = body.len();
+            let request = format!(
+                "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+            );
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer["HTTP/1.1 ".len()..][..3].to_owned()
+        };
+        timeout(DEADLINE, work).await.unwrap()
+    };
+    assert_eq!(ask("GET", "/health", "").await, "200");
+    assert_eq!(ask("PUT", "/health", "503").await, "204");
+    assert_eq!(ask("GET", "/health", "").await, "503");
+    assert_eq!(ask("GET", "/", "").await, "200");
+    assert_eq!(ask("PUT", "/health", "well").await, "400");
+    assert_eq!(ask("PUT", "/health", "200").await, "204");
+    assert_eq!(ask("GET", "/health", "").await, "200");
+}
+
+#[tokio::test]
 async fn a_backend_that_hangs_takes_the_request_and_keeps_the_connection() {
     let server = serve("127.0.0.1:0", |args| args.hold = true);
     let mut stream = TcpStream::connect(server.addresses[0]).await.unwrap();

@@ -10,6 +10,7 @@ use super::{
     super::{
         Control, HostReport, Now, Responder,
         endpoints::{MAX_ALIASES, MAX_LOCAL_ENDPOINTS},
+        finding::{EndpointHealth, Finding, HealthState},
         operations::Stop,
         records::{Attachment, DockerSpec, EndpointSpec, JoinedSpec, SandboxSpec, encode, endpoint_key},
         views::{DNS_V4, DNS_V6},
@@ -63,6 +64,8 @@ pub struct Description {
     pub service: Option<String>,
     pub weight: u16,
     pub sandbox: Option<SandboxSpec>,
+    /// What Docker's own health check says, where the container has one.
+    pub health: Option<HealthState>,
 }
 
 pub(in super::super) struct EndpointTask {
@@ -184,6 +187,7 @@ impl Control {
                 ifname: interface_name(id),
                 ..DockerSpec::default()
             }),
+            health: EndpointHealth::default(),
         };
         self.publish(endpoint_key(network, id), encode(&endpoint), now)?;
         for net in &endpoint.addresses {
@@ -221,12 +225,21 @@ impl Control {
             }
         }
         docker.sandbox = description.sandbox.or(docker.sandbox);
+        let mut health = known.health.clone();
+        if known.service != description.service {
+            health.check = self.first_finding(network, description.service.as_deref(), now);
+        }
+        if health.engine.as_ref().map(|engine| engine.state) != description.health {
+            let says = |state| Finding::new(state, engine_reason(state), now.unix_millis);
+            health.engine = description.health.map(says);
+        }
         let described = EndpointSpec {
             name,
             aliases,
             service: description.service,
             weight: description.weight,
             attachment: Attachment::Docker(docker),
+            health,
             ..known.clone()
         };
         if described != known {
@@ -356,6 +369,14 @@ impl Control {
                 self.reply(to, Err(error));
             }
         }
+    }
+}
+
+fn engine_reason(state: HealthState) -> &'static str {
+    match state {
+        HealthState::Healthy => "",
+        HealthState::Starting => "Docker's health check has not passed yet",
+        HealthState::Unhealthy => "Docker's health check fails",
     }
 }
 

@@ -4,6 +4,7 @@
 //! harmless, or refused with a reason (`tables`); none is ignored in silence.
 
 mod fields;
+mod health;
 mod networks;
 mod services;
 mod tables;

@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use crate::api::types::{EndpointMode, Scheduler};
+use crate::api::types::{EndpointMode, HealthTest, Scheduler};
 
 use super::{
     super::model::{AttachmentSpec, NetworkSpec, ServiceSpec, Workload},
     FileError,
     fields::{Reader, did_you_mean},
+    health::{self, Healthcheck},
     networks, tables,
     tree::{Entry, Node, Pos, Value},
 };
@@ -80,12 +81,15 @@ fn read_service(
         endpoint_mode: EndpointMode::default(),
         lb: Scheduler::default(),
         port: None,
+        health: None,
         weights: vec![1],
         delays_ms: vec![0],
         allowed_hosts: hosts.to_vec(),
     };
-    let (mut command, mut entrypoint, mut builtin) = (None, None, None);
+    let (mut command, mut entrypoint) = (None, None);
     let mut networks_at = None;
+    let (mut healthcheck, mut health_at) = (Healthcheck::default(), pos);
+    let mut x_weft = XWeft::default();
     for Entry { key, value, .. } in reader.fields(node, &what, tables::SERVICE)? {
         let field = format!("`{key}` of {what}");
         match &**key {
@@ -99,11 +103,21 @@ fn read_service(
             }
             "networks" => networks_at = Some(value),
             "deploy" => read_deploy(reader, value, &mut service, hosts)?,
-            "x-weft" => builtin = read_x_weft(reader, value, &mut service, hosts)?,
+            "healthcheck" => {
+                healthcheck = health::read(reader, value, &what)?;
+                health_at = value.pos;
+            }
+            "x-weft" => x_weft = read_x_weft(reader, value, &mut service, hosts)?,
             _ => {}
         }
     }
-    service.workload = match (builtin, command, entrypoint) {
+    service.health = healthcheck.finish(x_weft.health);
+    if let Some(check) = &service.health {
+        check
+            .check_times(name)
+            .map_err(|error| reader.error(health_at, error.message))?;
+    }
+    service.workload = match (x_weft.builtin, command, entrypoint) {
         (Some(builtin), None, None) => builtin,
         (Some(_), ..) => {
             return Err(reader.error(
@@ -367,20 +381,27 @@ fn hosts_left(reader: &Reader, pos: Pos, service: &ServiceSpec) -> Result<(), Fi
     Ok(())
 }
 
+/// What `x-weft` says that something else in the service decides about too.
+#[derive(Default)]
+struct XWeft {
+    builtin: Option<Workload>,
+    health: Option<HealthTest>,
+}
+
 fn read_x_weft(
     reader: &mut Reader,
     node: &Node,
     service: &mut ServiceSpec,
     hosts: &[String],
-) -> Result<Option<Workload>, FileError> {
+) -> Result<XWeft, FileError> {
     let what = format!("`x-weft` of service `{}`", service.name);
-    let mut builtin = None;
+    let mut found = XWeft::default();
     for Entry { key, value, .. } in reader.fields(node, &what, tables::SERVICE_X_WEFT)? {
         let field = format!("`{key}` in {what}");
         match &**key {
             "builtin" => {
                 let names = [("whoami", 0), ("idle", 1)];
-                builtin = Some(match reader.choice(value, &field, &names)? {
+                found.builtin = Some(match reader.choice(value, &field, &names)? {
                     0 => Workload::Whoami,
                     _ => Workload::Idle,
                 });
@@ -389,6 +410,7 @@ fn read_x_weft(
                 let names = Scheduler::ALL.map(|scheduler| (scheduler.to_string(), scheduler));
                 service.lb = reader.choice(value, &field, &names)?;
             }
+            "health" => found.health = Some(health::read_test(reader, value, &field)?),
             "port" => service.port = Some(reader.number(value, &field, 1, 65_535)? as u16),
             "weight" => {
                 let weights = reader.numbers(value, &field, 0, 1000)?;
@@ -408,5 +430,5 @@ fn read_x_weft(
             _ => {}
         }
     }
-    Ok(builtin)
+    Ok(found)
 }

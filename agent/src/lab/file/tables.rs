@@ -35,6 +35,7 @@ pub(super) const SERVICE: Table = &[
     ("hostname", Use),
     ("networks", Use),
     ("deploy", Use),
+    ("healthcheck", Use),
     ("x-weft", Use),
     ("image", Note(NO_ENGINE)),
     ("build", Note(NO_ENGINE)),
@@ -62,10 +63,6 @@ pub(super) const SERVICE: Table = &[
     (
         "ports",
         Refuse("published ports are not built yet; call the service by name from inside the lab"),
-    ),
-    (
-        "healthcheck",
-        Refuse("health checks are not built yet; without one a running replica counts as healthy"),
     ),
     (
         "restart",
@@ -126,6 +123,20 @@ pub(super) const SERVICE_X_WEFT: Table = &[
     ("weight", Use),
     ("delay_ms", Use),
     ("port", Use),
+    ("health", Use),
+];
+
+pub(super) const HEALTHCHECK: Table = &[
+    ("test", Use),
+    ("interval", Use),
+    ("timeout", Use),
+    ("retries", Use),
+    ("start_period", Use),
+    ("disable", Use),
+    (
+        "start_interval",
+        Note("a replica that was never healthy is checked every second"),
+    ),
 ];
 
 pub(super) const ATTACHMENT: Table = &[

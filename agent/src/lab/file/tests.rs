@@ -80,10 +80,6 @@ fn what_is_not_built_is_refused_with_a_sentence() {
             "ports: [80]",
             "lab.yaml:3:5: `ports` of service `web` is refused: published ports are not built yet",
         ),
-        (
-            "healthcheck: {}",
-            "lab.yaml:3:5: `healthcheck` of service `web` is refused: health checks are not built",
-        ),
         ("volumes: [x]", "`volumes` of service `web` is refused"),
         (
             "command: echo ${HOME}",
@@ -172,6 +168,87 @@ fn wrong_values_are_refused_where_they_stand() {
         let found = error(&text);
         assert!(found.contains(expected), "{text}: {found}");
     }
+}
+
+#[test]
+fn a_healthcheck_is_composes_and_x_weft_says_what_else_is_tried() {
+    let health = |body: &str| {
+        let lab = parse("lab.yaml", &service(&format!("command: x\n{body}")))
+            .unwrap()
+            .0;
+        lab.services[0].health.as_ref().map(ToString::to_string)
+    };
+    let times = "interval: 1m30s, timeout: 3s, retries: 5, start_period: 10s";
+    let shown = "every 1m 30s, 3s at most, 5 failures in a row, not counted in its first 10s";
+    for (body, expected) in [
+        ("", None),
+        ("healthcheck: {}", None),
+        ("healthcheck: { disable: true, test: x }", None),
+        ("healthcheck: { test: [NONE] }", None),
+        (
+            "healthcheck: { test: curl -f http://localhost || exit 1 }",
+            Some("cmd=curl -f http://localhost || exit 1, every 5s, 2s at most, 3 failures in a row".into()),
+        ),
+        (
+            &format!("healthcheck: {{ test: [CMD-SHELL, 'a && b'], {times} }}"),
+            Some(format!("cmd=a && b, {shown}")),
+        ),
+        (
+            &format!("healthcheck: {{ test: [CMD, echo, 'a b'], {times} }}"),
+            Some(format!("cmd=echo 'a b', {shown}")),
+        ),
+        (
+            &format!("healthcheck: {{ test: [CMD, curl, x], {times} }}\nx-weft: {{ health: http=/ready }}"),
+            Some(format!("http=/ready, {shown}")),
+        ),
+        (
+            "x-weft: { health: tcp }",
+            Some("tcp, every 5s, 2s at most, 3 failures in a row".into()),
+        ),
+    ] {
+        assert_eq!(health(body), expected, "{body}");
+    }
+    for (body, expected) in [
+        ("healthcheck: { test: [curl, x] }", "must be a line, [CMD, …]"),
+        ("healthcheck: { tests: x }", "did you mean `test`?"),
+        (
+            "healthcheck: { test: x, interval: 5 }",
+            "must be a time such as 10s, not `5`",
+        ),
+        (
+            "healthcheck: { test: x, interval: 1ms }",
+            "lab.yaml:4:18: the health check of service `web` cannot have an interval",
+        ),
+        ("x-weft: { health: ftp }", "`ftp` is not a health check"),
+    ] {
+        let found = error(&service(&format!("command: x\n{body}")));
+        assert!(found.contains(expected), "{body}: {found}");
+    }
+    assert_eq!(
+        notes(&service(
+            "command: x\nhealthcheck: { test: x, start_interval: 2s }"
+        )),
+        [
+            "lab.yaml:4:29: `start_interval` of `healthcheck` of service `web` has no effect: a replica that was never healthy is checked every second"
+        ]
+    );
+}
+
+#[test]
+fn a_check_in_a_lab_tries_the_port_that_replicas_have() {
+    let test = |x_weft: &str| {
+        let lab = parse(
+            "lab.yaml",
+            &service(&format!("x-weft: {{ builtin: whoami, {x_weft} }}")),
+        )
+        .unwrap()
+        .0;
+        let plan = crate::lab::resolve::resolve(&lab, "lab");
+        plan.services[0].health.as_ref().unwrap().test.to_string()
+    };
+    assert_eq!(test("health: tcp"), "tcp=80");
+    assert_eq!(test("health: http=/a, port: 8080"), "http=:8080/a");
+    assert_eq!(test("health: tcp=9, port: 8080"), "tcp=9");
 }
 
 #[test]

@@ -80,6 +80,8 @@ fn start_agent(site: &Site<'_>, host: &Host, plan: &HostPlan) -> Result<Process>
         .args(["--run-dir", "/run/weft", "--docker-plugin", "off"])
         // Programs would be at the root of this machine's control groups, once for every host of the lab.
         .args(["--datapath", "nft"])
+        // Nobody but this lab is in its cluster.
+        .arg("--health-commands")
         .arg("--socket")
         .arg(site.dir.agent_socket(&plan.name))
         .args(["--node-name", &plan.name, "--advertise", &advertise.to_string()]);
@@ -188,6 +190,7 @@ pub(super) async fn create_services(site: &Site<'_>) -> Result<Vec<ServiceSummar
             scheduler: service.lb,
             endpoint_mode: service.endpoint_mode,
             ports: Vec::new(),
+            health: service.health.clone(),
         };
         let created = client.service_create(&request).await;
         let created =

@@ -1,0 +1,257 @@
+//! Runs health probes on this host, each inside its endpoint's network namespace.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    os::unix::process::ExitStatusExt as _,
+    process::{ExitStatus, Stdio},
+    sync::Arc,
+};
+
+use http_body_util::Empty;
+use hyper::{
+    Request,
+    body::Bytes,
+    client::conn::http1,
+    header::{HOST, USER_AGENT},
+};
+use hyper_util::rt::TokioIo;
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _},
+    net::{TcpSocket, TcpStream},
+    process::{Child, Command},
+    runtime::Handle,
+    sync::Semaphore,
+    task::{JoinSet, spawn_blocking},
+    time::timeout,
+};
+use weft_netlink::netns::{Netns, NetnsId};
+
+use crate::control::{HealthProbe, HealthResult, Try, records::SandboxSpec};
+
+/// Probes at the same time; the others wait for their turn, and their time runs only from then on.
+const AT_ONCE: usize = 64;
+/// What of a command's error output is kept, in bytes. The rest is read and forgotten.
+const KEPT: usize = 4096;
+
+/// Probes that are on their way end with this.
+pub(super) struct Prober {
+    turns: Arc<Semaphore>,
+    running: JoinSet<HealthResult>,
+    commands: bool,
+}
+
+impl Prober {
+    /// `commands` says whether commands are run at all.
+    pub(super) fn new(commands: bool) -> Self {
+        Self {
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
+            running: JoinSet::new(),
+            commands,
+        }
+    }
+
+    pub(super) fn start(&mut self, probe: HealthProbe) {
+        let (turns, commands) = (Arc::clone(&self.turns), self.commands);
+        self.running.spawn(async move {
+            let _turn = turns.acquire_owned().await;
+            let outcome = match timeout(probe.timeout, run(&probe, commands)).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(format!(
+                    "no answer within {}",
+                    humantime::format_duration(probe.timeout)
+                )),
+            };
+            HealthResult {
+                endpoint: probe.endpoint,
+                asked_by: probe.asked_by,
+                outcome,
+            }
+        });
+    }
+
+    /// The next result. Cancel-safe.
+    pub(super) async fn result(&mut self) -> HealthResult {
+        loop {
+            match self.running.join_next().await {
+                Some(Ok(result)) => return result,
+                Some(Err(error)) => tracing::error!(%error, "a health probe broke off"),
+                None => std::future::pending().await,
+            }
+        }
+    }
+}
+
+async fn run(probe: &HealthProbe, commands: bool) -> Result<(), String> {
+    match &probe.try_ {
+        Try::Connect(address, port) => connect(&probe.sandbox, *address, *port).await.map(drop),
+        Try::Get(address, port, path) => get(&probe.sandbox, *address, *port, path).await,
+        Try::Run(command) if commands => run_command(&probe.sandbox, command).await,
+        Try::Run(_) => {
+            Err("its host runs no commands: its agent was started without --health-commands".to_owned())
+        }
+    }
+}
+
+/// Does something in a sandbox on a thread of its own, which ends with it.
+async fn inside<T: Send + 'static>(
+    sandbox: &SandboxSpec,
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, String> {
+    let (path, id) = (
+        sandbox.path.clone(),
+        NetnsId {
+            dev: sandbox.device,
+            ino: sandbox.inode,
+        },
+    );
+    let entered = spawn_blocking(move || {
+        let netns = Netns::open(&path).map_err(|error| error.to_string())?;
+        if netns.id() != id {
+            return Err("its network namespace is gone".to_owned());
+        }
+        netns
+            .run(work)
+            .map_err(|error| error.to_string())?
+            .map_err(|error| error.to_string())
+    });
+    entered
+        .await
+        .unwrap_or_else(|error| Err(format!("its network namespace cannot be entered: {error}")))
+}
+
+async fn connect(sandbox: &SandboxSpec, address: IpAddr, port: u16) -> Result<TcpStream, String> {
+    let runtime = Handle::current();
+    // A socket belongs to the namespace it was made in, wherever it is used.
+    let socket = inside(sandbox, move || {
+        let _entered = runtime.enter();
+        match address {
+            IpAddr::V4(_) => TcpSocket::new_v4(),
+            IpAddr::V6(_) => TcpSocket::new_v6(),
+        }
+    });
+    let to = SocketAddr::new(address, port);
+    let connected = socket.await?.connect(to).await;
+    connected.map_err(|error| format!("connecting to port {port}: {}", without_number(&error)))
+}
+
+async fn get(sandbox: &SandboxSpec, address: IpAddr, port: u16, path: &str) -> Result<(), String> {
+    let failed = |error: hyper::Error| format!("GET {path} on port {port}: {error}");
+    let stream = connect(sandbox, address, port).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    let request = Request::get(path)
+        .header(HOST, SocketAddr::new(address, port).to_string())
+        .header(USER_AGENT, concat!("weft-health/", env!("CARGO_PKG_VERSION")))
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
+    // Polled beside the request rather than as a task, so that both end with the probe.
+    let answer = tokio::select! {
+        answer = sender.send_request(request) => answer.map_err(failed)?,
+        ended = connection => {
+            ended.map_err(failed)?;
+            return Err(format!("GET {path} on port {port}: the connection was closed"));
+        }
+    };
+    let status = answer.status();
+    if status.is_success() || status.is_redirection() {
+        Ok(())
+    } else {
+        Err(format!("GET {path} on port {port} was answered with {status}"))
+    }
+}
+
+/// Kills a command with all it started, unless it has ended.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // It may have ended just now.
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+    }
+}
+
+async fn run_command(sandbox: &SandboxSpec, command: &str) -> Result<(), String> {
+    let (runtime, command) = (Handle::current(), command.to_owned());
+    let (mut child, mut group) = inside(sandbox, move || {
+        let _entered = runtime.enter();
+        let child = Command::new("/bin/sh")
+            .args(["-c", &command])
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()?;
+        let group = Group(child.id().map(|id| Pid::from_raw(id.cast_signed())));
+        Ok((child, group))
+    })
+    .await?;
+    let (status, said) = wait(&mut child).await.map_err(|error| error.to_string())?;
+    group.0 = None;
+    if status.success() {
+        return Ok(());
+    }
+    let how = match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, signal) => format!("ended by signal {}", signal.unwrap_or_default()),
+    };
+    match String::from_utf8_lossy(&said)
+        .lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+    {
+        Some(line) => Err(format!("{how}: {}", line.trim())),
+        None => Err(how),
+    }
+}
+
+/// Until it has ended, whoever else holds its error output.
+async fn wait(child: &mut Child) -> std::io::Result<(ExitStatus, Vec<u8>)> {
+    let mut output = child.stderr.take();
+    let mut said = Vec::new();
+    let status = {
+        let mut ended = std::pin::pin!(child.wait());
+        loop {
+            tokio::select! {
+                // What it said before it ended is there when it has ended.
+                biased;
+                more = read_more(&mut output, &mut said) => if !more { output = None },
+                status = &mut ended => break status?,
+            }
+        }
+    };
+    Ok((status, said))
+}
+
+/// False at the end. Cancel-safe.
+async fn read_more(output: &mut Option<impl AsyncRead + Unpin>, said: &mut Vec<u8>) -> bool {
+    let Some(from) = output else {
+        return std::future::pending().await;
+    };
+    let mut chunk = [0; 1024];
+    match from.read(&mut chunk).await {
+        Ok(0) | Err(_) => false,
+        Ok(length) => {
+            // The end of it says why it failed.
+            said.extend_from_slice(&chunk[..length]);
+            let surplus = said.len().saturating_sub(KEPT);
+            said.drain(..surplus);
+            true
+        }
+    }
+}
+
+/// "Connection refused (os error 111)" says nothing more than without the number.
+fn without_number(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    match text.split_once(" (os error") {
+        Some((sentence, _)) => sentence.to_lowercase(),
+        None => text,
+    }
+}
