@@ -36,6 +36,9 @@ pub trait Datapath: Send + Sync {
         Ok(())
     }
 
+    /// Somebody else may have changed what was installed: the next sync of each sandbox reads it back.
+    fn resync(&self) {}
+
     /// The open connections of this host's clients to the backends of a service; `None` if they are not counted,
     /// because no client has it with least connection.
     fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>>;

@@ -243,6 +243,7 @@ impl Host {
     fn read_back(&mut self) {
         self.read_back = Instant::now();
         self.kernel.resync();
+        self.chosen.datapath.resync();
     }
 
     fn apply(&mut self) {

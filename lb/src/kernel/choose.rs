@@ -151,6 +151,11 @@ impl Datapath for OverNft {
         self.current.retain(sandboxes)
     }
 
+    fn resync(&self) {
+        self.current.resync();
+        self.earlier.resync();
+    }
+
     fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {
         self.current.connections(service)
     }
@@ -201,6 +206,10 @@ impl Datapath for OverEbpf {
             *dir = None;
         }
         self.current.retain(sandboxes)
+    }
+
+    fn resync(&self) {
+        self.current.resync();
     }
 
     fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {

@@ -113,6 +113,9 @@ impl NftDatapath {
                 .sandboxes
                 .insert(name.to_owned(), Sandbox::adopt(name, netns.id(), &nft)?);
         }
+        if let Some(sandbox) = state.sandboxes.get_mut(name).filter(|sandbox| sandbox.unread) {
+            sandbox.reread(&nft)?;
+        }
         let counted: Vec<&Service> = tables
             .iter()
             .flat_map(|table| &table.services)
@@ -212,6 +215,13 @@ impl Datapath for NftDatapath {
             "take out the translation of virtual addresses",
             sandbox,
         ))
+    }
+
+    fn resync(&self) {
+        for sandbox in self.shared.lock().sandboxes.values_mut() {
+            sandbox.synced = None;
+            sandbox.unread = true;
+        }
     }
 
     fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {

@@ -36,6 +36,8 @@ pub(super) struct Sandbox {
     pub(super) watch: Option<Watch>,
     /// What it was last synced to.
     pub(super) synced: Option<Vec<ClientTable>>,
+    /// Whether somebody else may have changed `tables` since.
+    pub(super) unread: bool,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +59,24 @@ pub(super) struct Outcome {
 impl Sandbox {
     /// Reads what an earlier agent left.
     pub(super) fn adopt(name: &str, netns: NetnsId, nft: &Nft) -> Result<Self, NftError> {
+        Ok(Self {
+            netns,
+            seed: fnv(name.as_bytes()),
+            tables: Self::read(nft)?,
+            watch: None,
+            synced: None,
+            unread: false,
+        })
+    }
+
+    /// Reads back what is installed.
+    pub(super) fn reread(&mut self, nft: &Nft) -> Result<(), NftError> {
+        self.tables = Self::read(nft)?;
+        self.unread = false;
+        Ok(())
+    }
+
+    fn read(nft: &Nft) -> Result<BTreeMap<String, BTreeMap<ServiceId, Installed>>, NftError> {
         let installed = |found| Installed {
             found,
             ..Installed::default()
@@ -77,13 +97,7 @@ impl Sandbox {
                 }
             }
         }
-        Ok(Self {
-            netns,
-            seed: fnv(name.as_bytes()),
-            tables,
-            watch: None,
-            synced: None,
-        })
+        Ok(tables)
     }
 
     /// Writes the difference to `wanted`. After an error what is installed is unknown: adopt again.
@@ -283,7 +297,8 @@ fn sync_table(
         let new_elements = elements(&service);
         outcome.may_be_stale |= may_be_stale(old, &service, new_elements.keys());
         let mark = fingerprint(&service, seed);
-        if old.found.fingerprint == mark {
+        // The fingerprint stands in a rule; who leads there somebody else may have taken away.
+        if old.found.fingerprint == mark && old.found.elements == new_elements {
             old.service = Some(service);
             continue;
         }

@@ -91,6 +91,60 @@ fn a_restarted_agent_adopts_what_is_there_and_writes_only_the_difference() {
 }
 
 #[test]
+fn what_others_broke_is_found_when_it_is_read_back_and_written_again() {
+    let Some(bed) = Bed::new() else { return };
+    let mut api = service(Scheduler::LeastConnections);
+    api.id = weft_types::ServiceId([9; 16]);
+    api.vips = vec![ip("10.9.0.102")];
+    let services = table(&[service(Scheduler::RoundRobin), api.clone()]);
+    let datapath = datapath();
+    datapath.sync("c", &bed.client, &services).unwrap();
+    let (mut stream, _) = bed.open("10.9.0.102", PORT).unwrap();
+    let text = ruleset(&bed.client);
+    let name = text
+        .split_whitespace()
+        .find(|word| word.starts_with("weft-"))
+        .unwrap();
+    for damage in [
+        "flush ruleset".to_owned(),
+        format!("delete table inet {name}"),
+        format!("flush table inet {name}"),
+        format!("flush map inet {name} vips4"),
+    ] {
+        let broken = bed
+            .client
+            .run(|| Command::new("nft").arg(&damage).status())
+            .unwrap();
+        if !broken.is_ok_and(|status| status.success()) {
+            return weft_netlink::testing::skip("it needs the nft program");
+        }
+        bed.call(VIP, PORT).unwrap_err();
+        datapath.resync();
+        assert!(!datapath.sync("c", &bed.client, &services).unwrap().is_nothing());
+        assert_eq!(bed.spread(VIP, 6), even(2), "{damage}");
+        // The one with the open stream is spared.
+        assert_eq!(bed.spread("10.9.0.102", 4).len(), 2, "{damage}");
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+    }
+    let before = ruleset(&bed.client);
+    datapath.resync();
+    assert!(datapath.sync("c", &bed.client, &services).unwrap().is_nothing());
+    // Where connections are counted the choices are laid out anew all the time.
+    let of_web = |text: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| line.contains("numgen"));
+        lines.map(str::to_owned).collect()
+    };
+    assert_eq!(
+        of_web(&ruleset(&bed.client)),
+        of_web(&before),
+        "what is right is left alone"
+    );
+    let open = datapath.connections(api.id).unwrap();
+    assert_eq!(open.values().sum::<u64>(), 1, "{open:?}");
+}
+
+#[test]
 fn removal_leaves_nothing_of_ours_and_all_of_others() {
     let Some(bed) = Bed::new() else { return };
     let foreign = "add table inet weft-other\nadd table inet weft-0123456789ab\nadd table ip theirs\n";
