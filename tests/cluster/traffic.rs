@@ -135,7 +135,12 @@ pub struct Call {
 
 /// Connects from a sandbox and hears who answers.
 pub fn call(from: &Sandbox, to: IpAddr) -> io::Result<Call> {
-    let to = SocketAddr::new(to, PORT);
+    call_at(from, to, PORT)
+}
+
+/// The same at another port.
+pub fn call_at(from: &Sandbox, to: IpAddr, port: u16) -> io::Result<Call> {
+    let to = SocketAddr::new(to, port);
     let stream = from
         .run(|| TcpStream::connect_timeout(&to, PATIENCE))
         .expect("the sandbox is there")?;

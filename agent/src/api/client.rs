@@ -159,7 +159,7 @@ impl Client {
     pub async fn service_create(
         &self,
         request: &ServiceCreateRequest,
-    ) -> Result<ServiceSummary, ClientError> {
+    ) -> Result<ServiceChanged, ClientError> {
         self.send("POST", routes::SERVICES, Some(request), DEADLINE).await
     }
 
@@ -184,7 +184,7 @@ impl Client {
         service: &str,
         network: Option<&str>,
         request: &ServiceUpdateRequest,
-    ) -> Result<ServiceSummary, ClientError> {
+    ) -> Result<ServiceChanged, ClientError> {
         let path = with_query(fill(routes::SERVICE, service), &[("network", network)]);
         self.send("PATCH", &path, Some(request), DEADLINE).await
     }

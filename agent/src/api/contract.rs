@@ -35,9 +35,9 @@ macro_rules! for_every_type {
             NodeRemoveQuery NodeRemoveResponse NetworkCreateRequest Subnet NetworkSummary NetworkDetail
             AddressShare NetworkRemoveResponse Endpoint ConnectRequest ConnectResponse EndpointDns
             DisconnectRequest DisconnectResponse HealthCheck HealthUpdate ServiceCreateRequest
-            ServiceUpdateRequest ServiceQuery
-            ServicePort ServiceSummary ServiceDetail Backend ServiceRemoveResponse StatusResponse
-            ClusterStatus DatapathStatus VersionResponse Event EventObject EventsQuery ApiError ErrorBody
+            ServiceUpdateRequest ServiceQuery ServicePort ServiceSummary ServiceChanged ServiceDetail Backend
+            ServiceRemoveResponse Unconfirmed StatusResponse ClusterStatus DatapathStatus VersionResponse
+            Event EventObject EventsQuery ApiError ErrorBody
         )
     };
     ($check:ident: $($name:ident)*) => {[$((stringify!($name), $check::<$name>(stringify!($name)))),*]};

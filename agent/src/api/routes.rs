@@ -94,10 +94,10 @@ pub const ROUTES: &[Route] = &[
     route("DELETE", NETWORK, "NetworkRemoveResponse"),
     route("POST", NETWORK_CONNECT, "ConnectResponse").body("ConnectRequest"),
     route("POST", NETWORK_DISCONNECT, "DisconnectResponse").body("DisconnectRequest"),
-    route("POST", SERVICES, "ServiceSummary").body("ServiceCreateRequest"),
+    route("POST", SERVICES, "ServiceChanged").body("ServiceCreateRequest"),
     route("GET", SERVICES, "[ServiceSummary]").query("ServiceQuery"),
     route("GET", SERVICE, "ServiceDetail").query("ServiceQuery"),
-    route("PATCH", SERVICE, "ServiceSummary")
+    route("PATCH", SERVICE, "ServiceChanged")
         .body("ServiceUpdateRequest")
         .query("ServiceQuery"),
     route("DELETE", SERVICE, "ServiceRemoveResponse").query("ServiceQuery"),

@@ -9,6 +9,7 @@ mod nouns;
 mod progress;
 mod session;
 mod table;
+mod warning;
 pub mod whoami;
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode};

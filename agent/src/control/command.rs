@@ -34,14 +34,14 @@ pub enum Command {
     /// The driver looked at the sandbox, which is I/O.
     Connect(String, ConnectRequest, SandboxSpec, Responder<ConnectResponse>),
     Disconnect(String, DisconnectRequest, Responder<DisconnectResponse>),
-    ServiceCreate(ServiceCreateRequest, Responder<ServiceSummary>),
+    ServiceCreate(ServiceCreateRequest, Responder<ServiceChanged>),
     ServiceList(ServiceQuery, Responder<Vec<ServiceSummary>>),
     ServiceInspect(String, ServiceQuery, Responder<ServiceDetail>),
     ServiceUpdate(
         String,
         ServiceUpdateRequest,
         ServiceQuery,
-        Responder<ServiceSummary>,
+        Responder<ServiceChanged>,
     ),
     ServiceRemove(String, ServiceQuery, Responder<ServiceRemoveResponse>),
     Status(DatapathStatus, Responder<StatusResponse>),
@@ -105,8 +105,7 @@ impl Control {
                 self.start_update_service(&reference, request, &query, to, now);
             }
             Command::ServiceRemove(reference, query, to) => {
-                let result = self.remove_service(&reference, &query, now);
-                self.reply(to, result);
+                self.remove_service(&reference, &query, to, now);
             }
             Command::Status(datapath, to) => {
                 let status = self.status(datapath);

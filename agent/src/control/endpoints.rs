@@ -300,6 +300,7 @@ impl Control {
     /// What the kernel said about the last host state.
     pub fn handle_report(&mut self, report: HostReport, now: Now) {
         self.containers_attached(&report);
+        self.note_applied(&report);
         for (id, ifname) in report.attached {
             if let Some((mut response, responder)) = self.attaching.remove(&id) {
                 response.ifname.clone_from(&ifname);

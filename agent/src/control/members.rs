@@ -21,7 +21,8 @@ impl Control {
                     send => self.turn.send.push(send),
                 }
             }
-            if !self.sync_checks(now) {
+            let again = self.sync_checks(now);
+            if !(self.answer_kept(now) || again) {
                 break;
             }
         }
@@ -240,6 +241,8 @@ impl Control {
         match postcard::from_bytes(payload) {
             Ok(Wire::Request { space, request }) => self.on_space_request(from, space, request, now),
             Ok(Wire::Reply { space, reply }) => self.on_space_reply(from, space, reply, now),
+            Ok(Wire::Question { id, question }) => self.on_question(from, id, question, now),
+            Ok(Wire::Answer { id, answer }) => self.on_answer(from, id, answer, now),
             Err(error) => tracing::debug!(%from, %error, "a message that this version does not know"),
         }
     }

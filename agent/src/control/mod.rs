@@ -19,6 +19,7 @@ mod names;
 mod networks;
 mod nodes;
 mod operations;
+mod polls;
 mod pools;
 pub mod records;
 mod refusals;
@@ -28,6 +29,8 @@ mod timers;
 pub mod token;
 mod tokens;
 mod views;
+#[cfg(test)]
+mod world;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -58,6 +61,7 @@ use catalogue::{Catalogue, Presence};
 use docker::Docker;
 use health::Checks;
 use operations::Parked;
+use polls::Polls;
 use records::SpaceKey;
 pub use spaces::Kept;
 use spaces::Spaces;
@@ -160,6 +164,8 @@ pub struct HostReport {
     pub vanished: Vec<EndpointId>,
     /// What else went wrong, a sentence each.
     pub problems: Vec<String>,
+    /// Why a sandbox did not take the services of this host state, if one did not.
+    pub unbalanced: Option<String>,
 }
 
 /// How long a node that was known before a restart counts as alive without being heard.
@@ -190,6 +196,7 @@ pub struct Control {
     ifnames: BTreeMap<EndpointId, String>,
     docker: Docker,
     checks: Checks,
+    polls: Polls,
     problems: BTreeSet<String>,
     /// Those of `problems` that the last report of the kernel named.
     host_problems: BTreeSet<String>,
@@ -265,6 +272,7 @@ impl Control {
             ifnames: BTreeMap::new(),
             docker: Docker::new(stored.bindings),
             checks: Checks::default(),
+            polls: Polls::default(),
             problems: BTreeSet::new(),
             host_problems: BTreeSet::new(),
             generation: 1,

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::api::{
     ApiError,
-    types::{ConnectResponse, NetworkSummary, ServiceSummary},
+    types::{ConnectResponse, NetworkSummary, ServiceChanged, ServiceSummary},
 };
 
 /// After this an operation that still waits fails, whatever it waits for.
@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(8);
 pub(super) enum Operation {
     CreateNetwork(CreateNetwork, Responder<NetworkSummary>),
     Connect(Connect, Responder<ConnectResponse>),
-    SetService(SetService, Responder<ServiceSummary>),
+    SetService(SetService, Responder<ServiceChanged>),
     CreateDockerNetwork(CreateNetwork, Responder<()>),
     Docker(DockerTask),
 }
@@ -84,7 +84,7 @@ impl Control {
             Operation::SetService(set, _) => self.set_service(set, now).map(Done::Service),
         };
         match stopped {
-            Ok(done) => self.finish(operation, done),
+            Ok(done) => self.finish(operation, done, now),
             Err(Stop::Fail(error)) => self.fail(operation, error, now),
             Err(Stop::Ask { space, want, ask }) => {
                 self.parked.push_back(Parked {
@@ -97,7 +97,7 @@ impl Control {
         }
     }
 
-    fn finish(&mut self, operation: Operation, done: Done) {
+    fn finish(&mut self, operation: Operation, done: Done, now: Now) {
         match (operation, done) {
             (Operation::CreateNetwork(_, responder), Done::Network(summary)) => {
                 self.reply(responder, Ok(summary))
@@ -106,8 +106,8 @@ impl Control {
                 self.reply(responder, Ok(()));
             }
             (Operation::Docker(task), Done::Docker(answer)) => self.finish_docker(task, answer),
-            (Operation::SetService(_, responder), Done::Service(summary)) => {
-                self.reply(responder, Ok(summary))
+            (Operation::SetService(set, responder), Done::Service(summary)) => {
+                self.await_service(&set, summary, responder, now);
             }
             (Operation::Connect(connect, responder), Done::Attaching) => {
                 self.await_attachment(connect, responder)

@@ -9,6 +9,7 @@ use weft_types::{NetworkId, ServiceId};
 use super::{
     Control, Now, Responder, names,
     operations::{Operation, Stop},
+    polls::Then,
     pools::{address, number},
     records::{Register, ServiceSpec, SpaceKey, encode, service_key},
 };
@@ -31,7 +32,7 @@ impl Control {
     pub(super) fn start_create_service(
         &mut self,
         request: ServiceCreateRequest,
-        responder: Responder<ServiceSummary>,
+        responder: Responder<ServiceChanged>,
         now: Now,
     ) {
         match self.new_service(request) {
@@ -76,7 +77,7 @@ impl Control {
         reference: &str,
         request: ServiceUpdateRequest,
         query: &ServiceQuery,
-        responder: Responder<ServiceSummary>,
+        responder: Responder<ServiceChanged>,
         now: Now,
     ) {
         match self.changed_service(reference, request, query) {
@@ -157,6 +158,18 @@ impl Control {
         Ok(self.service_summary(set.id, &register.value))
     }
 
+    /// Answers once the change is in force everywhere.
+    pub(super) fn await_service(
+        &mut self,
+        set: &SetService,
+        summary: ServiceSummary,
+        responder: Responder<ServiceChanged>,
+        now: Now,
+    ) {
+        let key = service_key(set.spec.network, set.id);
+        self.once_in_force(key, Then::ServiceSet(summary, responder), now);
+    }
+
     fn take_vip(
         &mut self,
         set: &mut SetService,
@@ -198,6 +211,22 @@ impl Control {
         &mut self,
         reference: &str,
         query: &ServiceQuery,
+        responder: Responder<ServiceRemoveResponse>,
+        now: Now,
+    ) {
+        match self.withdraw_service(reference, query, now) {
+            Ok(response) => {
+                let key = service_key(response.network_id, response.id);
+                self.once_in_force(key, Then::ServiceRemoved(response, responder), now);
+            }
+            Err(error) => self.reply(responder, Err(error)),
+        }
+    }
+
+    fn withdraw_service(
+        &mut self,
+        reference: &str,
+        query: &ServiceQuery,
         now: Now,
     ) -> Result<ServiceRemoveResponse, ApiError> {
         let (id, spec) = names::service(&self.catalogue, reference, query.network.as_deref())?;
@@ -207,6 +236,7 @@ impl Control {
             network_id: spec.network,
             network_name: self.catalogue.display_name(spec.network).unwrap_or_default(),
             vips: spec.vips.clone(),
+            unconfirmed: Vec::new(),
         };
         let network = spec.network;
         let register = Register {

@@ -22,6 +22,7 @@ impl Control {
             Some(self.next_look),
             self.checks.poll_timeout(),
             self.spaces.poll_timeout(),
+            self.polls.poll_timeout(),
             self.parked.iter().map(|parked| parked.deadline).min(),
         ]
         .into_iter()
@@ -62,6 +63,7 @@ impl Control {
         self.ask_hosts(now);
         self.check_what_is_due(now);
         self.seek_on(now);
+        self.poll_on(now);
         self.expire_operations(now);
         self.settle(now);
     }

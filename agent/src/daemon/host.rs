@@ -329,7 +329,6 @@ impl Host {
         let chosen = Arc::clone(&self.chosen);
         let datapath: &dyn Datapath = &*chosen.datapath;
         let mut before = std::mem::take(&mut self.balanced);
-        let mut failed = false;
         for SandboxTables { sandbox, tables } in sandboxes {
             let name = sandbox_name(&sandbox);
             before.remove(&name);
@@ -344,7 +343,7 @@ impl Host {
                         .map_err(|error| sentence(&error))
                 });
             if let Err(error) = synced {
-                failed = true;
+                report.unbalanced.get_or_insert_with(|| error.clone());
                 report.problems.push(error);
             }
             self.balanced.insert(name, sandbox);
@@ -358,7 +357,9 @@ impl Host {
             }
         }
         // What an earlier agent left for sandboxes that went while there was none.
-        if !failed && let Err(error) = datapath.retain(&self.balanced.keys().cloned().collect()) {
+        if report.unbalanced.is_none()
+            && let Err(error) = datapath.retain(&self.balanced.keys().cloned().collect())
+        {
             report.problems.push(sentence(&error));
         }
     }

@@ -283,7 +283,7 @@ async fn disconnect(
 async fn service_create(
     State(context): State<Context>,
     Body(request): Body<ServiceCreateRequest>,
-) -> Answer<ServiceSummary> {
+) -> Answer<ServiceChanged> {
     context.command(|to| Command::ServiceCreate(request, to)).await
 }
 
@@ -318,7 +318,7 @@ async fn service_update(
     service: PathText,
     query: Params<ServiceQuery>,
     Body(request): Body<ServiceUpdateRequest>,
-) -> Answer<ServiceSummary> {
+) -> Answer<ServiceChanged> {
     let (Path(service), Query(query)) = (service?, query?);
     context
         .command(|to| Command::ServiceUpdate(service, request, query, to))

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     api::{
         ErrorKind,
-        types::{HealthCheck, Scheduler, ServiceCreateRequest, ServicePort},
+        types::{HealthCheck, Scheduler, ServiceChanged, ServiceCreateRequest, ServicePort},
     },
     control::{
         HealthState,
@@ -194,7 +194,9 @@ impl Containers {
             }
         };
         match owner.ask(|to| DockerCommand::MakeService(request, to)).await {
-            Ok(made) => tracing::info!(service = %made.name, network = %made.network_name, "service made"),
+            Ok(ServiceChanged { summary: made, .. }) => {
+                tracing::info!(service = %made.name, network = %made.network_name, "service made")
+            }
             Err(error) if error.kind == ErrorKind::Conflict => {}
             Err(error) => {
                 tracing::warn!(container = %container.name, reason = %error, "its service cannot be made")

@@ -14,6 +14,7 @@ macro_rules! display_as_serialized {
 }
 
 mod cluster;
+mod drain;
 mod event;
 mod health;
 mod network;
@@ -23,6 +24,7 @@ mod service;
 mod status;
 
 pub use cluster::*;
+pub use drain::*;
 pub use event::*;
 pub use health::*;
 pub use network::*;

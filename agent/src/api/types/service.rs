@@ -5,7 +5,7 @@ use weft_types::{EndpointId, NetworkId, NodeId, ServiceId};
 
 use crate::api::Timestamp;
 
-use super::{HealthCheck, HealthUpdate, ServicePort};
+use super::{HealthCheck, HealthUpdate, ServicePort, Unconfirmed};
 
 /// How a service chooses the backend of a new connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -92,7 +92,7 @@ pub struct ServiceQuery {
     pub network: Option<String>,
 }
 
-/// A service in a listing; also what `POST` and `PATCH` answer.
+/// A service in a listing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceSummary {
     /// Its id.
@@ -119,6 +119,16 @@ pub struct ServiceSummary {
     pub health: Option<HealthCheck>,
     /// How many of its backends are in each state; states that none is in are left out.
     pub backend_states: BTreeMap<BackendState, u32>,
+}
+
+/// A service that was made or changed: what `POST` and `PATCH` answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceChanged {
+    /// What the listing says.
+    #[serde(flatten)]
+    pub summary: ServiceSummary,
+    /// Nodes that have not said that the change is in force there; empty if it is in force everywhere.
+    pub unconfirmed: Vec<Unconfirmed>,
 }
 
 /// A service with its backends: `GET /v1/services/{ref}`.
@@ -190,4 +200,6 @@ pub struct ServiceRemoveResponse {
     pub network_name: String,
     /// Virtual addresses that are free again.
     pub vips: Vec<IpAddr>,
+    /// Nodes that have not said that it is gone there; empty if it is gone everywhere.
+    pub unconfirmed: Vec<Unconfirmed>,
 }

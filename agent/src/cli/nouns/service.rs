@@ -11,6 +11,7 @@ use crate::{
         format::{FormatArgs, ListArgs, join, print},
         session::Session,
         table::{Facts, Table},
+        warning::warn_unconfirmed,
     },
 };
 
@@ -140,7 +141,8 @@ pub(in crate::cli) fn run(session: &Session, command: ServiceCommand) -> Result<
             };
             let doing = format!("making service {}", request.name);
             let answer = session.ask(&doing, async |client| client.service_create(&request).await)?;
-            print(&format!("{}\n", answer.id))
+            warn_unconfirmed(&answer.unconfirmed);
+            print(&format!("{}\n", answer.summary.id))
         }
         ServiceCommand::Ls(args) => {
             let network = args.which.network.as_deref();
@@ -173,6 +175,8 @@ pub(in crate::cli) fn run(session: &Session, command: ServiceCommand) -> Result<
             let answer = session.ask(&doing, async |client| {
                 client.service_update(&args.service, network, &request).await
             })?;
+            warn_unconfirmed(&answer.unconfirmed);
+            let answer = answer.summary;
             print(&format!(
                 "changed service {} on {}: {}, {}, ports {}, health {}\n",
                 answer.name,
@@ -189,6 +193,7 @@ pub(in crate::cli) fn run(session: &Session, command: ServiceCommand) -> Result<
             let answer = session.ask(&doing, async |client| {
                 client.service_remove(service, network).await
             })?;
+            warn_unconfirmed(&answer.unconfirmed);
             let vips = if answer.vips.is_empty() {
                 String::new()
             } else {

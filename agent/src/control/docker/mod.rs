@@ -27,7 +27,7 @@ use super::{
 };
 use crate::api::{
     ApiError,
-    types::{NetworkCreateRequest, NetworkSummary, ServiceCreateRequest, ServiceSummary},
+    types::{NetworkCreateRequest, NetworkSummary, ServiceChanged, ServiceCreateRequest},
 };
 
 pub use endpoints::{CreateEndpoint, Description, EndpointGrant, Join, JoinGrant};
@@ -60,7 +60,7 @@ pub enum DockerCommand {
     /// Of the containers on this host, those whose endpoints are known.
     Endpoints(Responder<Vec<EndpointId>>),
     Describe(Description, Responder<()>),
-    MakeService(ServiceCreateRequest, Responder<ServiceSummary>),
+    MakeService(ServiceCreateRequest, Responder<ServiceChanged>),
     /// What is wrong between Docker and the cluster, a sentence each.
     Problems(Vec<String>, Responder<()>),
 }

@@ -9,6 +9,7 @@ use weft_types::{NetworkId, NodeId};
 use super::{
     super::{
         Control, Now,
+        polls::{Answer, Question},
         records::{GrantFact, SpaceKey, encode, grant_key},
     },
     Kept,
@@ -20,11 +21,13 @@ const LEAN_TIME: Duration = Duration::from_secs(10);
 /// Grants that fit one message; the others arrive as records.
 const MAX_GRANTS_IN_REPLY: usize = 8;
 
-/// Messages between two nodes about numbers.
+/// Messages between two nodes: about numbers, and about what all are asked.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::control) enum Wire {
     Request { space: SpaceKey, request: Request },
     Reply { space: SpaceKey, reply: Reply<NodeId> },
+    Question { id: u64, question: Question },
+    Answer { id: u64, answer: Answer },
 }
 
 /// A negotiation under way.
@@ -120,7 +123,7 @@ impl Control {
         }
     }
 
-    fn tell(&mut self, node: NodeId, message: &Wire, now: Now) -> bool {
+    pub(in crate::control) fn tell(&mut self, node: NodeId, message: &Wire, now: Now) -> bool {
         let payload = postcard::to_allocvec(message).expect("a message always encodes");
         match self.gossip.send(node, payload.into(), now.instant) {
             Ok(()) => true,

@@ -195,7 +195,7 @@ pub(super) async fn create_services(site: &Site<'_>) -> Result<Vec<ServiceSummar
         let created = client.service_create(&request).await;
         let created =
             created.with_context(|| format!("cannot create service {} on {}", service.name, service.network));
-        made.push(created.map_err(|error| Broken::on(host, error))?);
+        made.push(created.map_err(|error| Broken::on(host, error))?.summary);
     }
     on_all(site, "knowledge of all services", async |client| {
         let known = client.services(None).await.map_err(|error| error.to_string())?;

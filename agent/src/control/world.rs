@@ -1,0 +1,243 @@
+//! Several nodes without a machine, for tests: packets arrive at once, time passes when told, kernels do as told.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use weft_gossip::{Config, Gossip, GossipKey, Identity, KeyRing, Output};
+use weft_types::ClusterId;
+
+use super::{ClusterFacts, Command, Control, HostReport, Now, Pools, Responder, Settings, Stored};
+use crate::api::ApiError;
+
+/// What a node's kernel makes of what it is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Kernel {
+    Obeys,
+    Hangs,
+    Refuses(String),
+}
+
+pub(super) struct Node {
+    pub(super) control: Control,
+    pub(super) kernel: Kernel,
+    /// Nothing reaches it and it says nothing.
+    pub(super) is_cut_off: bool,
+    address: SocketAddr,
+    /// A host state that the kernel has not taken yet.
+    pending: Option<HostReport>,
+}
+
+pub(super) struct World {
+    pub(super) nodes: Vec<Node>,
+    now: Now,
+    packets: VecDeque<(SocketAddr, SocketAddr, Bytes)>,
+    /// So many packets to others are lost from now on.
+    pub(super) losses: usize,
+}
+
+/// An answer that may have come.
+pub(super) struct Answer<T>(oneshot::Receiver<Result<T, ApiError>>);
+
+impl<T> Answer<T> {
+    pub(super) fn get(&mut self) -> Option<T> {
+        self.0
+            .try_recv()
+            .ok()
+            .map(|result| result.expect("it is carried out"))
+    }
+}
+
+impl World {
+    /// A cluster of nodes called `h1`, `h2`, … that all know each other.
+    pub(super) fn of(count: u8) -> Self {
+        let now = Now {
+            instant: Instant::now(),
+            unix_millis: 0,
+        };
+        let cluster = ClusterId([7; 16]);
+        let founder = Identity::from_seed([1; 32]).node();
+        let facts = ClusterFacts {
+            id: cluster,
+            founder,
+            keys: vec![[9; 32]],
+            pools: Pools::of_cluster(cluster),
+        };
+        let address = |n: u8| SocketAddr::from(([192, 0, 2, n], 7946));
+        let nodes = (1..=count).map(|n| {
+            let config = Config::new(cluster, KeyRing::new(GossipKey([9; 32])), address(n));
+            let gossip = Gossip::new(config, Identity::from_seed([n; 32]), 1, [n; 32], now.instant);
+            let settings = Settings {
+                node_name: format!("h{n}"),
+                gossip: address(n),
+                vtep: address(n).ip(),
+                underlay_mtu: 1500,
+                vxlan_port: 4789,
+                domain: "weft.internal".to_owned(),
+                health_commands: false,
+            };
+            let control = Control::new(
+                facts.clone(),
+                settings,
+                gossip,
+                Stored::default(),
+                true,
+                [n; 32],
+                now,
+            );
+            Node {
+                control,
+                kernel: Kernel::Obeys,
+                is_cut_off: false,
+                address: address(n),
+                pending: None,
+            }
+        });
+        let mut world = Self {
+            nodes: nodes.collect(),
+            now,
+            packets: VecDeque::new(),
+            losses: 0,
+        };
+        for node in 1..usize::from(count) {
+            let (responder, joined) = Responder::new();
+            world.nodes[node].control.join(vec![address(1)], responder, now);
+            let mut joined = Answer(joined);
+            world.until(Duration::from_secs(10), |_| joined.get().is_some());
+        }
+        world.pass(Duration::from_secs(3));
+        world
+    }
+
+    pub(super) fn ask<T>(&mut self, node: usize, command: impl FnOnce(Responder<T>) -> Command) -> Answer<T> {
+        let (responder, answer) = Responder::new();
+        self.nodes[node]
+            .control
+            .handle_command(command(responder), self.now);
+        self.carry_out();
+        Answer(answer)
+    }
+
+    /// Asks, and lets time pass until the answer is there.
+    pub(super) fn done<T>(&mut self, node: usize, command: impl FnOnce(Responder<T>) -> Command) -> T {
+        let mut answer = self.ask(node, command);
+        let mut result = None;
+        self.until(Duration::from_secs(60), |_| {
+            result = answer.get();
+            result.is_some()
+        });
+        result.expect("until it was there")
+    }
+
+    pub(super) fn pass(&mut self, time: Duration) {
+        let end = self.now.instant + time;
+        while self.step(end) {}
+    }
+
+    /// Lets time pass until something is so, and says how much passed.
+    pub(super) fn until(&mut self, at_most: Duration, mut is_so: impl FnMut(&mut Self) -> bool) -> Duration {
+        let begin = self.now.instant;
+        while !is_so(self) {
+            assert!(self.step(begin + at_most), "it is not so after {at_most:?}");
+        }
+        self.now.instant - begin
+    }
+
+    /// Goes to the next moment at which something happens; false if that is `end`.
+    fn step(&mut self, end: Instant) -> bool {
+        self.carry_out();
+        let due = self
+            .nodes
+            .iter()
+            .filter_map(|node| node.control.poll_timeout())
+            .min();
+        let next = due.unwrap_or(end).max(self.now.instant);
+        let is_end = next >= end;
+        let next = next.min(end);
+        self.now.unix_millis += (next - self.now.instant).as_millis() as u64;
+        self.now.instant = next;
+        for node in &mut self.nodes {
+            if node.control.poll_timeout().is_some_and(|at| at <= next) {
+                node.control.handle_timeout(self.now);
+            }
+        }
+        self.carry_out();
+        !is_end
+    }
+
+    /// Until nothing follows any more at this moment.
+    fn carry_out(&mut self) {
+        loop {
+            let mut is_quiet = true;
+            for index in 0..self.nodes.len() {
+                is_quiet &= self.carry_out_of(index);
+            }
+            while let Some((from, to, packet)) = self.packets.pop_front() {
+                is_quiet = false;
+                if let Some(node) = self.reachable(to) {
+                    let now = self.now;
+                    self.nodes[node].control.handle_packet(from, &packet, now);
+                }
+            }
+            if is_quiet {
+                return;
+            }
+        }
+    }
+
+    fn reachable(&self, address: SocketAddr) -> Option<usize> {
+        let is_there = |node: &Node| node.address == address && !node.is_cut_off;
+        self.nodes.iter().position(is_there)
+    }
+
+    fn carry_out_of(&mut self, index: usize) -> bool {
+        let node = &mut self.nodes[index];
+        let turn = node.control.take_turn();
+        let mut is_quiet = !turn.host_changed && turn.send.is_empty() && turn.replies.is_empty();
+        if turn.host_changed {
+            let state = node.control.host_state();
+            let locals = state
+                .overlay
+                .networks
+                .values()
+                .flat_map(|network| network.endpoints.keys());
+            node.pending = Some(HostReport {
+                generation: state.generation,
+                attached: locals.map(|id| (*id, "eth0".to_owned())).collect(),
+                ..HostReport::default()
+            });
+        }
+        if node.kernel != Kernel::Hangs
+            && let Some(mut report) = node.pending.take()
+        {
+            if let Kernel::Refuses(reason) = &node.kernel {
+                report.unbalanced = Some(reason.clone());
+            }
+            node.control.handle_report(report, self.now);
+            is_quiet = false;
+        }
+        let (from, is_cut_off) = (node.address, node.is_cut_off);
+        turn.replies.into_iter().for_each(|reply| reply());
+        for output in turn.send.into_iter().filter(|_| !is_cut_off) {
+            match output {
+                Output::Packet { .. } if self.losses > 0 => self.losses -= 1,
+                Output::Packet { to, bytes } => self.packets.push_back((from, to, bytes)),
+                Output::Stream { to, request } => {
+                    let Some(to) = self.reachable(to) else { continue };
+                    let answer = self.nodes[to].control.handle_stream_request(&request, self.now);
+                    if let Some(answer) = answer {
+                        self.nodes[index]
+                            .control
+                            .handle_stream_response(&answer, self.now);
+                    }
+                }
+                Output::Event(_) => unreachable!("the control handles events itself"),
+            }
+        }
+        is_quiet
+    }
+}
