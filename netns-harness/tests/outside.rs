@@ -250,9 +250,11 @@ fn whichever_process_of_the_holder_dies_nothing_is_left() {
 
 fn a_dead_lab_cannot_be_entered() {
     let held = Held::new();
-    let spec = held.host.clone();
+    let (spec, footprint) = (held.host.clone(), held.footprint.clone());
     let mut command = entering(&spec, "true");
     drop(held);
+    // Its processes are killed together, and some take a moment to die.
+    assert_eq!(left_behind(&footprint, SOON).unwrap(), Vec::<String>::new());
     let output = command.output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(text, "host h1 is gone: its lab has ended or the host has crashed");
