@@ -21,8 +21,6 @@ use super::{
 
 /// Where replicas say how they are, beside the port where they serve.
 const HEALTH_PORT: u16 = 8081;
-/// For what takes two failures, 200 ms apart, and one rumour; the rest is for machines that are busy.
-const BOUND: Duration = Duration::from_secs(10);
 
 /// A replica of `web` and its way to say that it is not well.
 struct Replica {
@@ -176,7 +174,6 @@ fn an_unhealthy_backend_gets_nothing_new_and_keeps_what_it_has() {
         let before = Instant::now();
         second.says("503");
         only(&clients, vip, &[first, third]);
-        assert!(before.elapsed() < BOUND, "it took {:?}", before.elapsed());
         report(
             "an unhealthy backend is out of DNS and service everywhere after",
             before,
@@ -229,10 +226,8 @@ fn an_unhealthy_backend_gets_nothing_new_and_keeps_what_it_has() {
         bed.sees_alive("h1", 3);
 
         // It recovers, and is called again.
-        let before = Instant::now();
         second.says("200");
         only(&clients, vip, &[first, second, third]);
-        assert!(before.elapsed() < BOUND, "it took {:?}", before.elapsed());
         all_go_on(&streams, &[], 20);
         for stream in streams {
             stream.close();

@@ -5,6 +5,7 @@ mod balance;
 mod bed;
 mod death;
 mod files;
+mod health;
 mod leftovers;
 mod pictures;
 mod reach;

@@ -7,21 +7,29 @@ use crate::{
     reach::pings,
 };
 
-/// Root becomes somebody else for it; for anybody else, all the tests are this one.
-#[test]
-fn an_ordinary_user_has_a_lab_with_all_of_it() {
+/// Whom root becomes to be an ordinary user. Nobody where the kernel keeps labs from them, or where the tests run as
+/// an ordinary user anyway.
+pub fn somebody_else() -> Option<User> {
     if !nix::unistd::geteuid().is_root() {
         println!("all these tests run as an ordinary user");
-        return;
+        return None;
     }
     let nobody = User::nobody();
     let probe = run(nobody.command("unshare").args(["--user", "--net", "true"]));
     if probe.code != 0 {
-        return weft_netlink::testing::skip(format_args!(
+        weft_netlink::testing::skip(format_args!(
             "it needs unprivileged user namespaces: {}",
             probe.stderr
         ));
+        return None;
     }
+    Some(nobody)
+}
+
+/// Root becomes somebody else for it; for anybody else, all the tests are this one.
+#[test]
+fn an_ordinary_user_has_a_lab_with_all_of_it() {
+    let Some(nobody) = somebody_else() else { return };
     let shop = nobody.shop();
     let directory = nobody.dir.path().join("run/weft-labs").join(&shop.name);
     assert_eq!(std::fs::metadata(&directory).unwrap().uid(), 65534);

@@ -306,7 +306,9 @@ impl Control {
                 response.ifname.clone_from(&ifname);
                 self.reply(responder, Ok(response));
             }
-            self.ifnames.insert(id, ifname);
+            if self.ifnames.insert(id, ifname).is_none() {
+                self.note_attached();
+            }
         }
         for (id, reason) in report.failed {
             let Some((response, responder)) = self.attaching.remove(&id) else {

@@ -25,8 +25,8 @@ use crate::api::{
     types::{BackendState, EventKind, HealthCheck, HealthTest, NodeState, ServicePort},
 };
 
-/// The reason of an endpoint that no probe has come back from.
-const NOT_CHECKED: &str = "not checked yet";
+/// How long another reason for the same state is kept back.
+const RETELL: Duration = Duration::from_secs(30);
 
 /// Something to be tried on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +67,8 @@ struct Watched {
     id: u64,
     wanted: Wanted,
     monitor: Monitor,
+    /// When the cluster was last told something of it.
+    told: Option<Instant>,
 }
 
 /// What an endpoint is checked with.
@@ -105,6 +107,11 @@ impl Checks {
 }
 
 impl Control {
+    /// The interface of an endpoint is there.
+    pub(super) fn note_attached(&mut self) {
+        self.checks.stale = true;
+    }
+
     /// Takes note of what may change what is to be checked here.
     pub(super) fn note_for_checks(&mut self, change: &Change) {
         let is_local = |network, id| {
@@ -151,7 +158,7 @@ impl Control {
         let service = service?;
         let mut services = self.catalogue.services(network);
         let is_checked = services.any(|(_, spec)| spec.name == service && spec.health.is_some());
-        is_checked.then(|| Finding::new(HealthState::Starting, NOT_CHECKED, now.unix_millis))
+        is_checked.then(|| Finding::new(HealthState::Starting, "not checked yet", now.unix_millis))
     }
 
     /// Watches what is to be watched from now on. True if something was published on the way.
@@ -188,6 +195,7 @@ impl Control {
                 id: self.checks.next_id,
                 wanted,
                 monitor,
+                told: None,
             };
             self.checks.watched.insert(id, watched);
         }
@@ -213,11 +221,12 @@ impl Control {
                 .service
                 .as_deref()
                 .and_then(|service| checks.get(&(network, service)));
-            match (check, spec.sandbox()) {
+            // Before its interface is there, a probe would only find that out.
+            let sandbox = spec.sandbox().filter(|_| self.ifnames.contains_key(&id));
+            match (check, sandbox) {
                 (Some((check, port)), Some(sandbox)) => {
                     wanted.extend(want(network, spec, sandbox, check, *port).map(|wanted| (id, wanted)));
                 }
-                // A container that has not started yet.
                 (Some(_), None) => {}
                 (None, _) if spec.health.check.is_some() => released.push((network, id)),
                 (None, _) => {}
@@ -236,6 +245,7 @@ impl Control {
                 id: asked_by,
                 wanted,
                 monitor,
+                ..
             }) = self.checks.watched.get_mut(&id)
             else {
                 continue;
@@ -267,21 +277,22 @@ impl Control {
             Health::Starting => HealthState::Starting,
             Health::Unhealthy => HealthState::Unhealthy,
         };
-        let network = watched.wanted.network;
+        let reason = match state {
+            HealthState::Healthy => String::new(),
+            HealthState::Starting | HealthState::Unhealthy => result.outcome.err().unwrap_or_default(),
+        };
+        let (network, told) = (watched.wanted.network, watched.told);
         let before = self.check_finding(network, result.endpoint);
-        // The first result says more than that there was none.
-        let is_first = before.is_none_or(|before| before.reason == NOT_CHECKED);
-        if changed || is_first {
-            let reason = result.outcome.err().unwrap_or_default();
-            let reason = if state == HealthState::Healthy {
-                ""
-            } else {
-                &reason
-            };
-            let since = before.filter(|before| before.state == state);
-            let since = since.map_or(now.unix_millis, |before| before.since_millis);
-            let finding = Finding::new(state, reason, since);
+        let since = before.filter(|before| before.state == state);
+        let since = since.map_or(now.unix_millis, |before| before.since_millis);
+        let finding = Finding::new(state, &reason, since);
+        // Another reason for the same state can wait: a command may give another one each time.
+        let is_old = told.is_none_or(|told| now.instant.duration_since(told) >= RETELL);
+        if changed || (before != Some(&finding) && is_old) {
             self.set_check(network, result.endpoint, Some(finding), now);
+            if let Some(watched) = self.checks.watched.get_mut(&result.endpoint) {
+                watched.told = Some(now.instant);
+            }
         }
         self.settle(now);
     }
