@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     os::unix::process::ExitStatusExt as _,
+    pin::pin,
     process::{ExitStatus, Stdio},
     sync::Arc,
 };
@@ -88,7 +89,10 @@ impl Prober {
 async fn run(probe: &HealthProbe, commands: bool) -> Result<(), String> {
     match &probe.try_ {
         Try::Connect(address, port) => connect(&probe.sandbox, *address, *port).await.map(drop),
-        Try::Get(address, port, path) => get(&probe.sandbox, *address, *port, path).await,
+        Try::Get(address, port, path) => {
+            let stream = connect(&probe.sandbox, *address, *port).await?;
+            get(stream, SocketAddr::new(*address, *port), path).await
+        }
         Try::Run(command) if commands => run_command(&probe.sandbox, command).await,
         Try::Run(_) => {
             Err("its host runs no commands: its agent was started without --health-commands".to_owned())
@@ -138,24 +142,24 @@ async fn connect(sandbox: &SandboxSpec, address: IpAddr, port: u16) -> Result<Tc
     connected.map_err(|error| format!("connecting to port {port}: {}", without_number(&error)))
 }
 
-async fn get(sandbox: &SandboxSpec, address: IpAddr, port: u16, path: &str) -> Result<(), String> {
+/// Asks whoever is at the other end of `stream`, and is content with a status from 200 to 399.
+async fn get(stream: TcpStream, to: SocketAddr, path: &str) -> Result<(), String> {
+    let port = to.port();
     let failed = |error: hyper::Error| format!("GET {path} on port {port}: {error}");
-    let stream = connect(sandbox, address, port).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
     let request = Request::get(path)
-        .header(HOST, SocketAddr::new(address, port).to_string())
+        .header(HOST, to.to_string())
         .header(USER_AGENT, concat!("weft-health/", env!("CARGO_PKG_VERSION")))
         .body(Empty::<Bytes>::new())
         .map_err(|error| error.to_string())?;
+    let mut answer = pin!(sender.send_request(request));
     // Polled beside the request rather than as a task, so that both end with the probe.
     let answer = tokio::select! {
-        answer = sender.send_request(request) => answer.map_err(failed)?,
-        ended = connection => {
-            ended.map_err(failed)?;
-            return Err(format!("GET {path} on port {port}: the connection was closed"));
-        }
+        answer = &mut answer => answer,
+        // A server may answer and close at once: the answer is there then, or the reason why not.
+        _ = connection => answer.await,
     };
-    let status = answer.status();
+    let status = answer.map_err(failed)?.status();
     if status.is_success() || status.is_redirection() {
         Ok(())
     } else {
@@ -216,7 +220,7 @@ async fn wait(child: &mut Child) -> std::io::Result<(ExitStatus, Vec<u8>)> {
     let mut output = child.stderr.take();
     let mut said = Vec::new();
     let status = {
-        let mut ended = std::pin::pin!(child.wait());
+        let mut ended = pin!(child.wait());
         loop {
             tokio::select! {
                 // What it said before it ended is there when it has ended.
@@ -253,5 +257,67 @@ fn without_number(error: &std::io::Error) -> String {
     match text.split_once(" (os error") {
         Some((sentence, _)) => sentence.to_lowercase(),
         None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+
+    use super::*;
+
+    /// Asks a server that reads one request, writes this and hangs up.
+    async fn ask(answer: &'static str) -> Result<(), String> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = listener.local_addr().unwrap();
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).await.unwrap();
+            assert!(request[..length].starts_with(b"GET /ready?a=b HTTP/1.1\r\n"));
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        };
+        let client = async { get(TcpStream::connect(to).await.unwrap(), to, "/ready?a=b").await };
+        let both = async { tokio::join!(client, server).0 };
+        let result = timeout(Duration::from_secs(10), both).await.unwrap();
+        result.map_err(|error| error.replace(&to.port().to_string(), "PORT"))
+    }
+
+    #[tokio::test]
+    async fn a_server_that_answers_and_closes_at_once_has_answered() {
+        for _ in 0..200 {
+            assert_eq!(ask("HTTP/1.0 200 OK\r\n\r\nserved\n").await, Ok(()));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_good_answer_is_told() {
+        for (answer, expected) in [
+            ("HTTP/1.1 204 No Content\r\n\r\n", Ok(())),
+            (
+                "HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n",
+                Ok(()),
+            ),
+            (
+                "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n",
+                Err("GET /ready?a=b on port PORT was answered with 503 Service Unavailable"),
+            ),
+            (
+                "HTTP/1.1 404 Not Found\r\n\r\n",
+                Err("GET /ready?a=b on port PORT was answered with 404 Not Found"),
+            ),
+            (
+                "",
+                Err("GET /ready?a=b on port PORT: connection closed before message completed"),
+            ),
+            (
+                "SSH-2.0-OpenSSH_9.2\r\n",
+                Err("GET /ready?a=b on port PORT: invalid HTTP version parsed"),
+            ),
+        ] {
+            assert_eq!(ask(answer).await, expected.map_err(str::to_owned), "{answer}");
+        }
     }
 }
