@@ -376,3 +376,6 @@ fn want(
         timeout: millis(check.timeout_ms),
     })
 }
+
+#[cfg(test)]
+mod tests;

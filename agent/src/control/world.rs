@@ -11,7 +11,10 @@ use tokio::sync::oneshot;
 use weft_gossip::{Config, Gossip, GossipKey, Identity, KeyRing, Output};
 use weft_types::ClusterId;
 
-use super::{ClusterFacts, Command, Control, HostReport, Now, Pools, Responder, Settings, Stored};
+use super::{
+    ClusterFacts, Command, Control, HealthProbe, HealthResult, HostReport, Now, Pools, Responder, Settings,
+    Stored,
+};
 use crate::api::ApiError;
 
 /// What a node's kernel makes of what it is told.
@@ -22,9 +25,20 @@ pub(super) enum Kernel {
     Refuses(String),
 }
 
+/// What becomes of health probes.
+pub(super) enum Probes {
+    /// They end at once, and so.
+    End(Box<dyn FnMut() -> Result<(), String>>),
+    /// These have not ended.
+    Hang(Vec<HealthProbe>),
+}
+
 pub(super) struct Node {
     pub(super) control: Control,
     pub(super) kernel: Kernel,
+    pub(super) probes: Probes,
+    /// How many there were.
+    pub(super) probed: usize,
     /// Nothing reaches it and it says nothing.
     pub(super) is_cut_off: bool,
     address: SocketAddr,
@@ -92,6 +106,8 @@ impl World {
             Node {
                 control,
                 kernel: Kernel::Obeys,
+                probes: Probes::Hang(Vec::new()),
+                probed: 0,
                 is_cut_off: false,
                 address: address(n),
                 pending: None,
@@ -189,6 +205,13 @@ impl World {
         }
     }
 
+    /// A probe that hung has ended.
+    pub(super) fn end(&mut self, node: usize, probe: &HealthProbe, outcome: Result<(), String>) {
+        let result = result_of(probe, outcome);
+        self.nodes[node].control.handle_health(result, self.now);
+        self.carry_out();
+    }
+
     fn reachable(&self, address: SocketAddr) -> Option<usize> {
         let is_there = |node: &Node| node.address == address && !node.is_cut_off;
         self.nodes.iter().position(is_there)
@@ -220,6 +243,17 @@ impl World {
             node.control.handle_report(report, self.now);
             is_quiet = false;
         }
+        for probe in turn.health_probes {
+            is_quiet = false;
+            node.probed += 1;
+            match &mut node.probes {
+                Probes::Hang(hanging) => hanging.push(probe),
+                Probes::End(how) => {
+                    let result = result_of(&probe, how());
+                    node.control.handle_health(result, self.now);
+                }
+            }
+        }
         let (from, is_cut_off) = (node.address, node.is_cut_off);
         turn.replies.into_iter().for_each(|reply| reply());
         for output in turn.send.into_iter().filter(|_| !is_cut_off) {
@@ -239,5 +273,13 @@ impl World {
             }
         }
         is_quiet
+    }
+}
+
+fn result_of(probe: &HealthProbe, outcome: Result<(), String>) -> HealthResult {
+    HealthResult {
+        endpoint: probe.endpoint,
+        asked_by: probe.asked_by,
+        outcome,
     }
 }
