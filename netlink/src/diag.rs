@@ -24,6 +24,15 @@ const REQ_MAP_FD: u16 = 1;
 const INET_DIAG_SK_BPF_STORAGES: u16 = 20;
 const SK_DIAG_BPF_STORAGE: u16 = 1;
 const SK_DIAG_BPF_STORAGE_MAP_VALUE: u16 = 3;
+/// States of sockets: of a TCP one that listens, and of a UDP one without a peer.
+const TCP_LISTEN: u8 = 10;
+const TCP_CLOSE: u8 = 7;
+const EVERY: [(Transport, u8); 4] = [
+    (Transport::Tcp, libc::AF_INET as u8),
+    (Transport::Tcp, libc::AF_INET6 as u8),
+    (Transport::Udp, libc::AF_INET as u8),
+    (Transport::Udp, libc::AF_INET6 as u8),
+];
 const HEADER_LEN: usize = 16;
 const ID_LEN: usize = 48;
 const ID_AT: usize = 4;
@@ -41,6 +50,15 @@ pub struct DiagError {
     source: io::Error,
 }
 
+impl DiagError {
+    fn listing(source: io::Error) -> Self {
+        Self {
+            doing: "list the sockets of the network namespace",
+            source,
+        }
+    }
+}
+
 fn likely_cause(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EPERM) => ": needs CAP_NET_ADMIN over this network namespace",
@@ -51,7 +69,7 @@ fn likely_cause(error: &io::Error) -> &'static str {
 }
 
 /// A transport protocol whose sockets can be listed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs)]
 pub enum Transport {
     Tcp,
@@ -73,6 +91,17 @@ pub struct ConnectedSocket {
     pub stored: Option<Vec<u8>>,
     family: u8,
     id: [u8; ID_LEN],
+}
+
+/// A socket that takes what comes to a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Listener {
+    /// Its protocol.
+    pub transport: Transport,
+    /// Its address, unspecified for all of them.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
 }
 
 /// Asks about the sockets of one network namespace.
@@ -105,14 +134,26 @@ impl Diag {
     /// with them.
     pub fn connected(&self, map: &Map) -> Result<Vec<ConnectedSocket>, DiagError> {
         let mut found = Vec::new();
-        for transport in [Transport::Tcp, Transport::Udp] {
-            for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
-                let sockets = self.dump(transport, family, map).map_err(|source| DiagError {
-                    doing: "list the sockets of the network namespace",
-                    source,
-                })?;
-                found.extend(sockets);
-            }
+        // INET_DIAG_REQ_SK_BPF_STORAGES { SK_DIAG_BPF_STORAGE_REQ_MAP_FD: fd }
+        let mut attrs = Vec::new();
+        for (len, kind) in [(12u16, REQ_SK_BPF_STORAGES), (8, REQ_MAP_FD)] {
+            attrs.extend(len.to_ne_bytes());
+            attrs.extend(kind.to_ne_bytes());
+        }
+        attrs.extend(map.as_fd().as_raw_fd().to_ne_bytes());
+        for (transport, family) in EVERY {
+            let sockets = self.dump(transport, family, &attrs, connected);
+            found.extend(sockets.map_err(DiagError::listing)?);
+        }
+        Ok(found)
+    }
+
+    /// All sockets that wait for whoever comes: TCP ones that listen and UDP ones without a peer.
+    pub fn listeners(&self) -> Result<Vec<Listener>, DiagError> {
+        let mut found = Vec::new();
+        for (transport, family) in EVERY {
+            let sockets = self.dump(transport, family, &[], listener);
+            found.extend(sockets.map_err(DiagError::listing)?);
         }
         Ok(found)
     }
@@ -150,23 +191,15 @@ impl Diag {
         })
     }
 
-    fn dump(&self, transport: Transport, family: u8, map: &Map) -> io::Result<Vec<ConnectedSocket>> {
-        // INET_DIAG_REQ_SK_BPF_STORAGES { SK_DIAG_BPF_STORAGE_REQ_MAP_FD: fd }
-        let mut attrs = Vec::new();
-        for (len, kind) in [(12u16, REQ_SK_BPF_STORAGES), (8, REQ_MAP_FD)] {
-            attrs.extend(len.to_ne_bytes());
-            attrs.extend(kind.to_ne_bytes());
-        }
-        attrs.extend(map.as_fd().as_raw_fd().to_ne_bytes());
+    fn dump<T>(
+        &self,
+        transport: Transport,
+        family: u8,
+        attrs: &[u8],
+        read: impl Fn(Transport, &[u8]) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
         let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
-        let request = request(
-            SOCK_DIAG_BY_FAMILY,
-            flags,
-            transport,
-            family,
-            &[0; ID_LEN],
-            &attrs,
-        );
+        let request = request(SOCK_DIAG_BY_FAMILY, flags, transport, family, &[0; ID_LEN], attrs);
         self.socket.send(&request, 0)?;
         let (mut found, mut done) = (Vec::new(), None);
         while done.is_none() {
@@ -176,7 +209,7 @@ impl Diag {
                 } else if kind == libc::NLMSG_ERROR as u16 {
                     done.get_or_insert_with(|| errno(body));
                 } else {
-                    found.extend(connected(transport, body));
+                    found.extend(read(transport, body));
                 }
             });
         }
@@ -218,6 +251,28 @@ fn request(
     message.extend(id);
     message.extend(attrs);
     message
+}
+
+fn listener(transport: Transport, body: &[u8]) -> Option<Listener> {
+    let waits = match transport {
+        Transport::Tcp => TCP_LISTEN,
+        Transport::Udp => TCP_CLOSE,
+    };
+    let id = body.get(ID_AT..ID_AT + ID_LEN)?;
+    let port = u16::from_be_bytes([id[0], id[1]]);
+    if *body.get(1)? != waits || port == 0 {
+        return None;
+    }
+    let address = if i32::from(*body.first()?) == libc::AF_INET {
+        IpAddr::from(<[u8; 4]>::try_from(&id[4..8]).ok()?)
+    } else {
+        Ipv6Addr::from(<[u8; 16]>::try_from(&id[4..20]).ok()?).to_canonical()
+    };
+    Some(Listener {
+        transport,
+        address,
+        port,
+    })
 }
 
 fn connected(transport: Transport, body: &[u8]) -> Option<ConnectedSocket> {
@@ -270,5 +325,31 @@ fn errno(body: &[u8]) -> Option<io::Error> {
         Some(0) => None,
         Some(number) => Some(io::Error::from_raw_os_error(-number)),
         None => Some(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, UdpSocket};
+
+    use super::*;
+
+    #[test]
+    fn who_waits_on_a_port_is_listed_and_who_is_connected_is_not() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let udp = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let (tcp_at, udp_at) = (tcp.local_addr().unwrap(), udp.local_addr().unwrap());
+        let _client = std::net::TcpStream::connect(tcp_at).unwrap();
+        let found = match Diag::open().unwrap().listeners() {
+            Ok(found) => found,
+            Err(error) => return crate::testing::skip(format_args!("{error}")),
+        };
+        for (transport, at) in [(Transport::Tcp, tcp_at), (Transport::Udp, udp_at)] {
+            let on_port = found
+                .iter()
+                .filter(|one| (one.transport, one.port) == (transport, at.port()));
+            let addresses: Vec<_> = on_port.map(|one| one.address).collect();
+            assert_eq!(addresses, [at.ip()], "{transport:?}");
+        }
     }
 }

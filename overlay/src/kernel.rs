@@ -11,6 +11,7 @@ mod error;
 mod execute;
 mod names;
 mod observe;
+mod ports;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -29,7 +30,7 @@ use weft_netlink::{
 use weft_types::{EndpointId, NetworkId};
 
 pub use self::error::{Cause, KernelError, OpError};
-use crate::plan::{Desired, Observed, Sandbox, plan};
+use crate::plan::{Desired, HostPorts, Observed, Sandbox, Uplink, plan};
 
 /// Where the kernel part keeps things.
 #[derive(Debug, Clone)]
@@ -57,6 +58,7 @@ struct Space {
     route: RouteSocket,
     nft: Option<Nft>,
     links: Links,
+    uplink: Option<Uplink>,
     endpoints: BTreeMap<EndpointId, Handle>,
     next_port: u32,
 }
@@ -69,6 +71,8 @@ struct Links {
     uplink: Option<u32>,
     /// In the host's namespace.
     uplink_host: Option<u32>,
+    ingress: Option<u32>,
+    ingress_port: Option<u32>,
 }
 
 /// How to reach an endpoint's two ends.
@@ -160,6 +164,18 @@ impl Kernel {
             .transpose()
     }
 
+    /// The addresses at which published ports lead into a network: of its end of the uplink.
+    pub fn entry(&self, network: NetworkId) -> Vec<IpAddr> {
+        let uplink = self.spaces.get(&network).and_then(|space| space.uplink);
+        let ends = uplink.iter().flat_map(Uplink::ends);
+        ends.map(|(_, network)| network.addr()).collect()
+    }
+
+    /// The ports that are open in the kernel now, whoever opened them.
+    pub fn open_ports(&self) -> Result<HostPorts, KernelError> {
+        Ok(ports::observe_host(&self.nft)?.unwrap_or_default())
+    }
+
     /// Whether a link, by its index in a network's namespace or else in the host's, is one that this made, or found
     /// when it last looked, and did not delete since.
     pub fn has_link(&self, network: Option<NetworkId>, link: u32) -> bool {
@@ -172,9 +188,11 @@ impl Kernel {
                 bridge,
                 vxlan,
                 uplink,
+                ingress,
+                ingress_port,
                 ..
             } = space.links;
-            [Some(bridge), vxlan, uplink].contains(&link)
+            [Some(bridge), vxlan, uplink, ingress, ingress_port].contains(&link)
                 || space
                     .endpoints
                     .values()

@@ -2,7 +2,7 @@
 //!
 //! The rules:
 //!
-//! - Only networks with a local endpoint are programmed; with the last one goes everything.
+//! - Only networks with a local endpoint or a published port are programmed; with the last of these goes everything.
 //! - What is missing is added before what is superfluous is deleted, and an address or an Ethernet address that
 //!   is somewhere else now is moved in one step, so that it never points at the old place and never nowhere.
 //! - What cannot be changed in place (a VNI, a sandbox) is deleted and made again.
@@ -10,12 +10,14 @@
 
 mod desired;
 mod diff;
+mod ingress;
 mod observed;
 mod op;
 mod record;
 
 pub use desired::{Desired, LocalEndpoint, Network, Place, RemoteEndpoint, Sandbox, Subnet};
 pub use diff::plan;
+pub use ingress::{HostPort, HostPorts, Ingress, IngressLink, SourceRules, Transport};
 pub use observed::{
     Bridge, EndpointRoute, Forwarding, Host, HostRules, Observed, ObservedEndpoint, ObservedNetwork, Uplink,
     Vxlan,

@@ -8,6 +8,11 @@ use super::{
     set::SetRef,
 };
 
+/// `NFT_FIB_RESULT_ADDRTYPE` and `NFTA_FIB_F_DADDR`
+const FIB_ADDRTYPE: u32 = 3;
+const FIB_DADDR: u32 = 1 << 1;
+const HASH_SEED: u32 = 0x7765_6674;
+
 /// One of the sixteen 32-bit registers. A value longer than four bytes fills the following ones too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reg(pub u8);
@@ -46,14 +51,20 @@ pub enum Load {
     /// State of the tracked connection, such as [`CT_NEW`]. A rule that asks for it, whether it is reached
     /// or not, has the kernel track connections in this namespace.
     CtState,
+    /// What kind of address the destination is to this namespace, such as [`FIB_LOCAL`].
+    DaddrKind,
 }
 
 /// The connection state of a first packet, as [`Load::CtState`] reads it.
 pub const CT_NEW: u32 = 1 << 3;
 
+/// An address of this namespace itself, as [`Load::DaddrKind`] reads it (`RTN_LOCAL`).
+pub const FIB_LOCAL: u32 = libc::RTN_LOCAL as u32;
+
 enum Source {
     Meta(i32),
     Ct(i32),
+    Fib,
     Payload { base: i32, offset: u32, len: u32 },
 }
 
@@ -79,6 +90,7 @@ impl Load {
             Self::Ip6Daddr => network(24, 16),
             Self::Dport => transport(2, 2),
             Self::CtState => Source::Ct(libc::NFT_CT_STATE),
+            Self::DaddrKind => Source::Fib,
         }
     }
 
@@ -93,6 +105,7 @@ impl Load {
             Self::Ip6Daddr => "ip6 daddr",
             Self::Dport => "dport",
             Self::CtState => "ct state",
+            Self::DaddrKind => "fib daddr type",
         }
     }
 }
@@ -158,6 +171,17 @@ pub enum Expr {
         /// The register.
         to: Reg,
     },
+    /// Puts a number below `modulus` into a register: always the same one for the same `len` bytes from `key` on.
+    Hash {
+        /// The first register of what is hashed.
+        key: Reg,
+        /// How many bytes that is.
+        len: u32,
+        /// How many numbers there are.
+        modulus: u32,
+        /// The register.
+        to: Reg,
+    },
     /// Puts a constant into a register.
     Immediate {
         /// The constant.
@@ -173,6 +197,13 @@ pub enum Expr {
         addr: Reg,
         /// The register of the port.
         port: Option<Reg>,
+    },
+    /// Translates the source to the address in a register.
+    Snat {
+        /// Whether the address is an IPv6 one; packets of the other version go on untouched.
+        ipv6: bool,
+        /// The register of the address.
+        addr: Reg,
     },
     /// Translates the source to the address of the outgoing device.
     Masquerade,
@@ -217,6 +248,7 @@ impl Expr {
             Self::Load(load, _) => match load.source() {
                 Source::Meta(_) => "meta",
                 Source::Ct(_) => "ct",
+                Source::Fib => "fib",
                 Source::Payload { .. } => "payload",
             },
             Self::Version { .. } | Self::Compare { .. } => "cmp",
@@ -224,7 +256,8 @@ impl Expr {
             Self::Lookup { .. } | Self::Vmap { .. } => "lookup",
             Self::Numgen { .. } => "numgen",
             Self::Immediate { .. } | Self::Verdict(_) => "immediate",
-            Self::Dnat { .. } => "nat",
+            Self::Hash { .. } => "hash",
+            Self::Dnat { .. } | Self::Snat { .. } => "nat",
             Self::Masquerade => "masq",
             Self::Notrack => "notrack",
             Self::Reject(_) => "reject",
@@ -238,6 +271,12 @@ impl Expr {
             Self::Load(load, to) => match load.source() {
                 // NFTA_CT_DREG, _KEY have the same numbers.
                 Source::Meta(key) | Source::Ct(key) => encode_meta(data, *to, key),
+                // NFTA_FIB_DREG, _RESULT, _FLAGS
+                Source::Fib => {
+                    data.u32(1, to.number());
+                    data.u32(2, FIB_ADDRTYPE);
+                    data.u32(3, FIB_DADDR);
+                }
                 // NFTA_PAYLOAD_DREG, _BASE, _OFFSET, _LEN
                 Source::Payload { base, offset, len } => {
                     data.u32(1, to.number());
@@ -298,6 +337,25 @@ impl Expr {
                 if let Some(port) = port {
                     data.u32(5, port.number());
                 }
+            }
+            Self::Snat { ipv6, addr } => {
+                data.u32(1, libc::NFT_NAT_SNAT as u32);
+                data.u32(2, if *ipv6 { libc::AF_INET6 } else { libc::AF_INET } as u32);
+                data.u32(3, addr.number());
+            }
+            // NFTA_HASH_SREG, _DREG, _LEN, _MODULUS, _SEED
+            Self::Hash {
+                key,
+                len,
+                modulus,
+                to,
+            } => {
+                data.u32(1, key.number());
+                data.u32(2, to.number());
+                data.u32(3, *len);
+                data.u32(4, *modulus);
+                // Without one the kernel makes one up, and it would not be the same everywhere.
+                data.u32(5, HASH_SEED);
             }
             // NFTA_REJECT_TYPE, _ICMP_CODE
             Self::Reject(Reject::TcpReset) => {
@@ -398,6 +456,8 @@ impl fmt::Display for Expr {
                 write!(f, "dnat {} to {addr}", if *ipv6 { "ip6" } else { "ip" })?;
                 port.map_or(Ok(()), |port| write!(f, " port {port}"))
             }
+            Self::Snat { ipv6, addr } => write!(f, "snat {} to {addr}", if *ipv6 { "ip6" } else { "ip" }),
+            Self::Hash { key, modulus, to, .. } => write!(f, "{to} = hash {key} mod {modulus}"),
             Self::Masquerade => f.write_str("masquerade"),
             Self::Notrack => f.write_str("notrack"),
             Self::Reject(Reject::TcpReset) => f.write_str("reject with tcp reset"),

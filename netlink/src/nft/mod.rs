@@ -41,7 +41,7 @@ mod tests;
 
 use std::io;
 
-pub use expr::{CT_NEW, Expr, Load, Reg, Reject};
+pub use expr::{CT_NEW, Expr, FIB_LOCAL, Load, Reg, Reject};
 pub use model::{Chain, ChainType, Datum, Family, Hook, Kind, Table, Verdict};
 pub use read::Installed;
 pub use rule::Rule;

@@ -173,17 +173,22 @@ impl Route {
 }
 
 /// An address that the namespace answers at as if it were its own, without an interface that has it (`ip route add
-/// local ADDRESS dev lo`).
+/// local ADDRESS dev lo`), or, an address of the loopback's, when it is asked through another interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LocalRoute {
     /// The address.
     pub to: IpAddr,
+    /// Index of the link.
+    pub link: u32,
+    /// As with [`Route::metric`].
+    pub metric: u32,
     /// Who made it, as with [`Route::protocol`].
     pub protocol: u8,
 }
 
 impl LocalRoute {
-    const LOOPBACK: u32 = 1;
+    /// The index of every namespace's loopback.
+    pub const LOOPBACK: u32 = 1;
 
     /// Adds it, if it is not there.
     pub fn add(self) -> Request {
@@ -214,8 +219,11 @@ impl LocalRoute {
         };
         message.attributes.extend([
             RouteAttribute::Destination(RouteAddress::from(self.to)),
-            RouteAttribute::Oif(Self::LOOPBACK),
+            RouteAttribute::Oif(self.link),
         ]);
+        if self.metric != 0 {
+            message.attributes.push(RouteAttribute::Priority(self.metric));
+        }
         message
     }
 }

@@ -258,12 +258,21 @@ fn local_route(message: &RouteMessage) -> Option<LocalRoute> {
     if header.kind != RouteType::Local {
         return None;
     }
-    let to = message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(address) => ip(address),
-        _ => None,
-    })?;
-    let protocol = u8::from(header.protocol);
-    Some(LocalRoute { to, protocol })
+    let mut found = LocalRoute {
+        to: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        link: 0,
+        metric: 0,
+        protocol: u8::from(header.protocol),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => found.to = ip(address)?,
+            RouteAttribute::Oif(index) => found.link = *index,
+            RouteAttribute::Priority(number) => found.metric = *number,
+            _ => {}
+        }
+    }
+    (!found.to.is_unspecified()).then_some(found)
 }
 
 fn route(message: &RouteMessage) -> Option<Route> {

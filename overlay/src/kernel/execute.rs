@@ -1,6 +1,7 @@
 //! Carries plans out: operations become batches, one per socket and stretch of the plan.
 
 mod endpoint;
+mod ingress;
 mod network;
 
 use std::{
@@ -17,7 +18,7 @@ use weft_types::{EndpointId, NetworkId};
 
 #[cfg(test)]
 pub(super) use self::network::BRIDGE_ONLY;
-pub(super) use self::network::TUNNEL;
+pub(super) use self::{ingress::loopback_route, network::TUNNEL};
 use super::{Cause, Kernel, OpError, Space, observe::FORWARDING, rules};
 use crate::plan::{HostOp, Op, Plan};
 
@@ -180,6 +181,8 @@ impl Run<'_> {
             }
             HostOp::SetRules(wanted) => self.kernel.nft.commit(&rules::host(wanted))?,
             HostOp::DeleteRules => self.kernel.nft.commit(&rules::delete())?,
+            HostOp::SetPorts(wanted) => self.set_ports(Some(wanted))?,
+            HostOp::DeletePorts => self.set_ports(None)?,
         }
         Ok(())
     }

@@ -11,6 +11,10 @@ pub(super) const BRIDGE: &str = "br0";
 pub(super) const VXLAN: &str = "vx0";
 pub(super) const UPLINK: &str = "up0";
 pub(super) const UPLINK_ALIAS: &str = "weft:uplink";
+pub(super) const INGRESS: &str = "in0";
+/// The ingress as a port of the bridge.
+pub(super) const INGRESS_PORT: &str = "in0-port";
+pub(super) const INGRESS_ALIAS: &str = "weft:ingress";
 pub(super) const VXLAN_ALIAS: &str = "weft:vxlan";
 /// What every alias of ours starts with.
 pub(super) const MARK: &str = "weft:";
@@ -20,6 +24,8 @@ pub(super) const MARK: &str = "weft:";
 pub(super) const BRIDGE_INDEX: u32 = 100;
 pub(super) const VXLAN_INDEX: u32 = 101;
 pub(super) const UPLINK_INDEX: u32 = 102;
+pub(super) const INGRESS_INDEX: u32 = 103;
+pub(super) const INGRESS_PORT_INDEX: u32 = 104;
 pub(super) const FIRST_PORT_INDEX: u32 = 1000;
 
 /// The protocol number of our routes (`ip route` shows `proto 119`): not in iproute2's `rt_protos`.
@@ -31,8 +37,25 @@ pub(super) fn table() -> Table {
 
 /// The host's end of an uplink; an interface name has at most 15 characters.
 pub(super) fn uplink_host(network: NetworkId) -> String {
-    format!("weft-{}", &network.short()[..10])
+    uplink_host_of(&network.short())
 }
+
+/// The same, of a network's short id.
+pub(super) fn uplink_host_of(short: &str) -> String {
+    format!("weft-{}", short.get(..10).unwrap_or(short))
+}
+
+/// The setting that lets the host's loopback addresses in by its end of an uplink.
+pub(super) fn route_localnet(network: NetworkId) -> String {
+    format!("net/ipv4/conf/{}/route_localnet", uplink_host(network))
+}
+
+/// Settings of a network's namespace with an ingress: a packet may come in by another link than the one that its answer
+/// leaves by.
+pub(super) const NO_RETURN_PATH: [(&str, &str); 2] = [
+    ("net/ipv4/conf/all/rp_filter", "0"),
+    ("net/ipv4/conf/in0/rp_filter", "0"),
+];
 
 pub(super) fn uplink_host_alias(network: NetworkId) -> String {
     format!("{UPLINK_ALIAS} {}", network.short())

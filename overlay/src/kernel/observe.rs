@@ -16,13 +16,15 @@ use weft_netlink::{
 use weft_types::{EndpointId, Mac, NetworkId};
 
 use super::{
-    FarEnd, Handle, Kernel, KernelError, Links, Space, names,
-    names::{BRIDGE, MARK, ROUTE_PROTOCOL, UPLINK, UPLINK_ALIAS, VXLAN},
-    rules,
+    FarEnd, Handle, Kernel, KernelError, Links, Space,
+    execute::loopback_route,
+    names,
+    names::{BRIDGE, INGRESS, INGRESS_PORT, MARK, ROUTE_PROTOCOL, UPLINK, UPLINK_ALIAS, VXLAN},
+    ports, rules,
 };
 use crate::plan::{
-    Bridge, Desired, EndpointRoute, Forwarding, Host, LocalEndpoint, Network, Observed, ObservedEndpoint,
-    ObservedNetwork, Place, Sandbox, Uplink, Vxlan,
+    Bridge, Desired, EndpointRoute, Forwarding, Host, IngressLink, LocalEndpoint, Network, Observed,
+    ObservedEndpoint, ObservedNetwork, Place, Sandbox, Uplink, Vxlan,
 };
 
 pub(super) const FORWARDING: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
@@ -90,13 +92,17 @@ impl Kernel {
             let uplink_host = host.named(&names::uplink_host(id));
             let uplink_host =
                 uplink_host.filter(|link| link.alias.as_deref() == Some(&names::uplink_host_alias(id)));
-            let (space, network) = observe_network(
+            let (mut space, mut network) = observe_network(
                 netns,
                 desired.networks.get(&id),
                 uplink_host,
                 &host,
                 &mut sandboxes,
             )?;
+            space.uplink = network.uplink.filter(|uplink| uplink.intact);
+            if let Some(ingress) = &mut network.ingress {
+                ingress.intact = ingress.intact && self.lets_loopback_in(id, &space)?;
+            }
             self.spaces.insert(id, space);
             observed.networks.insert(id, network);
         }
@@ -131,6 +137,7 @@ impl Kernel {
         };
         Ok(Host {
             rules: rules::observe_host(&self.nft)?,
+            ports: ports::observe_host(&self.nft)?,
             forwarding: Forwarding {
                 ipv4: on(FORWARDING[0])?,
                 ipv6: on(FORWARDING[1])?,
@@ -142,6 +149,17 @@ impl Kernel {
                 })
                 .collect(),
         })
+    }
+
+    /// Whether the host's end of an uplink takes answers to the host's own calls of published ports.
+    fn lets_loopback_in(&mut self, id: NetworkId, space: &Space) -> Result<bool, KernelError> {
+        let (Some(uplink), Some(outside)) = (&space.uplink, space.links.uplink_host) else {
+            return Ok(false);
+        };
+        let localnet = self.host.sysctls(&[names::route_localnet(id)])?;
+        let route = loopback_route(uplink, outside);
+        let routed = !uplink.ipv6 || self.route.local_routes(ROUTE_PROTOCOL)?.contains(&route);
+        Ok(localnet == ["1"] && routed)
     }
 
     fn netns_files(&self) -> Result<Vec<PathBuf>, KernelError> {
@@ -188,6 +206,8 @@ fn observe_network(
         vxlan: vxlan.map(|link| link.index),
         uplink: uplink.map(|link| link.index),
         uplink_host: uplink_host.map(|link| link.index),
+        ingress: dump.named(INGRESS).map(|link| link.index),
+        ingress_port: dump.named(INGRESS_PORT).map(|link| link.index),
     };
     let fdb = route.fdb()?;
     let neighbours = route.neighbours()?;
@@ -216,6 +236,8 @@ fn observe_network(
             })
         }),
         uplink: None,
+        ingress: None,
+        sources: ports::observe_network(&nft)?,
         endpoints: BTreeMap::new(),
         fdb: BTreeMap::new(),
         neighbours: neighbours
@@ -232,6 +254,29 @@ fn observe_network(
             uplink_host,
             rules::observe_network(&nft)?,
         ));
+    }
+    if links.ingress.is_some() || links.ingress_port.is_some() {
+        let (far, port) = (dump.named(INGRESS), dump.named(INGRESS_PORT));
+        let has_entry = |link: &Link, mac| {
+            fdb.iter()
+                .any(|entry| entry.link == link.index && entry.mac == mac && entry.is_static)
+        };
+        let intact = far.zip(port).is_some_and(|(far, port)| {
+            far.up
+                && far.mtu == port.mtu
+                && is_as_made(port, index)
+                && far.mac.is_some_and(|mac| has_entry(port, mac))
+        });
+        network.ingress = Some(IngressLink {
+            mac: far.and_then(|link| link.mac).unwrap_or(Mac([0; 6])),
+            mtu: far.map_or(0, |link| link.mtu),
+            addresses: dump
+                .addresses_of(links.ingress.unwrap_or(0))
+                .filter(|net| !is_ipv6_link_local(net))
+                .map(|net| net.addr())
+                .collect(),
+            intact,
+        });
     }
     if let (Some(vxlan), Some(_)) = (links.vxlan, network.vxlan) {
         let of_tunnel = |of_bridge: bool| {
@@ -299,6 +344,7 @@ fn observe_network(
             route,
             nft: Some(nft),
             links,
+            uplink: None,
             endpoints,
             next_port,
         },

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use weft_netlink::netns::NetnsId;
 use weft_types::{EndpointId, Mac, NetworkId, Vni};
 
+use super::ingress::{Ingress, IngressLink, SourceRules};
 use super::observed::{Bridge, EndpointRoute, HostRules, ObservedEndpoint, ObservedNetwork, Uplink, Vxlan};
 
 /// All that the overlays of this host should be.
@@ -16,7 +17,7 @@ pub struct Desired {
     /// VTEPs of the cluster: VXLAN packets from anybody else are dropped. Those of [`Network::remotes`] are
     /// members without being listed here.
     pub members: BTreeSet<IpAddr>,
-    /// The networks. One without local endpoints is left out of the kernel.
+    /// The networks. One without local endpoints and without an ingress is left out of the kernel.
     pub networks: BTreeMap<NetworkId, Network>,
 }
 
@@ -44,6 +45,8 @@ pub struct Network {
     pub endpoints: BTreeMap<EndpointId, LocalEndpoint>,
     /// The endpoints on other hosts.
     pub remotes: BTreeMap<EndpointId, RemoteEndpoint>,
+    /// The way in, if ports of this host lead into it. A network without a way out has none.
+    pub ingress: Option<Ingress>,
 }
 
 /// An address range of a network.
@@ -120,7 +123,7 @@ impl Desired {
     pub(super) fn programmed(&self) -> impl Iterator<Item = (NetworkId, &Network)> {
         self.networks
             .iter()
-            .filter(|(_, network)| !network.endpoints.is_empty())
+            .filter(|(_, network)| !network.endpoints.is_empty() || network.ingress().is_some())
             .map(|(id, n)| (*id, n))
     }
 
@@ -143,6 +146,11 @@ impl Desired {
 impl Network {
     pub(super) fn has_ipv6(&self) -> bool {
         self.subnets.iter().any(|subnet| subnet.gateway.is_ipv6())
+    }
+
+    /// Its way in; one without a way out has none.
+    pub(super) fn ingress(&self) -> Option<&Ingress> {
+        self.ingress.as_ref().filter(|_| !self.internal)
     }
 
     /// The bridge's Ethernet address is the same on all hosts, so that a sandbox finds its gateway where it
@@ -194,6 +202,13 @@ impl Network {
                 mtu,
                 intact: true,
             }),
+            ingress: slot.and(self.ingress()).map(|ingress| IngressLink {
+                mac: ingress.mac,
+                mtu,
+                addresses: ingress.addresses.iter().copied().collect(),
+                intact: true,
+            }),
+            sources: slot.and(self.ingress()).map(|ingress| self.sources(ingress)),
             endpoints: self
                 .endpoints
                 .iter()
@@ -201,6 +216,21 @@ impl Network {
                 .collect(),
             fdb,
             neighbours,
+        }
+    }
+
+    /// An endpoint answers a stranger by its default route, and only if that is this network's does the answer come
+    /// back the way the question came.
+    fn sources(&self, ingress: &Ingress) -> SourceRules {
+        let answers = |local: &&LocalEndpoint| !local.gateway.is_empty();
+        SourceRules {
+            own: ingress.addresses.iter().copied().collect(),
+            direct: self
+                .endpoints
+                .values()
+                .filter(answers)
+                .flat_map(|local| local.addresses.iter().map(IpNet::addr))
+                .collect(),
         }
     }
 

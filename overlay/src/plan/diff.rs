@@ -4,6 +4,7 @@ use weft_types::{EndpointId, NetworkId};
 
 use super::{
     desired::{Desired, Network, Place},
+    ingress::{HostPorts, IngressLink},
     observed::{Observed, ObservedEndpoint, ObservedNetwork, Uplink},
     op::{EndpointOp, HostOp, Link, NetworkOp, Op, Plan},
 };
@@ -29,15 +30,25 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
         }
     }
     let mut slots = Slots::of(desired, observed);
+    let mut ports = HostPorts::default();
     for (id, network) in desired.programmed() {
         let observed = observed.networks.get(&id);
         let slot = (!network.internal).then(|| slots.take(id)).flatten();
+        lead_in(id, network, slot, &mut ports);
         NetworkDiff {
             id,
             network,
             ops: &mut ops,
         }
         .run(&network.as_observed(slot), observed);
+    }
+    // Nobody is let in before there is a way on.
+    if ports.networks.is_empty() {
+        if observed.host.ports.is_some() {
+            ops.push(Op::Host(HostOp::DeletePorts));
+        }
+    } else if observed.host.ports.as_ref() != Some(&ports) {
+        ops.push(Op::Host(HostOp::SetPorts(ports)));
     }
     let programmed: BTreeSet<_> = desired.programmed().map(|(id, _)| id).collect();
     for id in observed.networks.keys().filter(|id| !programmed.contains(id)) {
@@ -47,6 +58,28 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
         ops.push(Op::Host(HostOp::DeleteRules));
     }
     Plan { ops }
+}
+
+/// Has the ports of a network's ingress lead to its end of the uplink.
+fn lead_in(id: NetworkId, network: &Network, slot: Option<u16>, ports: &mut HostPorts) {
+    let (Some(ingress), Some(slot)) = (network.ingress(), slot) else {
+        return;
+    };
+    let uplink = Uplink {
+        slot,
+        ipv6: network.has_ipv6(),
+        mtu: 0,
+        intact: true,
+    };
+    ports.networks.insert(id.short());
+    for (_, end) in uplink.ends() {
+        let (end, ipv6) = (end.addr(), end.addr().is_ipv6());
+        let of_version = ingress.ports.iter().filter(|port| port.has(ipv6));
+        for port in of_version {
+            // Of two networks that claim one port the one with the lower id keeps it, on every host.
+            ports.open.entry((*port, ipv6)).or_insert(end);
+        }
+    }
 }
 
 /// Which pairs of uplink addresses are taken.
@@ -126,7 +159,8 @@ impl NetworkDiff<'_> {
         }
         self.bridge(wanted, &now);
         self.tunnel(wanted, &mut now);
-        self.uplink(wanted, &now);
+        self.uplink(wanted, &mut now);
+        self.ingress(wanted, &now);
         self.replaced_endpoints(wanted, &mut now);
         self.bindings(wanted, &now);
         self.endpoints(wanted, &now);
@@ -173,7 +207,7 @@ impl NetworkDiff<'_> {
         self.push(NetworkOp::AddVxlan(vxlan));
     }
 
-    fn uplink(&mut self, wanted: &ObservedNetwork, now: &ObservedNetwork) {
+    fn uplink(&mut self, wanted: &ObservedNetwork, now: &mut ObservedNetwork) {
         match (wanted.uplink, now.uplink) {
             (Some(uplink), Some(current))
                 if (Uplink {
@@ -186,6 +220,10 @@ impl NetworkDiff<'_> {
                 }
             }
             (wanted, current) => {
+                // The way in begins with it.
+                if now.ingress.take().is_some() {
+                    self.push(NetworkOp::DeleteIngress);
+                }
                 if current.is_some() {
                     self.push(NetworkOp::DeleteUplink);
                 }
@@ -193,6 +231,36 @@ impl NetworkDiff<'_> {
                     self.push(NetworkOp::AddUplink(uplink));
                 }
             }
+        }
+    }
+
+    fn ingress(&mut self, wanted: &ObservedNetwork, now: &ObservedNetwork) {
+        match (&wanted.ingress, &now.ingress) {
+            (Some(link), Some(current))
+                if (IngressLink {
+                    mtu: link.mtu,
+                    ..current.clone()
+                }) == *link =>
+            {
+                if current.mtu != link.mtu {
+                    self.push(NetworkOp::SetMtu(Link::Ingress, link.mtu));
+                }
+            }
+            (wanted, current) => {
+                if current.is_some() {
+                    self.push(NetworkOp::DeleteIngress);
+                }
+                if let Some(link) = wanted {
+                    self.push(NetworkOp::AddIngress(link.clone()));
+                }
+            }
+        }
+        match (&wanted.sources, &now.sources) {
+            (Some(sources), current) if current.as_ref() != Some(sources) => {
+                self.push(NetworkOp::SetSources(sources.clone()));
+            }
+            (None, Some(_)) => self.push(NetworkOp::DeleteSources),
+            _ => {}
         }
     }
 

@@ -8,6 +8,8 @@ use ipnet::{IpNet, Ipv4Net};
 use weft_netlink::netns::NetnsId;
 use weft_types::{EndpointId, Mac, NetworkId, Vni};
 
+use super::ingress::{HostPorts, IngressLink, SourceRules};
+
 /// What a look at the kernel says about our own objects, and the little about others that matters to us.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
@@ -22,6 +24,8 @@ pub struct Observed {
 pub struct Host {
     /// Our nft table.
     pub rules: Option<HostRules>,
+    /// Our nft table of published ports.
+    pub ports: Option<HostPorts>,
     /// Whether the host forwards packets.
     pub forwarding: Forwarding,
     /// IPv4 link-local ranges that somebody else uses.
@@ -59,6 +63,10 @@ pub struct ObservedNetwork {
     pub vxlan: Option<Vxlan>,
     /// The way out.
     pub uplink: Option<Uplink>,
+    /// The way in.
+    pub ingress: Option<IngressLink>,
+    /// Whose addresses connections that came in have.
+    pub sources: Option<SourceRules>,
     /// Endpoints with a port on the bridge.
     pub endpoints: BTreeMap<EndpointId, ObservedEndpoint>,
     /// The VTEP behind which an Ethernet address is; `None` if the entry of the bridge or of the VXLAN device

@@ -5,6 +5,7 @@ use weft_types::{EndpointId, Mac, NetworkId};
 
 use super::{
     desired::Place,
+    ingress::{HostPorts, IngressLink, SourceRules},
     observed::{Bridge, EndpointRoute, HostRules, Uplink, Vxlan},
 };
 
@@ -38,6 +39,10 @@ pub enum HostOp {
     SetRules(HostRules),
     /// Removes our nft table.
     DeleteRules,
+    /// Opens these ports and no others, in one step.
+    SetPorts(HostPorts),
+    /// Closes all ports and removes their nft table.
+    DeletePorts,
 }
 
 /// An operation on a network.
@@ -61,6 +66,14 @@ pub enum NetworkOp {
     AddUplink(Uplink),
     /// Removes the way out.
     DeleteUplink,
+    /// Makes the way in.
+    AddIngress(IngressLink),
+    /// Removes the way in.
+    DeleteIngress,
+    /// Says whose address connections have that came in, in one step.
+    SetSources(SourceRules),
+    /// Removes what says so.
+    DeleteSources,
     /// Changes the largest packet of a link.
     SetMtu(Link, u32),
     /// Says behind which Ethernet address an address is.
@@ -82,6 +95,8 @@ pub enum Link {
     Vxlan,
     /// Both ends of the way out.
     Uplink,
+    /// Both ends of the way in.
+    Ingress,
 }
 
 /// An operation on an endpoint of this host.
@@ -146,6 +161,8 @@ impl fmt::Display for HostOp {
             Self::EnableForwarding { ipv6: true } => f.write_str("enable IPv6 forwarding"),
             Self::SetRules(rules) => write!(f, "set rules: {rules}"),
             Self::DeleteRules => f.write_str("delete rules"),
+            Self::SetPorts(ports) => write!(f, "open {ports}"),
+            Self::DeletePorts => f.write_str("close all ports"),
         }
     }
 }
@@ -162,9 +179,14 @@ impl fmt::Display for NetworkOp {
             Self::DeleteVxlan => f.write_str("delete vxlan"),
             Self::AddUplink(uplink) => write!(f, "add {uplink}"),
             Self::DeleteUplink => f.write_str("delete uplink"),
+            Self::AddIngress(ingress) => write!(f, "add {ingress}"),
+            Self::DeleteIngress => f.write_str("delete ingress"),
+            Self::SetSources(sources) => write!(f, "set {sources}"),
+            Self::DeleteSources => f.write_str("delete sources"),
             Self::SetMtu(Link::Bridge, mtu) => write!(f, "set bridge mtu {mtu}"),
             Self::SetMtu(Link::Vxlan, mtu) => write!(f, "set vxlan mtu {mtu}"),
             Self::SetMtu(Link::Uplink, mtu) => write!(f, "set uplink mtu {mtu}"),
+            Self::SetMtu(Link::Ingress, mtu) => write!(f, "set ingress mtu {mtu}"),
             Self::SetNeighbour(address, mac) => write!(f, "set neighbour {address} at {mac}"),
             Self::DeleteNeighbour(address) => write!(f, "delete neighbour {address}"),
             Self::SetFdb(mac, vtep) => write!(f, "set fdb {mac} behind {vtep}"),

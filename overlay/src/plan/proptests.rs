@@ -77,14 +77,37 @@ fn endpoint_id() -> impl Strategy<Value = EndpointId> {
     (0..6_u8).prop_map(|n| EndpointId([n; 16]))
 }
 
+fn host_port() -> impl Strategy<Value = HostPort> {
+    (80..82_u16, any::<bool>(), option::of(address())).prop_map(|(port, udp, at)| HostPort {
+        port,
+        transport: if udp { Transport::Udp } else { Transport::Tcp },
+        at,
+    })
+}
+
+fn ingress() -> impl Strategy<Value = Ingress> {
+    (
+        mac(),
+        collection::vec(address(), 0..2),
+        collection::btree_set(host_port(), 0..3),
+    )
+        .prop_map(|(mac, addresses, ports)| Ingress {
+            mac,
+            addresses,
+            ports,
+        })
+}
+
 fn desired_network() -> impl Strategy<Value = Network> {
     (
         (1..3_u32, 1400..1402_u16, 1..3_u8, any::<bool>(), any::<bool>()),
         collection::btree_map(endpoint_id(), local(), 0..4),
         collection::btree_map(endpoint_id(), remote(), 0..4),
+        option::of(ingress()),
     )
         .prop_map(
-            |((vni, mtu, subnets, internal, services), endpoints, remotes)| Network {
+            |((vni, mtu, subnets, internal, services), endpoints, remotes, ingress)| Network {
+                ingress,
                 name: format!("n{vni}"),
                 vni: Vni::try_from(vni).unwrap(),
                 mtu,
@@ -168,6 +191,23 @@ fn observed_network() -> impl Strategy<Value = ObservedNetwork> {
                 intact,
             }
         });
+    let ingress = (
+        mac(),
+        1400..1402_u32,
+        collection::btree_set(address(), 0..2),
+        any::<bool>(),
+    )
+        .prop_map(|(mac, mtu, addresses, intact)| IngressLink {
+            mac,
+            mtu,
+            addresses,
+            intact,
+        });
+    let sources = (
+        collection::btree_set(address(), 0..2),
+        collection::btree_set(address(), 0..2),
+    )
+        .prop_map(|(own, direct)| SourceRules { own, direct });
     (
         option::weighted(0.9, bridge),
         collection::btree_set(net(), 0..3),
@@ -176,17 +216,22 @@ fn observed_network() -> impl Strategy<Value = ObservedNetwork> {
         collection::btree_map(endpoint_id(), observed_endpoint(), 0..4),
         collection::btree_map(mac(), option::of(vtep()), 0..4),
         collection::btree_map(address(), mac(), 0..4),
+        (option::of(ingress), option::of(sources)),
     )
         .prop_map(
-            |(bridge, addresses, vxlan, uplink, endpoints, fdb, neighbours)| ObservedNetwork {
-                bridge,
-                addresses,
-                // Without a tunnel there are no entries of it.
-                fdb: if vxlan.is_some() { fdb } else { BTreeMap::new() },
-                vxlan,
-                uplink,
-                endpoints,
-                neighbours,
+            |(bridge, addresses, vxlan, uplink, endpoints, fdb, neighbours, (ingress, sources))| {
+                ObservedNetwork {
+                    ingress,
+                    sources,
+                    bridge,
+                    addresses,
+                    // Without a tunnel there are no entries of it.
+                    fdb: if vxlan.is_some() { fdb } else { BTreeMap::new() },
+                    vxlan,
+                    uplink,
+                    endpoints,
+                    neighbours,
+                }
             },
         )
 }
@@ -198,14 +243,21 @@ fn observed() -> impl Strategy<Value = Observed> {
             members,
             masquerade,
         });
+    let ports =
+        collection::btree_map((host_port(), any::<bool>()), address(), 0..3).prop_map(|open| HostPorts {
+            open,
+            networks: ["n".to_owned()].into(),
+        });
     (
         option::of(rules),
+        option::of(ports),
         any::<bool>(),
         collection::btree_map(network_id(), observed_network(), 0..4),
     )
-        .prop_map(|(rules, forwards, networks)| Observed {
+        .prop_map(|(rules, ports, forwards, networks)| Observed {
             host: Host {
                 rules,
+                ports,
                 forwarding: Forwarding {
                     ipv4: forwards,
                     ipv6: forwards,
@@ -242,6 +294,7 @@ proptest! {
         carry_out(&plan(&Desired::default(), &observed), &mut observed);
         prop_assert_eq!(observed.networks, BTreeMap::new());
         prop_assert_eq!(observed.host.rules, None);
+        prop_assert_eq!(observed.host.ports, None);
     }
 
     #[test]

@@ -41,6 +41,8 @@ fn host(op: &HostOp, host: &mut Host) -> bool {
         HostOp::EnableForwarding { ipv6: true } => host.forwarding.ipv6 = true,
         HostOp::SetRules(rules) => host.rules = Some(rules.clone()),
         HostOp::DeleteRules => return host.rules.take().is_some(),
+        HostOp::SetPorts(ports) => host.ports = Some(ports.clone()),
+        HostOp::DeletePorts => return host.ports.take().is_some(),
     }
     true
 }
@@ -68,11 +70,19 @@ fn network(op: &NetworkOp, network: &mut ObservedNetwork) -> bool {
         }
         NetworkOp::AddUplink(uplink) => return network.uplink.replace(*uplink).is_none(),
         NetworkOp::DeleteUplink => return network.uplink.take().is_some(),
+        // The host's loopback comes in by the uplink.
+        NetworkOp::AddIngress(ingress) => {
+            return network.uplink.is_some() && network.ingress.replace(ingress.clone()).is_none();
+        }
+        NetworkOp::DeleteIngress => return network.ingress.take().is_some(),
+        NetworkOp::SetSources(sources) => network.sources = Some(sources.clone()),
+        NetworkOp::DeleteSources => return network.sources.take().is_some(),
         NetworkOp::SetMtu(link, mtu) => {
             let current = match link {
                 Link::Bridge => network.bridge.as_mut().map(|bridge| &mut bridge.mtu),
                 Link::Vxlan => network.vxlan.as_mut().map(|vxlan| &mut vxlan.mtu),
                 Link::Uplink => network.uplink.as_mut().map(|uplink| &mut uplink.mtu),
+                Link::Ingress => network.ingress.as_mut().map(|ingress| &mut ingress.mtu),
             };
             return current.map(|current| *current = *mtu).is_some();
         }

@@ -68,6 +68,7 @@ fn network(vni: u32) -> Network {
         service_addresses: vec![ip("169.254.53.53"), ip("fd00:53::53")],
         endpoints: BTreeMap::from([(endpoint(5), local(5))]),
         remotes: BTreeMap::from([(endpoint(6), remote(6, 2))]),
+        ingress: None,
     }
 }
 
@@ -227,6 +228,70 @@ fn uplinks_avoid_link_local_addresses_of_others() {
     // Who has a slot keeps it, even if somebody else took the address later.
     observed.host.link_local.insert("169.254.0.0/16".parse().unwrap());
     assert_eq!(text(&desired, &observed), "");
+}
+
+fn published() -> Ingress {
+    let port = |port, transport, at: Option<&str>| HostPort {
+        port,
+        transport,
+        at: at.map(ip),
+    };
+    Ingress {
+        mac: Mac([2, 0, 0, 0, 2, 1]),
+        addresses: vec![ip("10.0.0.9"), ip("fd00::9")],
+        ports: [
+            port(8080, Transport::Tcp, None),
+            port(53, Transport::Udp, Some("192.0.2.1")),
+        ]
+        .into(),
+    }
+}
+
+#[test]
+fn a_published_port_leads_in_from_every_host() {
+    let mut desired = desired();
+    let network = desired.networks.get_mut(&APP).unwrap();
+    network.endpoints.clear();
+    network.ingress = Some(published());
+    insta::assert_snapshot!(text(&desired, &Observed::default()));
+    assert_eq!(text(&desired, &applied(&desired)), "");
+}
+
+#[test]
+fn whoever_has_no_default_route_here_does_not_see_the_client() {
+    let mut desired = desired();
+    let network = desired.networks.get_mut(&APP).unwrap();
+    let without = LocalEndpoint {
+        gateway: Vec::new(),
+        ..local(7)
+    };
+    network.endpoints.insert(endpoint(7), without);
+    let observed = applied(&desired);
+    desired.networks.get_mut(&APP).unwrap().ingress = Some(published());
+    insta::assert_snapshot!(text(&desired, &observed));
+}
+
+#[test]
+fn the_last_published_port_takes_everything_along() {
+    let mut desired = desired();
+    desired.networks.get_mut(&APP).unwrap().ingress = Some(published());
+    let mut observed = applied(&desired);
+    desired.networks.get_mut(&APP).unwrap().ingress = None;
+    assert_eq!(
+        text(&desired, &observed),
+        "network aaaaaaaaaaaa: delete ingress\nnetwork aaaaaaaaaaaa: delete sources\nhost: close all ports\n"
+    );
+    carry_out(&plan(&desired, &observed), &mut observed);
+    assert_eq!(observed.host.ports, None);
+}
+
+#[test]
+fn an_internal_network_has_no_way_in() {
+    let mut desired = desired();
+    let network = desired.networks.get_mut(&APP).unwrap();
+    (network.internal, network.ingress) = (true, Some(published()));
+    let text = text(&desired, &Observed::default());
+    assert!(!text.contains("ingress") && !text.contains("open"), "{text}");
 }
 
 #[test]

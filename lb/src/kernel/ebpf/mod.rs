@@ -383,6 +383,8 @@ impl State {
             };
             let route = |to: &IpAddr| LocalRoute {
                 to: *to,
+                link: LocalRoute::LOOPBACK,
+                metric: 0,
                 protocol: ROUTE_PROTOCOL,
             };
             let mut batch = Batch::new();

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// An endpoint as a port: where it is is written, so it cannot pretend to be another.
-const ENDPOINT: PortFlags = PortFlags {
+pub(super) const ENDPOINT: PortFlags = PortFlags {
     learning: Some(false),
     neigh_suppress: None,
     flood: Some(false),

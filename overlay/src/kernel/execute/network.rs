@@ -79,6 +79,10 @@ impl Run<'_> {
             }
             NetworkOp::AddUplink(uplink) => self.add_uplink(id, uplink)?,
             NetworkOp::DeleteUplink => self.delete_uplink(id)?,
+            NetworkOp::AddIngress(ingress) => self.add_ingress(id, ingress)?,
+            NetworkOp::DeleteIngress => self.delete_ingress(id)?,
+            NetworkOp::SetSources(sources) => self.set_sources(id, sources)?,
+            NetworkOp::DeleteSources => self.delete_sources(id)?,
             NetworkOp::SetMtu(Link::Bridge, mtu) => self.push(target, SetLink::index(links.bridge).mtu(*mtu)),
             NetworkOp::SetMtu(Link::Vxlan, mtu) => self.push(target, SetLink::index(vxlan?).mtu(*mtu)),
             NetworkOp::SetMtu(Link::Uplink, mtu) => {
@@ -88,6 +92,11 @@ impl Run<'_> {
                 };
                 self.push(target, SetLink::index(inside).mtu(*mtu));
                 self.push(Target::Host, SetLink::index(outside).mtu(*mtu));
+            }
+            NetworkOp::SetMtu(Link::Ingress, mtu) => {
+                for index in links.ingress.into_iter().chain(links.ingress_port) {
+                    self.push(target, SetLink::index(index).mtu(*mtu));
+                }
             }
             NetworkOp::SetNeighbour(address, mac) => self.push(target, neighbour(*address, *mac).replace()),
             NetworkOp::DeleteNeighbour(address) => {
@@ -154,6 +163,7 @@ impl Run<'_> {
                 route,
                 nft: None,
                 links,
+                uplink: None,
                 endpoints,
                 next_port,
             },
@@ -276,6 +286,7 @@ impl Run<'_> {
         let space = self.space(id)?;
         space.links.uplink = Some(UPLINK_INDEX);
         space.links.uplink_host = Some(outside);
+        space.uplink = Some(*uplink);
         self.push(
             Target::Host,
             SetLink::index(outside).alias(names::uplink_host_alias(id)).up(),
@@ -306,6 +317,7 @@ impl Run<'_> {
     /// Either end takes the other along.
     fn delete_uplink(&mut self, id: NetworkId) -> Result<(), Cause> {
         let space = self.space(id)?;
+        space.uplink = None;
         let (inside, outside) = (space.links.uplink.take(), space.links.uplink_host.take());
         if inside.is_some() || outside.is_some() {
             nft_of(space)?.commit(&rules::delete())?;
@@ -319,7 +331,7 @@ impl Run<'_> {
     }
 }
 
-fn nft_of(space: &mut Space) -> Result<&Nft, Cause> {
+pub(super) fn nft_of(space: &mut Space) -> Result<&Nft, Cause> {
     if space.nft.is_none() {
         let opened: Result<Nft, NftError> = space.netns.run(Nft::open)?;
         space.nft = Some(opened?);
