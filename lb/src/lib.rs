@@ -8,7 +8,7 @@
 //!
 //! * [`kernel::NftDatapath`] does it with nf_tables, also without root inside a user namespace.
 //!   It sees what sockets of the sandbox itself send, not what a sandbox forwards for others (virtual machines on a
-//!   TAP), and publishes no ports of the host.
+//!   TAP). [`kernel::NftDatapath::entry`] does it for what comes into a namespace: published ports of a host.
 //! * [`kernel::EbpfDatapath`] does it with BPF programs when a socket is connected, which costs nothing per packet and
 //!   counts connections exactly. It needs root outside of every user namespace.
 //! * [`FakeDatapath`] keeps it in memory, for tests of whoever uses a datapath.

@@ -8,7 +8,7 @@ use std::{
 use weft_netlink::conntrack::{Event, Flow, TcpState, Tuple};
 use weft_types::{EndpointId, ServiceId};
 
-use super::program::{Key, elements, protocol_number};
+use super::program::{Key, Side, elements, protocol_number};
 use crate::{Loads, Protocol, Service};
 
 /// The counted services of one sandbox, found by what a flow shows.
@@ -19,10 +19,10 @@ pub(super) struct Index {
 }
 
 impl Index {
-    pub(super) fn of<'a>(services: impl Iterator<Item = &'a Service>) -> Self {
+    pub(super) fn of<'a>(services: impl Iterator<Item = &'a Service>, side: Side) -> Self {
         let mut index = Self::default();
         for service in services {
-            for Key { vip, port } in elements(service).into_keys() {
+            for Key { vip, port } in elements(service, side).into_keys() {
                 index.keys.insert((vip, port), service.id);
             }
             for backend in &service.backends {

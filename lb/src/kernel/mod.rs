@@ -18,7 +18,7 @@ mod watch;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     error::Error,
     io::{self, PipeReader},
     net::IpAddr,
@@ -39,6 +39,7 @@ pub use self::{
 };
 use self::{
     flows::{AllLoads, Index},
+    program::Side,
     sandbox::{Sandbox, cut_stale, is_counted},
     watch::{Shared, Watch},
 };
@@ -62,6 +63,7 @@ enum Follower {
 
 #[derive(Debug, Default)]
 struct State {
+    side: Side,
     sandboxes: BTreeMap<String, Sandbox>,
     loads: AllLoads,
 }
@@ -71,8 +73,22 @@ type Failure = Box<dyn Error + Send + Sync>;
 impl NftDatapath {
     /// Touches nothing yet; each sandbox is read at its first sync.
     pub fn new() -> io::Result<Self> {
+        Self::at(Side::Client)
+    }
+
+    /// The same for connections that come into a namespace instead of those that it makes. Services may have
+    /// their addresses in common there, as long as no two have the same port: the rest of an address is nobody's.
+    pub fn entry() -> io::Result<Self> {
+        Self::at(Side::Entry)
+    }
+
+    fn at(side: Side) -> io::Result<Self> {
         let (reader, bell) = io::pipe()?;
-        let shared = Arc::new(Shared::new(State::default(), bell));
+        let state = State {
+            side,
+            ..State::default()
+        };
+        let shared = Arc::new(Shared::new(state, bell));
         Ok(Self {
             shared,
             follower: Mutex::new(Follower::NotYet(reader)),
@@ -109,9 +125,10 @@ impl NftDatapath {
             .is_none_or(|sandbox| sandbox.netns != netns.id());
         if adopt {
             state.forget(name);
-            state
-                .sandboxes
-                .insert(name.to_owned(), Sandbox::adopt(name, netns.id(), &nft)?);
+            state.sandboxes.insert(
+                name.to_owned(),
+                Sandbox::adopt(name, netns.id(), state.side, &nft)?,
+            );
         }
         if let Some(sandbox) = state.sandboxes.get_mut(name).filter(|sandbox| sandbox.unread) {
             sandbox.reread(&nft)?;
@@ -145,8 +162,10 @@ impl NftDatapath {
         }
         state.drop_unused_loads();
         let mut written = outcome.written;
-        if outcome.may_be_stale {
-            written.cut = cut_stale(&conntrack, tables)?;
+        let closed = state.side == Side::Entry && !outcome.gone.is_empty();
+        if outcome.may_be_stale || closed {
+            let gone = if closed { outcome.gone } else { HashSet::new() };
+            written.cut = cut_stale(&conntrack, tables, gone)?;
         }
         if written != Written::default() {
             close_aside((nft, conntrack));
@@ -286,7 +305,7 @@ impl State {
                 empty.insert(watch)
             }
         };
-        watch.index = Index::of(services.iter().copied());
+        watch.index = Index::of(services.iter().copied(), self.side);
         Ok(watch.recount(&mut self.loads, touched)?)
     }
 

@@ -36,6 +36,16 @@ const TABLE_PREFIX: &str = "weft-";
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 
+/// Whose connections are translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Side {
+    /// Those of the namespace itself: it is the client.
+    #[default]
+    Client,
+    /// Those that come into the namespace, to addresses of its own that several services share.
+    Entry,
+}
+
 /// The table of one network.
 pub(super) fn table_of(network: NetworkId) -> Table {
     Table::new(Family::Inet, format!("{TABLE_PREFIX}{}", network.short()))
@@ -152,10 +162,12 @@ pub(super) fn service_of_chain(chain: &str) -> Option<ServiceId> {
 }
 
 /// Everything that leads to a service: key and chain.
-pub(super) fn elements(service: &Service) -> BTreeMap<Key, String> {
+pub(super) fn elements(service: &Service, side: Side) -> BTreeMap<Key, String> {
     let mut elements = BTreeMap::new();
     for &vip in &service.vips {
-        elements.insert(Key { vip, port: None }, main_chain(service.id));
+        if side == Side::Client {
+            elements.insert(Key { vip, port: None }, main_chain(service.id));
+        }
         for port in &service.ports {
             let key = Key {
                 vip,
@@ -183,23 +195,27 @@ pub(super) fn chains(service: &Service) -> Vec<String> {
 /// The addresses to translate to, one after the other, for IPv4 and IPv6.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Slots {
+    side: Side,
+    /// Whether it is the client's address that finds its slot, instead of each connection taking the next one.
+    by_client: bool,
     v4: Vec<IpAddr>,
     v6: Vec<IpAddr>,
 }
 
 impl Slots {
     /// `seed` differs between sandboxes, so that they do not all begin with the same backend.
-    pub(super) fn of(service: &Service, loads: &Loads, seed: u64) -> Self {
+    pub(super) fn of(service: &Service, loads: &Loads, seed: u64, side: Side) -> Self {
+        let by_client = service.scheduler == Scheduler::Maglev && side == Side::Entry;
         let slots = |ipv6| {
             if !service.vips.iter().any(|vip| vip.is_ipv6() == ipv6) {
                 return Vec::new();
             }
             let mut chosen = choices(service, ipv6, loads);
-            if service.scheduler != Scheduler::LeastConnections && !chosen.is_empty() {
+            if service.scheduler != Scheduler::LeastConnections && !by_client && !chosen.is_empty() {
                 let len = chosen.len();
                 chosen.rotate_left((seed % len as u64) as usize);
             }
-            if service.scheduler == Scheduler::Maglev {
+            if service.scheduler == Scheduler::Maglev && !by_client {
                 // The sandbox is the client, so its place in the table is all it needs.
                 chosen.truncate(1);
             }
@@ -214,6 +230,8 @@ impl Slots {
                 .collect()
         };
         Self {
+            side,
+            by_client,
             v4: slots(false),
             v6: slots(true),
         }
@@ -231,19 +249,19 @@ impl Slots {
 
 /// What a service's configuration is known by in the kernel. The order of slots under least connection does not
 /// enter: it changes with every connection.
-pub(super) fn fingerprint(service: &Service, seed: u64) -> String {
+pub(super) fn fingerprint(service: &Service, seed: u64, side: Side) -> String {
     let mut steady = service.clone();
     steady.scheduler = match service.scheduler {
         Scheduler::LeastConnections => Scheduler::WeightedRoundRobin,
         other => other,
     };
-    let mut text = format!("{LAYOUT} {}\n{:?}\n", service.scheduler, elements(service));
+    let mut text = format!("{LAYOUT} {}\n{:?}\n", service.scheduler, elements(service, side));
     let mut rules = Transaction::new();
     write_rules(
         &mut rules,
         &table_of(NetworkId([0; 16])),
         service,
-        &Slots::of(&steady, &Loads::new(), seed),
+        &Slots::of(&steady, &Loads::new(), seed, side),
         "",
     );
     let _ = write!(text, "{rules}");
@@ -258,13 +276,17 @@ pub(super) fn fnv(bytes: &[u8]) -> u64 {
 }
 
 /// Makes an empty table in place of whatever is there.
-pub(super) fn write_table(change: &mut Transaction, table: &Table) {
+pub(super) fn write_table(change: &mut Transaction, table: &Table, side: Side) {
+    let hook = match side {
+        Side::Client => Hook::Output,
+        Side::Entry => Hook::Prerouting,
+    };
     change
         .delete_table(table)
         .add_table(table)
         .add_chain(
             table,
-            Chain::base(BASE_CHAIN, ChainType::Nat, Hook::Output, priority::DSTNAT),
+            Chain::base(BASE_CHAIN, ChainType::Nat, hook, priority::DSTNAT),
         )
         .add_chain(table, Chain::regular(REFUSE_CHAIN));
     for map in Map::ALL {
@@ -365,7 +387,7 @@ pub(super) fn write_rules(
         for ipv6 in [false, true] {
             if !slots.of_version(ipv6).is_empty() {
                 let rule = Rule::new().then(Expr::Version { ipv6 });
-                translate(change, table, &chain, rule, slots.of_version(ipv6), target);
+                translate(change, table, &chain, rule, slots, ipv6, target);
             }
         }
         change.add_rule(table, &chain, goto_refuse());
@@ -374,7 +396,8 @@ pub(super) fn write_rules(
     change.flush_chain(table, &chain);
     let mut comment = Some(fingerprint);
     for ipv6 in [false, true] {
-        if slots.of_version(ipv6).is_empty() {
+        // Nobody comes by this chain to an address that is not the service's alone.
+        if slots.of_version(ipv6).is_empty() || slots.side == Side::Entry {
             continue;
         }
         let mut rule = Rule::new().then(Expr::Version { ipv6 });
@@ -385,7 +408,7 @@ pub(super) fn write_rules(
         if let Some(comment) = comment.take() {
             rule = rule.comment(comment);
         }
-        translate(change, table, &chain, rule, slots.of_version(ipv6), None);
+        translate(change, table, &chain, rule, slots, ipv6, None);
     }
     let last = goto_refuse();
     change.add_rule(
@@ -409,16 +432,18 @@ fn translate(
     table: &Table,
     chain: &str,
     rule: Rule,
-    slots: &[IpAddr],
+    slots: &Slots,
+    ipv6: bool,
     target: Option<u16>,
 ) {
+    let (slots, by_client) = (slots.of_version(ipv6), slots.by_client);
     if let [first, _, ..] = slots {
         // A commit makes new rules visible a moment before the elements of their maps. Whoever comes in between
         // finds no slot, and must not be refused.
-        translate_to(change, table, chain, rule.clone(), slots, target);
-        translate_to(change, table, chain, rule, &[*first], target);
+        translate_to(change, table, chain, rule.clone(), slots, by_client, target);
+        translate_to(change, table, chain, rule, &[*first], by_client, target);
     } else {
-        translate_to(change, table, chain, rule, slots, target);
+        translate_to(change, table, chain, rule, slots, by_client, target);
     }
 }
 
@@ -428,6 +453,7 @@ fn translate_to(
     chain: &str,
     mut rule: Rule,
     slots: &[IpAddr],
+    by_client: bool,
     target: Option<u16>,
 ) {
     let (number, addr, port) = (Reg(0), Reg(4), Reg(8));
@@ -446,11 +472,23 @@ fn translate_to(
                 .collect();
             let set = Set::anonymous([Kind::Number], SetData::Value(kind));
             let set = change.add_anonymous_set(table, set, elements);
-            rule.then(Expr::Numgen {
-                modulus: many.len() as u32,
-                to: number,
-            })
-            .then(Expr::Lookup {
+            let modulus = many.len() as u32;
+            let rule = if by_client {
+                let (saddr, len) = if ipv6 {
+                    (Load::Ip6Saddr, 16)
+                } else {
+                    (Load::Ip4Saddr, 4)
+                };
+                rule.then(Expr::Load(saddr, addr)).then(Expr::Hash {
+                    key: addr,
+                    len,
+                    modulus,
+                    to: number,
+                })
+            } else {
+                rule.then(Expr::Numgen { modulus, to: number })
+            };
+            rule.then(Expr::Lookup {
                 set,
                 key: number,
                 to: Some(addr),

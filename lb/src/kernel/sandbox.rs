@@ -16,8 +16,8 @@ use super::{
     adopt::{self, Found, FoundTable},
     flows::AllLoads,
     program::{
-        Key, Slots, add_elements, chains, delete_elements, elements, fingerprint, fnv, table_of, write_rules,
-        write_table,
+        Key, Side, Slots, add_elements, chains, delete_elements, elements, fingerprint, fnv, table_of,
+        write_rules, write_table,
     },
     watch::Watch,
 };
@@ -29,6 +29,7 @@ const BATCH_BYTES: usize = 200 * 1024;
 #[derive(Debug)]
 pub(super) struct Sandbox {
     pub(super) netns: NetnsId,
+    side: Side,
     seed: u64,
     /// By name, with what stands in them.
     pub(super) tables: BTreeMap<String, BTreeMap<ServiceId, Installed>>,
@@ -54,13 +55,23 @@ pub(super) struct Installed {
 pub(super) struct Outcome {
     pub(super) written: Written,
     pub(super) may_be_stale: bool,
+    /// Addresses of services that were taken out.
+    pub(super) gone: HashSet<IpAddr>,
+}
+
+impl Outcome {
+    fn removed(&mut self, old: &Installed) {
+        self.written.removed += 1;
+        self.gone.extend(old.found.elements.keys().map(|key| key.vip));
+    }
 }
 
 impl Sandbox {
     /// Reads what an earlier agent left.
-    pub(super) fn adopt(name: &str, netns: NetnsId, nft: &Nft) -> Result<Self, NftError> {
+    pub(super) fn adopt(name: &str, netns: NetnsId, side: Side, nft: &Nft) -> Result<Self, NftError> {
         Ok(Self {
             netns,
+            side,
             seed: fnv(name.as_bytes()),
             tables: Self::read(nft)?,
             watch: None,
@@ -119,10 +130,7 @@ impl Sandbox {
             .filter(|client| !client.services.is_empty())
             .map(|client| {
                 let table = table_of(client.network);
-                (
-                    table.name.clone(),
-                    (table, without_double_claims(&client.services)),
-                )
+                (table.name.clone(), (table, distinct(&client.services, self.side)))
             })
             .collect();
         let gone: Vec<String> = self
@@ -135,14 +143,15 @@ impl Sandbox {
             let mut change = Transaction::new();
             change.delete_table(&Table::new(Family::Inet, name.clone()));
             batch.add(change)?;
-            outcome.written.removed += self.tables.remove(&name).map_or(0, |services| services.len());
+            let services = self.tables.remove(&name).unwrap_or_default();
+            services.values().for_each(|old| outcome.removed(old));
         }
         for (name, (table, services)) in wanted {
             let installed = match self.tables.entry(name) {
                 Entry::Occupied(entry) => entry.into_mut(),
                 Entry::Vacant(entry) => {
                     let mut change = Transaction::new();
-                    write_table(&mut change, &table);
+                    write_table(&mut change, &table, self.side);
                     batch.add(change)?;
                     entry.insert(BTreeMap::new())
                 }
@@ -152,7 +161,7 @@ impl Sandbox {
                 &table,
                 installed,
                 services,
-                self.seed,
+                (self.seed, self.side),
                 loads,
                 &mut outcome,
             )?;
@@ -182,7 +191,7 @@ impl Sandbox {
                 let Some(service) = installed.service.as_ref().filter(|service| is_counted(service)) else {
                     continue;
                 };
-                let slots = slots(service, loads, self.seed);
+                let slots = slots(service, loads, (self.seed, self.side));
                 if !slots.has_choice() && installed.slots.as_ref() == Some(&slots) {
                     continue;
                 }
@@ -211,9 +220,15 @@ pub(super) fn is_counted(service: &Service) -> bool {
 }
 
 /// Cuts the connections to a virtual address that lead to none of its living backends, and says how many. Among
-/// them are flows that began before the address was translated at all.
-pub(super) fn cut_stale(conntrack: &Conntrack, tables: &[ClientTable]) -> Result<usize, ConntrackError> {
-    let mut living: HashMap<IpAddr, HashSet<IpAddr>> = HashMap::new();
+/// them are flows that began before the address was translated at all. Through an entry, what leads to `gone` services is
+/// cut as well: their ports are closed, and the address goes on being there for the others.
+pub(super) fn cut_stale(
+    conntrack: &Conntrack,
+    tables: &[ClientTable],
+    gone: HashSet<IpAddr>,
+) -> Result<usize, ConntrackError> {
+    let mut living: HashMap<IpAddr, HashSet<IpAddr>> =
+        gone.into_iter().map(|vip| (vip, HashSet::new())).collect();
     for service in tables.iter().flat_map(|table| &table.services) {
         for &vip in &service.vips {
             living.entry(vip).or_default().extend(living_addrs(service));
@@ -239,10 +254,19 @@ fn living_addrs(service: &Service) -> impl Iterator<Item = IpAddr> {
     living.flat_map(|backend| backend.addrs.iter().copied())
 }
 
-fn slots(service: &Service, loads: &AllLoads, seed: u64) -> Slots {
+fn slots(service: &Service, loads: &AllLoads, (seed, side): (u64, Side)) -> Slots {
     match loads.get(&service.id) {
-        Some(loads) => Slots::of(service, loads, seed),
-        None => Slots::of(service, &crate::Loads::new(), seed),
+        Some(loads) => Slots::of(service, loads, seed, side),
+        None => Slots::of(service, &crate::Loads::new(), seed, side),
+    }
+}
+
+/// The services in order of their ids, no two of which claim the same.
+fn distinct(services: &[Service], side: Side) -> Vec<Service> {
+    match side {
+        Side::Client => without_double_claims(services),
+        // Here they share addresses, and whoever gives them a port has seen to it that no two have the same.
+        Side::Entry => services.to_vec(),
     }
 }
 
@@ -268,7 +292,7 @@ fn sync_table(
     table: &Table,
     installed: &mut BTreeMap<ServiceId, Installed>,
     services: Vec<Service>,
-    seed: u64,
+    (seed, side): (u64, Side),
     loads: &AllLoads,
     outcome: &mut Outcome,
 ) -> Result<(), NftError> {
@@ -281,22 +305,22 @@ fn sync_table(
     for id in gone {
         let mut change = Transaction::new();
         if let Some(old) = installed.remove(&id) {
+            outcome.removed(&old);
             delete_elements(&mut change, table, old.found.elements.keys());
             old.found.chains.iter().for_each(|chain| {
                 change.flush_chain(table, chain).delete_chain(table, chain);
             });
         }
         batch.add(change)?;
-        outcome.written.removed += 1;
     }
 
     // All keys that leave their service go before any is added, as one may go from one service to another.
     let mut additions = Vec::new();
     for service in services {
         let old = installed.entry(service.id).or_default();
-        let new_elements = elements(&service);
+        let new_elements = elements(&service, side);
         outcome.may_be_stale |= may_be_stale(old, &service, new_elements.keys());
-        let mark = fingerprint(&service, seed);
+        let mark = fingerprint(&service, seed, side);
         // The fingerprint stands in a rule; who leads there somebody else may have taken away.
         if old.found.fingerprint == mark && old.found.elements == new_elements {
             old.service = Some(service);
@@ -322,7 +346,7 @@ fn sync_table(
         for chain in new_chains.difference(&old.found.chains) {
             change.add_chain(table, Chain::regular(chain.clone()));
         }
-        let slots = slots(&service, loads, seed);
+        let slots = slots(&service, loads, (seed, side));
         write_rules(&mut change, table, &service, &slots, &mark);
         let before = std::mem::take(&mut old.found);
         add_elements(

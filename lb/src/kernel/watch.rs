@@ -175,7 +175,7 @@ impl State {
     /// Takes in what happened in some sandboxes, then lays out slots in all that it concerns.
     fn follow(&mut self, concerned: impl Fn(&str, &Watch) -> bool) {
         let mut touched = BTreeSet::new();
-        let Self { sandboxes, loads } = self;
+        let Self { sandboxes, loads, .. } = self;
         for (name, sandbox) in sandboxes.iter_mut() {
             let Some(watch) = sandbox.watch.as_mut().filter(|watch| concerned(name, watch)) else {
                 continue;

@@ -20,6 +20,10 @@ fn service() -> Service {
 }
 
 fn text(service: &Service) -> String {
+    text_at(service, Side::Client)
+}
+
+fn text_at(service: &Service, side: Side) -> String {
     let table = table_of(NetworkId([0xcd; 16]));
     let mut change = Transaction::new();
     chains(service).into_iter().for_each(|chain| {
@@ -29,10 +33,10 @@ fn text(service: &Service) -> String {
         &mut change,
         &table,
         service,
-        &Slots::of(service, &Loads::new(), 0),
+        &Slots::of(service, &Loads::new(), 0, side),
         "mark",
     );
-    add_elements(&mut change, &table, elements(service).iter());
+    add_elements(&mut change, &table, elements(service, side).iter());
     let long = service.id.to_string();
     change
         .to_string()
@@ -95,7 +99,7 @@ fn one_backend_needs_no_map_and_none_refuses() {
 #[test]
 fn the_fingerprint_changes_with_what_is_written_and_with_nothing_else() {
     let base = service();
-    let print = fingerprint(&base, 0);
+    let print = fingerprint(&base, 0, Side::Client);
     let mut same = base.clone();
     same.backends.reverse();
     same.backends.push(Backend {
@@ -103,7 +107,7 @@ fn the_fingerprint_changes_with_what_is_written_and_with_nothing_else() {
         ..base.backends[0].clone()
     });
     same.ports.reverse();
-    assert_eq!(fingerprint(&same, 0), print);
+    assert_eq!(fingerprint(&same, 0, Side::Client), print);
     let changes: [fn(&mut Service); 6] = [
         |s| s.vips.push(IpAddr::from([10, 0, 0, 101])),
         |s| s.vips = vec!["fd00::100".parse().unwrap()],
@@ -115,7 +119,7 @@ fn the_fingerprint_changes_with_what_is_written_and_with_nothing_else() {
     for change in changes {
         let mut changed = base.clone();
         change(&mut changed);
-        assert_ne!(fingerprint(&changed, 0), print, "{changed:?}");
+        assert_ne!(fingerprint(&changed, 0, Side::Client), print, "{changed:?}");
     }
 }
 
@@ -142,4 +146,32 @@ fn keys_are_read_back() {
     }
     assert_eq!(Key::from_bytes(Map::Ports { ipv6: false }, &[1, 2, 3, 4]), None);
     assert!(is_table_name(&table_of(NetworkId([1; 16])).name) && !is_table_name("weft-egress"));
+}
+
+#[test]
+fn who_comes_in_finds_ports_only_and_under_maglev_a_backend_by_its_own_address() {
+    let mut service = service();
+    service.ports.pop();
+    service.scheduler = Scheduler::Maglev;
+    let text = text_at(&service, Side::Entry);
+    let (rules, elements) = text.split_once("add elements TABLE @ports4").unwrap();
+    assert_eq!(elements, "\n  10.0.0.100 . tcp . 80 : goto svc-ID-tcp-80\n");
+    let rules: Vec<&str> = rules
+        .lines()
+        .filter(|line| line.starts_with("add rule"))
+        .collect();
+    assert_eq!(
+        rules,
+        [
+            "add rule TABLE svc-ID-tcp-80 ip; r4 = ip saddr; r0 = hash r4 mod 1021; r4 = @#1[r0]; r8 = 8080; \
+             dnat ip to r4 port r8",
+            "add rule TABLE svc-ID-tcp-80 ip; r4 = 10.0.0.2; r8 = 8080; dnat ip to r4 port r8",
+            "add rule TABLE svc-ID-tcp-80 goto refuse",
+            "add rule TABLE svc-ID goto refuse comment \"mark\"",
+        ]
+    );
+    assert_ne!(
+        fingerprint(&service, 0, Side::Entry),
+        fingerprint(&service, 0, Side::Client)
+    );
 }
