@@ -183,6 +183,9 @@ async fn flags_become_the_fields_and_queries_of_requests() {
         "service update --network app --endpoint-mode dnsrr --port 80 web",
         "service update --health tcp=8080 --timeout 500ms --start-period 1m web",
         "service update --health none web",
+        "service create --network app --publish 8080:80 --publish [::1]:53:53/udp,mode=host web",
+        "service update --publish 8080:80 web",
+        "service update --unpublish web",
         "service rm --network app web",
     ] {
         assert!(agent.run(line).await.status.success(), "{line}");

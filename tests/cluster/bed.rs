@@ -68,8 +68,14 @@ pub struct Ended {
 impl Bed {
     /// Hosts with agents that are in no cluster.
     pub fn apart(names: &[&str]) -> Self {
+        Self::apart_on(&["10.1.0.0/24"], names)
+    }
+
+    fn apart_on(subnets: &[&str], names: &[&str]) -> Self {
         let lab = Lab::new("bed").unwrap();
-        let options = SwitchOptions::new().subnet("10.1.0.0/24".parse::<ipnet::IpNet>().unwrap());
+        let options = subnets.iter().fold(SwitchOptions::new(), |options, subnet| {
+            options.subnet(subnet.parse::<ipnet::IpNet>().unwrap())
+        });
         let underlay = lab.switch("underlay", options).unwrap();
         // In memory where there is such a place: others may keep the disk busy for seconds, and an agent that
         // starts waits for it.
@@ -88,7 +94,15 @@ impl Bed {
 
     /// Hosts in one cluster, which the first one made.
     pub fn cluster(names: &[&str]) -> Self {
-        let bed = Self::apart(names);
+        Self::joined(Self::apart(names), names)
+    }
+
+    /// The same with IPv6 addresses on the underlay beside the others.
+    pub fn dual_cluster(names: &[&str]) -> Self {
+        Self::joined(Self::apart_on(&["10.1.0.0/24", "fd10::/64"], names), names)
+    }
+
+    fn joined(bed: Self, names: &[&str]) -> Self {
         bed[names[0]].weft("init");
         let join = bed[names[0]].join_command("--reusable");
         for name in &names[1..] {

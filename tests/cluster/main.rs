@@ -7,6 +7,7 @@ mod health;
 mod leftovers;
 mod networks;
 mod partition;
+mod publish;
 mod refusals;
 mod restart;
 mod services;

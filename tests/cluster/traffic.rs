@@ -138,12 +138,12 @@ pub fn call(from: &Sandbox, to: IpAddr) -> io::Result<Call> {
     call_at(from, to, PORT)
 }
 
-/// The same at another port.
-pub fn call_at(from: &Sandbox, to: IpAddr, port: u16) -> io::Result<Call> {
+/// The same from anywhere, to another port.
+pub fn call_at(from: &impl Inside, to: IpAddr, port: u16) -> io::Result<Call> {
     let to = SocketAddr::new(to, port);
     let stream = from
         .run(|| TcpStream::connect_timeout(&to, PATIENCE))
-        .expect("the sandbox is there")?;
+        .expect("the place is there")?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     stream.set_nodelay(true)?;
@@ -181,6 +181,11 @@ pub fn answering(from: &Sandbox, to: IpAddr, replicas: usize) {
 
 /// A socket in a sandbox that talks to one address.
 pub fn datagrams(from: &Sandbox, to: IpAddr) -> UdpSocket {
+    datagrams_at(from, to, PORT)
+}
+
+/// The same anywhere, for another port.
+pub fn datagrams_at(from: &impl Inside, to: IpAddr, port: u16) -> UdpSocket {
     let any: IpAddr = if to.is_ipv4() {
         [0_u8; 4].into()
     } else {
@@ -188,7 +193,7 @@ pub fn datagrams(from: &Sandbox, to: IpAddr) -> UdpSocket {
     };
     let socket = from.run(|| UdpSocket::bind((any, 0))).unwrap().unwrap();
     // Connected: it takes answers from that address only.
-    from.run(|| socket.connect((to, PORT))).unwrap().unwrap();
+    from.run(|| socket.connect((to, port))).unwrap().unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     socket
 }
@@ -225,7 +230,13 @@ pub struct Streamed {
 
 impl Stream {
     pub fn open(name: &str, from: &Sandbox, to: IpAddr) -> Self {
-        let Call { mut stream, .. } = call(from, to).unwrap_or_else(|error| panic!("{name}: {error}"));
+        Self::over(
+            name,
+            call(from, to).unwrap_or_else(|error| panic!("{name}: {error}")),
+        )
+    }
+
+    pub fn over(name: &str, Call { mut stream, .. }: Call) -> Self {
         let (stop, stopped) = channel();
         let rounds = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&rounds);

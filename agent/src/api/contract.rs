@@ -35,7 +35,7 @@ macro_rules! for_every_type {
             NodeRemoveQuery NodeRemoveResponse NetworkCreateRequest Subnet NetworkSummary NetworkDetail
             AddressShare NetworkRemoveResponse Endpoint ConnectRequest ConnectResponse EndpointDns
             DisconnectRequest DisconnectResponse HealthCheck HealthUpdate ServiceCreateRequest
-            ServiceUpdateRequest ServiceQuery ServicePort ServiceSummary ServiceChanged ServiceDetail Backend
+            ServiceUpdateRequest ServiceQuery ServicePort PublishedPort ServiceSummary ServiceChanged ServiceDetail Backend
             ServiceRemoveResponse Unconfirmed StatusResponse ClusterStatus DatapathStatus VersionResponse
             Event EventObject EventsQuery ApiError ErrorBody
         )
@@ -173,6 +173,7 @@ fn every_word_of_an_enum_is_described() {
         ("NodeState", serde_json::to_value(NodeState::ALL)),
         ("Scheduler", serde_json::to_value(Scheduler::ALL)),
         ("EndpointMode", serde_json::to_value(EndpointMode::ALL)),
+        ("PublishMode", serde_json::to_value(PublishMode::ALL)),
         ("BackendState", serde_json::to_value(BackendState::ALL)),
         ("EventKind", serde_json::to_value(EventKind::ALL)),
         ("ErrorKind", serde_json::to_value(ErrorKind::ALL)),

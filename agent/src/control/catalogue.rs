@@ -9,7 +9,7 @@ use weft_gossip::Key;
 use weft_types::{EndpointId, NetworkId, NodeId, ServiceId};
 
 use super::records::{
-    EndpointSpec, Kind, NetworkSpec, NodeFact, Register, ServiceSpec, TokenFact, decode, id_of,
+    EndpointSpec, IngressSpec, Kind, NetworkSpec, NodeFact, Register, ServiceSpec, TokenFact, decode, id_of,
 };
 
 /// What this node thinks of another.
@@ -70,6 +70,7 @@ pub enum Change {
     /// With what it was.
     EndpointChanged(NetworkId, EndpointId, Box<Endpoint>),
     EndpointRemoved(NetworkId, EndpointId, Box<Endpoint>),
+    IngressChanged,
     TokensChanged,
     NodeRemoved(NodeId),
 }
@@ -88,6 +89,7 @@ pub struct Catalogue {
     networks: BTreeMap<NetworkId, Contest<NetworkSpec>>,
     services: BTreeMap<(NetworkId, ServiceId), Contest<ServiceSpec>>,
     endpoints: BTreeMap<NetworkId, BTreeMap<EndpointId, Endpoint>>,
+    ingresses: BTreeMap<(NetworkId, NodeId), IngressSpec>,
     tokens: BTreeMap<[u8; 8], (NodeId, TokenFact)>,
     /// Who joined with which token.
     used_tokens: BTreeMap<[u8; 8], BTreeSet<NodeId>>,
@@ -134,6 +136,14 @@ impl Catalogue {
                 )
             }
             Kind::Endpoint => self.apply_endpoint(said),
+            Kind::Ingress => {
+                let place = (scope, author);
+                let was = match value.and_then(decode) {
+                    Some(spec) => self.ingresses.insert(place, spec),
+                    None => self.ingresses.remove(&place),
+                };
+                (was.as_ref() != self.ingresses.get(&place)).then_some(Change::IngressChanged)
+            }
             Kind::Token => {
                 let id = key.name.as_slice().try_into().ok()?;
                 match value.and_then(decode) {
@@ -307,6 +317,23 @@ impl Catalogue {
         self.endpoints
             .iter()
             .flat_map(|(network, all)| all.iter().map(|(id, endpoint)| (*network, *id, endpoint)))
+    }
+
+    /// A node's own place on a network.
+    pub fn ingress(&self, network: NetworkId, node: NodeId) -> Option<&IngressSpec> {
+        self.ingresses.get(&(network, node))
+    }
+
+    /// The nodes with a place of their own on a network.
+    pub fn ingresses(&self, network: NetworkId) -> impl Iterator<Item = (NodeId, &IngressSpec)> {
+        let all = self.ingresses.iter().filter(move |((on, _), _)| *on == network);
+        all.map(|((_, node), spec)| (*node, spec))
+    }
+
+    /// The networks that a node has a place of its own on.
+    pub fn ingresses_of(&self, node: NodeId) -> impl Iterator<Item = NetworkId> {
+        let all = self.ingresses.keys().filter(move |(_, of)| *of == node);
+        all.map(|(network, _)| *network)
     }
 
     pub fn tokens(&self) -> impl Iterator<Item = ([u8; 8], NodeId, &TokenFact)> {

@@ -21,7 +21,7 @@ impl Control {
                     send => self.turn.send.push(send),
                 }
             }
-            let again = self.sync_checks(now);
+            let again = self.keep_ingresses(now) | self.sync_checks(now);
             if !(self.answer_kept(now) || again) {
                 break;
             }
@@ -132,8 +132,9 @@ impl Control {
     fn on_change(&mut self, change: Change, now: Now) {
         self.host_changed();
         self.note_for_checks(&change);
+        self.ingresses_to_look_at |= !matches!(change, Change::IngressChanged | Change::TokensChanged);
         match change {
-            Change::Node(_) | Change::TokensChanged => {}
+            Change::Node(_) | Change::TokensChanged | Change::IngressChanged => {}
             Change::NodeRemoved(node) => {
                 if node == self.me {
                     self.removed = true;

@@ -21,6 +21,7 @@ mod nodes;
 mod operations;
 mod polls;
 mod pools;
+mod publish;
 pub mod records;
 mod refusals;
 mod services;
@@ -54,6 +55,8 @@ pub use command::{Command, Responder};
 pub use finding::HealthState;
 pub use health::{HealthProbe, HealthResult, Try};
 pub use pools::Pools;
+use publish::Entering;
+pub use publish::{EntryTable, host_port};
 pub use views::{DNS_V4, DNS_V6, HostState, Resolver, SandboxTables};
 
 use away::Away;
@@ -194,6 +197,10 @@ pub struct Control {
     attaching: BTreeMap<EndpointId, (ConnectResponse, Responder<ConnectResponse>)>,
     detaching: Vec<(u64, DisconnectResponse, Responder<DisconnectResponse>)>,
     ifnames: BTreeMap<EndpointId, String>,
+    /// Networks that this node is to be on for published ports and is not yet.
+    entering: BTreeMap<NetworkId, Entering>,
+    /// Whether something changed that those depend on.
+    ingresses_to_look_at: bool,
     docker: Docker,
     checks: Checks,
     polls: Polls,
@@ -270,6 +277,8 @@ impl Control {
             attaching: BTreeMap::new(),
             detaching: Vec::new(),
             ifnames: BTreeMap::new(),
+            entering: BTreeMap::new(),
+            ingresses_to_look_at: true,
             docker: Docker::new(stored.bindings),
             checks: Checks::default(),
             polls: Polls::default(),

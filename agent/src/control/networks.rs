@@ -484,6 +484,11 @@ impl Control {
         for (_, spec) in self.catalogue.services(id) {
             used.entry(spec.vips_from).or_default().extend(&spec.vips);
         }
+        for (node, ingress) in self.catalogue.ingresses(id) {
+            used.entry(node)
+                .or_default()
+                .extend(ingress.addresses.iter().map(IpNet::addr));
+        }
         used
     }
 }

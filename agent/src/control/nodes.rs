@@ -119,6 +119,10 @@ impl Control {
         for (network, id) in &endpoints {
             self.drop_endpoint(*network, *id, now);
         }
+        let entered: Vec<_> = self.catalogue.ingresses_of(self.me).collect();
+        for network in entered {
+            self.leave_ingress(network, now);
+        }
         let heir = self
             .catalogue
             .nodes()

@@ -17,6 +17,7 @@ use super::{
     docker::{DockerAnswer, DockerTask},
     endpoints::Connect,
     networks::CreateNetwork,
+    publish::Enter,
     records::SpaceKey,
     services::SetService,
 };
@@ -34,6 +35,7 @@ pub(super) enum Operation {
     SetService(SetService, Responder<ServiceChanged>),
     CreateDockerNetwork(CreateNetwork, Responder<()>),
     Docker(DockerTask),
+    Enter(Enter),
 }
 
 pub(super) struct Parked {
@@ -80,6 +82,7 @@ impl Control {
                 self.create_network(create, now).map(Done::Network)
             }
             Operation::Docker(task) => self.attempt_docker(task, now).map(Done::Docker),
+            Operation::Enter(enter) => self.enter(enter, now).map(|()| Done::Entered),
             Operation::Connect(connect, _) => self.connect(connect, now).map(|()| Done::Attaching),
             Operation::SetService(set, _) => self.set_service(set, now).map(Done::Service),
         };
@@ -112,6 +115,7 @@ impl Control {
             (Operation::Connect(connect, responder), Done::Attaching) => {
                 self.await_attachment(connect, responder)
             }
+            (Operation::Enter(_), Done::Entered) => {}
             _ => unreachable!("each operation is done in its own way"),
         }
     }
@@ -127,6 +131,7 @@ impl Control {
                 self.reply(responder, Err(error));
             }
             Operation::Docker(task) => self.fail_docker(task, error),
+            Operation::Enter(enter) => self.abandon_enter(enter, error, now),
             Operation::Connect(connect, responder) => {
                 self.abandon_connect(connect, now);
                 self.reply(responder, Err(error));
@@ -196,4 +201,5 @@ enum Done {
     Service(ServiceSummary),
     Docker(DockerAnswer),
     Attaching,
+    Entered,
 }

@@ -13,7 +13,7 @@ use weft_ipam::Block;
 use weft_types::{EndpointId, Mac, NetworkId, NodeId, ServiceId, Vni};
 
 use super::finding::EndpointHealth;
-use crate::api::types::{EndpointMode, HealthCheck, Scheduler, ServicePort};
+use crate::api::types::{EndpointMode, HealthCheck, PublishedPort, Scheduler, ServicePort};
 
 /// The scope of records that concern the whole cluster.
 pub const CLUSTER: NetworkId = NetworkId([0; 16]);
@@ -33,6 +33,7 @@ pub enum Kind {
     Token = 6,
     TokenUse = 7,
     Removal = 8,
+    Ingress = 11,
 }
 
 impl Kind {
@@ -46,6 +47,7 @@ impl Kind {
             6 => Self::Token,
             7 => Self::TokenUse,
             8 => Self::Removal,
+            11 => Self::Ingress,
             _ => return None,
         })
     }
@@ -123,6 +125,14 @@ pub struct ServiceSpec {
     pub mode: EndpointMode,
     pub ports: Vec<ServicePort>,
     pub health: Option<HealthCheck>,
+    pub publish: Vec<PublishedPort>,
+}
+
+/// A node's own place on a network, without a sandbox: where connections come from that it lets in by published ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IngressSpec {
+    pub mac: Mac,
+    pub addresses: Vec<IpNet>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -247,6 +257,11 @@ pub fn service_key(network: NetworkId, id: ServiceId) -> Key {
 
 pub fn endpoint_key(network: NetworkId, id: EndpointId) -> Key {
     Kind::Endpoint.key(network, id.0)
+}
+
+/// Each node has its own.
+pub fn ingress_key(network: NetworkId) -> Key {
+    Kind::Ingress.key(network, Vec::new())
 }
 
 /// One record per granted block: a later grant of the same block by the same node replaces it.

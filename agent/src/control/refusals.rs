@@ -123,10 +123,20 @@ impl Control {
                 )
             }
             (None, Some((_, service))) => format!("as the virtual address of service `{}`", service.name),
-            (None, None) => "by an endpoint that is being made".to_owned(),
+            (None, None) => match self.ingress_at(network, asked) {
+                Some(node) => format!("by node `{node}`, for published ports"),
+                None => "by an endpoint that is being made".to_owned(),
+            },
         };
         ApiError::conflict(format!("{asked} of network `{name}` is in use {by}"))
             .with_help("choose another address, or none for a free one")
+    }
+
+    fn ingress_at(&self, network: NetworkId, asked: IpAddr) -> Option<String> {
+        let has = |address: &IpNet| address.addr() == asked;
+        let mut ingresses = self.catalogue.ingresses(network);
+        let (node, _) = ingresses.find(|(_, ingress)| ingress.addresses.iter().any(has))?;
+        Some(self.catalogue.node_name(node))
     }
 
     fn exhausted(&self, space: SpaceKey, within: Option<IpNet>, quarantined: u128) -> ApiError {

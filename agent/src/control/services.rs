@@ -63,6 +63,7 @@ impl Control {
             mode: request.endpoint_mode,
             ports: request.ports,
             health: request.health,
+            publish: request.publish,
         };
         Ok(SetService {
             id: ServiceId(self.rng.random()),
@@ -108,6 +109,9 @@ impl Control {
         }
         // Also where the ports change: a check may be of the first of them.
         self.check_health(&spec.name, spec.health.as_ref(), &spec.ports)?;
+        if let Some(publish) = request.publish {
+            spec.publish = publish;
+        }
         Ok(SetService {
             id,
             spec,
@@ -134,9 +138,11 @@ impl Control {
             ))
             .into());
         }
+        self.check_publish(set.id, &set.spec)?;
         if set.spec.mode == EndpointMode::Vip && set.spec.vips.is_empty() {
-            self.take_vip(set, &network.subnets, true, now)?;
-            self.take_vip(set, &network.subnets, false, now)?;
+            for v4 in [true, false] {
+                self.take_one(id, &network.subnets, v4, &mut set.taken, now)?;
+            }
         }
         let lamport = self.catalogue.tick();
         let mut spec = set.spec.clone();
@@ -170,14 +176,16 @@ impl Control {
         self.once_in_force(key, Then::ServiceSet(summary, responder), now);
     }
 
-    fn take_vip(
+    /// Takes one address of a family, if the network has that family and `taken` has none.
+    pub(super) fn take_one(
         &mut self,
-        set: &mut SetService,
+        network: NetworkId,
         subnets: &[super::records::SubnetSpec],
         v4: bool,
+        taken: &mut Vec<(u8, IpAddr)>,
         now: Now,
     ) -> Result<(), Stop> {
-        if set.taken.iter().any(|(_, vip)| vip.is_ipv4() == v4) {
+        if taken.iter().any(|(_, vip)| vip.is_ipv4() == v4) {
             return Ok(());
         }
         let mut stopped = None;
@@ -185,10 +193,10 @@ impl Control {
             if matches!(subnet.net, IpNet::V4(_)) != v4 {
                 continue;
             }
-            let space = SpaceKey::Addresses(set.spec.network, index as u8);
+            let space = SpaceKey::Addresses(network, index as u8);
             match self.spaces.allocate(space, subnet.range, now.instant) {
-                Ok(taken) => {
-                    set.taken.push((index as u8, address(taken, subnet.net)));
+                Ok(number) => {
+                    taken.push((index as u8, address(number, subnet.net)));
                     return Ok(());
                 }
                 Err(cause) => stopped = stopped.or(Some(self.stopped(cause))),
@@ -263,6 +271,7 @@ impl Control {
             endpoint_mode: spec.mode,
             vips: spec.vips.clone(),
             ports: spec.ports.clone(),
+            published: spec.publish.clone(),
             backend_count: backends.len() as u32,
             ready_count: states.get(&BackendState::Ready).copied().unwrap_or(0),
             health: spec.health.clone(),

@@ -125,7 +125,9 @@ impl Spaces {
             .services(id)
             .filter(|(_, service)| service.vips_from == self.me);
         let vips = services.flat_map(|(_, service)| service.vips.iter().copied());
-        for address in addresses.chain(vips) {
+        let ingress = catalogue.ingress(id, self.me).into_iter();
+        let ingress = ingress.flat_map(|ingress| ingress.addresses.iter().map(IpNet::addr));
+        for address in addresses.chain(vips).chain(ingress) {
             if let Some(key) = address_space(id, spec, address) {
                 used.push((key, Block::single(number(address))));
             }
@@ -247,10 +249,21 @@ impl Spaces {
         catalogue: &Catalogue,
         now: Instant,
     ) {
+        let addresses = endpoint.addresses.iter().map(IpNet::addr);
+        self.release_addresses(network, addresses, catalogue, now);
+    }
+
+    pub(super) fn release_addresses(
+        &mut self,
+        network: NetworkId,
+        addresses: impl Iterator<Item = std::net::IpAddr>,
+        catalogue: &Catalogue,
+        now: Instant,
+    ) {
         let Some(spec) = catalogue.network(network) else {
             return;
         };
-        for address in endpoint.addresses.iter().map(IpNet::addr) {
+        for address in addresses {
             if let Some(key) = address_space(network, spec, address) {
                 self.release(key, number(address), now);
             }

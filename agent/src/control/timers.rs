@@ -59,6 +59,7 @@ impl Control {
             self.next_look = now.instant + LOOK_EVERY;
             self.look_ahead(now);
             self.expire_leases(now);
+            self.retry_ingresses();
         }
         self.ask_hosts(now);
         self.check_what_is_due(now);

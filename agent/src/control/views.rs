@@ -9,12 +9,12 @@ use std::{
 use ipnet::IpNet;
 use weft_dns::{NetworkZone, Zone};
 use weft_overlay::plan;
-use weft_types::NetworkId;
+use weft_types::{EndpointId, NetworkId, ServiceId};
 
 use super::{
-    Control,
+    Control, EntryTable,
     catalogue::Endpoint,
-    records::{Attachment, DockerSpec, NetworkSpec, SandboxSpec},
+    records::{Attachment, DockerSpec, NetworkSpec, SandboxSpec, ServiceSpec},
 };
 use crate::api::types::{BackendState, EndpointMode, Protocol, Scheduler, ServicePort};
 
@@ -29,6 +29,10 @@ pub struct HostState {
     pub generation: u64,
     pub overlay: plan::Desired,
     pub sandboxes: Vec<SandboxTables>,
+    /// What comes in by published ports.
+    pub entries: Vec<EntryTable>,
+    /// What is wrong with that, a sentence each.
+    pub entry_problems: Vec<String>,
     pub zone: Zone,
     /// Who asks, by network and address: all networks of the asker's sandbox, the one asked through first.
     pub askers: BTreeMap<NetworkId, BTreeMap<IpAddr, Vec<NetworkId>>>,
@@ -54,6 +58,12 @@ impl Control {
             generation: self.generation,
             overlay: self.overlay(),
             sandboxes: self.sandbox_tables(),
+            entries: self.entry_tables(),
+            entry_problems: self
+                .publish_problems()
+                .into_iter()
+                .chain(self.entry_problems())
+                .collect(),
             zone: self.zone(),
             askers: self.askers(),
         }
@@ -109,7 +119,8 @@ impl Control {
         let members: BTreeSet<IpAddr> = facts
             .filter_map(|(_, node)| Some(node.fact.as_ref()?.vtep))
             .collect();
-        let local: BTreeSet<NetworkId> = self.local_endpoints().map(|(network, _, _)| network).collect();
+        let local = self.local_endpoints().map(|(network, _, _)| network);
+        let local: BTreeSet<NetworkId> = local.chain(self.catalogue.ingresses_of(self.me)).collect();
         let networks = local
             .into_iter()
             .filter_map(|id| Some((id, self.overlay_network(id, self.catalogue.network(id)?))))
@@ -137,7 +148,21 @@ impl Control {
                 remotes.insert(endpoint_id, remote);
             }
         }
+        for (node, ingress) in self.catalogue.ingresses(id).filter(|(node, _)| *node != self.me) {
+            if let Some(fact) = self.catalogue.node(node).and_then(|node| node.fact.as_ref()) {
+                let remote = plan::RemoteEndpoint {
+                    mac: ingress.mac,
+                    addresses: ingress.addresses.iter().map(IpNet::addr).collect(),
+                    vtep: fact.vtep,
+                };
+                // Ids are random, and the beginning of a node's is no endpoint's.
+                if let Some(id) = node.0.first_chunk() {
+                    remotes.insert(EndpointId(*id), remote);
+                }
+            }
+        }
         plan::Network {
+            ingress: self.overlay_ingress(id),
             name: spec.name.clone(),
             vni: spec.vni,
             mtu: spec.mtu,
@@ -197,19 +222,23 @@ impl Control {
             .services(network)
             .filter(|(_, spec)| !spec.vips.is_empty());
         services
-            .map(|(id, spec)| weft_lb::Service {
-                id,
-                vips: spec.vips.clone(),
-                ports: spec.ports.iter().filter_map(port_map).collect(),
-                scheduler: match spec.scheduler {
-                    Scheduler::Rr => weft_lb::Scheduler::RoundRobin,
-                    Scheduler::Wrr => weft_lb::Scheduler::WeightedRoundRobin,
-                    Scheduler::Lc => weft_lb::Scheduler::LeastConnections,
-                    Scheduler::Maglev => weft_lb::Scheduler::Maglev,
-                },
-                backends: self.balanced_backends(network, &spec.name),
-            })
+            .map(|(id, spec)| self.balanced_service(id, spec))
             .collect()
+    }
+
+    pub(super) fn balanced_service(&self, id: ServiceId, spec: &ServiceSpec) -> weft_lb::Service {
+        weft_lb::Service {
+            id,
+            vips: spec.vips.clone(),
+            ports: spec.ports.iter().filter_map(port_map).collect(),
+            scheduler: match spec.scheduler {
+                Scheduler::Rr => weft_lb::Scheduler::RoundRobin,
+                Scheduler::Wrr => weft_lb::Scheduler::WeightedRoundRobin,
+                Scheduler::Lc => weft_lb::Scheduler::LeastConnections,
+                Scheduler::Maglev => weft_lb::Scheduler::Maglev,
+            },
+            backends: self.balanced_backends(spec.network, &spec.name),
+        }
     }
 
     fn balanced_backends(&self, network: NetworkId, service: &str) -> Vec<weft_lb::Backend> {

@@ -17,7 +17,7 @@ use anyhow::Context;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use weft_lb::{
     Datapath,
-    kernel::{Choice, Chosen, choose},
+    kernel::{Choice, Chosen, NftDatapath, choose},
 };
 use weft_netlink::{netns::Netns, route::RouteSocket};
 use weft_overlay::{
@@ -26,7 +26,7 @@ use weft_overlay::{
 };
 use weft_types::{EndpointId, NetworkId, ServiceId};
 
-use super::{names::DnsSockets, target, watch::Watch};
+use super::{entry::Entry, names::DnsSockets, target, watch::Watch};
 use crate::{
     api::types::DatapathStatus,
     control::{HostReport, HostState, SandboxTables, records::SandboxSpec},
@@ -66,12 +66,20 @@ pub(super) struct HostThread {
 
 /// What can be asked of the datapath from anywhere.
 #[derive(Clone)]
-pub(super) struct Counts(Arc<Chosen>);
+pub(super) struct Counts(Arc<Chosen>, Arc<NftDatapath>);
 
 impl Counts {
     /// Open connections of this host's clients by backend, where they are counted.
     pub(super) fn of(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {
-        self.0.datapath.connections(service)
+        let direct = self.0.datapath.connections(service);
+        let Some(entered) = self.1.connections(service) else {
+            return direct;
+        };
+        let mut open = direct.unwrap_or_default();
+        for (endpoint, count) in entered {
+            *open.entry(endpoint).or_default() += count;
+        }
+        Some(open)
     }
 
     pub(super) fn datapath(&self) -> DatapathStatus {
@@ -110,11 +118,13 @@ impl HostThread {
             reason = chosen.reason,
             "services are balanced"
         );
+        let entry = Arc::new(NftDatapath::entry()?);
         let (orders, receiver) = channel();
         let (sender, reports) = unbounded_channel();
         let host = Host {
             kernel,
             chosen: Arc::clone(&chosen),
+            entry: Entry::new(Arc::clone(&entry)),
             state: None,
             served: BTreeSet::new(),
             balanced: BTreeMap::new(),
@@ -129,7 +139,7 @@ impl HostThread {
         Ok(Self {
             orders,
             reports,
-            counts: Counts(chosen),
+            counts: Counts(chosen, entry),
         })
     }
 
@@ -184,6 +194,7 @@ pub(super) fn underlay_mtu(address: IpAddr) -> u32 {
 struct Host {
     kernel: Kernel,
     chosen: Arc<Chosen>,
+    entry: Entry,
     state: Option<HostState>,
     /// Networks whose DNS sockets are open.
     served: BTreeSet<NetworkId>,
@@ -244,6 +255,7 @@ impl Host {
         self.read_back = Instant::now();
         self.kernel.resync();
         self.chosen.datapath.resync();
+        self.entry.resync();
     }
 
     fn apply(&mut self) {
@@ -258,9 +270,14 @@ impl Host {
                 network.endpoints.retain(|id, _| !report.vanished.contains(id));
             }
             sandboxes.clone_from(&state.sandboxes);
+            report.problems.clone_from(&state.entry_problems);
         }
+        self.entry.step_aside(&self.kernel, &mut desired, &mut report);
         self.reconcile(&desired, &mut report);
         self.balance(sandboxes, &mut report);
+        let entries = self.state.as_ref().map(|state| &state.entries[..]);
+        self.entry
+            .balance(&self.kernel, entries.unwrap_or_default(), &desired, &mut report);
         let sockets = self.open_sockets(&desired, &mut report);
         self.watch(&desired, &mut report);
         // The owner is gone only when the process ends.
@@ -466,7 +483,7 @@ fn sandbox_name(sandbox: &SandboxSpec) -> String {
 }
 
 /// An error with its causes.
-fn sentence(error: &dyn std::error::Error) -> String {
+pub(super) fn sentence(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

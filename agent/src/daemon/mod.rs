@@ -4,10 +4,12 @@
 //! servers. They send it events; nothing else changes state.
 
 mod cluster;
+mod entry;
 mod events;
 mod health;
 mod host;
 mod join;
+mod listeners;
 mod names;
 mod resolv;
 mod server;

@@ -24,7 +24,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{events::EventLog, host::Counts, resolv, target};
+use super::{events::EventLog, host::Counts, listeners, resolv, target};
 use crate::{
     api::{ApiError, OPENAPI, routes, types::*},
     control::{Command, Responder},
@@ -284,6 +284,7 @@ async fn service_create(
     State(context): State<Context>,
     Body(request): Body<ServiceCreateRequest>,
 ) -> Answer<ServiceChanged> {
+    listeners::check(&request.publish)?;
     context.command(|to| Command::ServiceCreate(request, to)).await
 }
 
@@ -320,6 +321,16 @@ async fn service_update(
     Body(request): Body<ServiceUpdateRequest>,
 ) -> Answer<ServiceChanged> {
     let (Path(service), Query(query)) = (service?, query?);
+    if let Some(publish) = &request.publish {
+        let (named, of) = (service.clone(), query.clone());
+        let Json(known) = context
+            .command(|to| Command::ServiceInspect(named, of, to))
+            .await?;
+        // What it has already it keeps.
+        let new = |port: &&PublishedPort| !known.summary.published.contains(port);
+        let new: Vec<_> = publish.iter().filter(new).cloned().collect();
+        listeners::check(&new)?;
+    }
     context
         .command(|to| Command::ServiceUpdate(service, request, query, to))
         .await

@@ -295,5 +295,6 @@ fn service_request(
         endpoint_mode: Default::default(),
         ports: ports.collect::<Result<_, _>>()?,
         health: health_check(labels)?,
+        publish: Vec::new(),
     })
 }

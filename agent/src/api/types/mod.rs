@@ -20,6 +20,7 @@ mod health;
 mod network;
 mod node;
 mod port;
+mod publish;
 mod service;
 mod status;
 
@@ -30,6 +31,7 @@ pub use health::*;
 pub use network::*;
 pub use node::*;
 pub use port::{ParsePortError, Protocol, ServicePort};
+pub use publish::{ParsePublishError, PublishMode, PublishedPort};
 pub use service::*;
 pub use status::*;
 
@@ -58,6 +60,7 @@ display_as_serialized!(
     EventKind,
     NodeState,
     Protocol,
+    PublishMode,
     Scheduler
 );
 

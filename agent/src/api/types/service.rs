@@ -5,7 +5,7 @@ use weft_types::{EndpointId, NetworkId, NodeId, ServiceId};
 
 use crate::api::Timestamp;
 
-use super::{HealthCheck, HealthUpdate, ServicePort, Unconfirmed};
+use super::{HealthCheck, HealthUpdate, PublishedPort, ServicePort, Unconfirmed};
 
 /// How a service chooses the backend of a new connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -63,6 +63,9 @@ pub struct ServiceCreateRequest {
     /// How its backends are checked; without a check every backend counts as healthy.
     #[serde(default)]
     pub health: Option<HealthCheck>,
+    /// Ports of the hosts that lead to it. A port of a host leads to one service of the cluster.
+    #[serde(default)]
+    pub publish: Vec<PublishedPort>,
 }
 
 /// `PATCH /v1/services/{ref}`: change a service while it is in use. What is not given stays.
@@ -81,6 +84,9 @@ pub struct ServiceUpdateRequest {
     /// How its backends are checked from now on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthUpdate>,
+    /// All ports of the hosts that lead to it from now on; empty for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub publish: Option<Vec<PublishedPort>>,
 }
 
 /// The query of every request under `/v1/services`.
@@ -111,6 +117,8 @@ pub struct ServiceSummary {
     pub vips: Vec<IpAddr>,
     /// Its ports; when empty, all.
     pub ports: Vec<ServicePort>,
+    /// Ports of the hosts that lead to it.
+    pub published: Vec<PublishedPort>,
     /// How many backends it has.
     pub backend_count: u32,
     /// How many of them get new connections.

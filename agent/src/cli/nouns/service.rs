@@ -3,8 +3,8 @@ use clap::{ArgGroup, Args, Subcommand};
 use super::health::{HealthArgs, HealthUpdateArgs, states};
 use crate::{
     api::types::{
-        EndpointMode, HealthCheck, Scheduler, ServiceCreateRequest, ServiceDetail, ServicePort,
-        ServiceSummary, ServiceUpdateRequest, check_name,
+        EndpointMode, HealthCheck, PublishedPort, Scheduler, ServiceCreateRequest, ServiceDetail,
+        ServicePort, ServiceSummary, ServiceUpdateRequest, check_name,
     },
     cli::{
         failure::Failure,
@@ -36,8 +36,10 @@ Examples:
   weft service create --network app --port http=80:8080 web
   weft service create --network app --lb lc --port 80 --port 53/udp api
   weft network connect app blue --service web         (makes it a backend)
+  weft service create --network app --port 80:8080 --publish 8080:80 shop     (http://ANY-HOST:8080/)
   weft service create --network app --port 80 --health http=/ready --interval 2s shop
   weft service update --lb lc web
+  weft service update --publish 53:53/udp --publish 53:53,mode=host dns
   weft service update --health tcp web                (--health none: no check any more)
   weft service inspect web
   weft service rm web
@@ -66,6 +68,9 @@ pub(in crate::cli) struct CreateArgs {
     ports: Vec<ServicePort>,
     #[command(flatten)]
     health: HealthArgs,
+    /// A port that is open on every host of the cluster, and the port of the service it leads to
+    #[arg(long, value_name = "[IP:]HOSTPORT:PORT[/PROTO][,mode=host]")]
+    publish: Vec<PublishedPort>,
 }
 
 /// What `weft service ls` takes.
@@ -90,7 +95,7 @@ pub(in crate::cli) struct InspectArgs {
 
 /// What `weft service update` takes.
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("change").args(["scheduler", "endpoint_mode", "ports", "health", "interval", "timeout", "retries", "start_period"]).required(true).multiple(true)))]
+#[command(group(ArgGroup::new("change").args(["scheduler", "endpoint_mode", "ports", "publish", "unpublish", "health", "interval", "timeout", "retries", "start_period"]).required(true).multiple(true)))]
 pub(in crate::cli) struct UpdateArgs {
     /// Its name, id or the beginning of its id
     service: String,
@@ -107,6 +112,16 @@ pub(in crate::cli) struct UpdateArgs {
     ports: Vec<ServicePort>,
     #[command(flatten)]
     health: HealthUpdateArgs,
+    /// Ports of the hosts that lead to it from now on: give all of them
+    #[arg(
+        long,
+        value_name = "[IP:]HOSTPORT:PORT[/PROTO][,mode=host]",
+        conflicts_with = "unpublish"
+    )]
+    publish: Vec<PublishedPort>,
+    /// Close all ports of the hosts that lead to it
+    #[arg(long)]
+    unpublish: bool,
 }
 
 /// What `weft service rm` takes.
@@ -138,6 +153,7 @@ pub(in crate::cli) fn run(session: &Session, command: ServiceCommand) -> Result<
                 scheduler: args.scheduler,
                 endpoint_mode: args.endpoint_mode,
                 ports: args.ports,
+                publish: args.publish,
             };
             let doing = format!("making service {}", request.name);
             let answer = session.ask(&doing, async |client| client.service_create(&request).await)?;
@@ -169,6 +185,7 @@ pub(in crate::cli) fn run(session: &Session, command: ServiceCommand) -> Result<
                 endpoint_mode: args.endpoint_mode,
                 ports: Some(args.ports).filter(|ports| !ports.is_empty()),
                 health: args.health.update(),
+                publish: Some(args.publish).filter(|publish| args.unpublish || !publish.is_empty()),
             };
             let doing = format!("changing service {}", args.service);
             let network = args.which.network.as_deref();
@@ -178,13 +195,17 @@ pub(in crate::cli) fn run(session: &Session, command: ServiceCommand) -> Result<
             warn_unconfirmed(&answer.unconfirmed);
             let answer = answer.summary;
             print(&format!(
-                "changed service {} on {}: {}, {}, ports {}, health {}\n",
+                "changed service {} on {}: {}, {}, ports {}, health {}{}\n",
                 answer.name,
                 answer.network_name,
                 answer.scheduler,
                 answer.endpoint_mode,
                 ports(&answer.ports),
                 health(answer.health.as_ref()),
+                match answer.published.as_slice() {
+                    [] => String::new(),
+                    published => format!(", published {}", join(published)),
+                },
             ))
         }
         ServiceCommand::Rm(args) => session.each(&args.services, |service| {
@@ -210,7 +231,7 @@ pub(in crate::cli) fn run(session: &Session, command: ServiceCommand) -> Result<
 }
 
 /// The columns of every list of services.
-pub(in crate::cli) fn service_table(services: &[ServiceSummary]) -> Table<8> {
+pub(in crate::cli) fn service_table(services: &[ServiceSummary]) -> Table<9> {
     let mut table = Table::new([
         "ID",
         "NAME",
@@ -219,6 +240,7 @@ pub(in crate::cli) fn service_table(services: &[ServiceSummary]) -> Table<8> {
         "SCHEDULER",
         "VIPS",
         "PORTS",
+        "PUBLISHED",
         "BACKENDS",
     ]);
     for service in services {
@@ -230,6 +252,7 @@ pub(in crate::cli) fn service_table(services: &[ServiceSummary]) -> Table<8> {
             service.scheduler.to_string(),
             join(&service.vips),
             ports(&service.ports),
+            join(&service.published),
             states(service.backend_count, &service.backend_states),
         ]);
     }
@@ -265,6 +288,7 @@ fn show(service: &ServiceDetail) -> String {
         .add("scheduler", service.summary.scheduler)
         .add("vips", join(&service.summary.vips))
         .add("ports", ports(&service.summary.ports))
+        .add("published", join(&service.summary.published))
         .add("health", health(service.summary.health.as_ref()))
         .add("made", format!("on node {}", service.created_by.short()));
     let mut backends = Table::new([

@@ -1,0 +1,124 @@
+//! What comes in by published ports: which of them are free on this host, and where they lead.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use weft_lb::{ClientTable, Datapath as _, kernel::NftDatapath};
+use weft_overlay::{
+    kernel::Kernel,
+    plan::{Desired, HostPort},
+};
+use weft_types::NetworkId;
+
+use super::{host::sentence, listeners};
+use crate::control::{EntryTable, HostReport};
+
+pub(super) struct Entry {
+    datapath: Arc<NftDatapath>,
+    /// Ports that this agent opened or found open.
+    open: Option<BTreeSet<HostPort>>,
+    /// Networks with tables in their namespaces, or perhaps with some that an earlier agent left.
+    balanced: BTreeSet<NetworkId>,
+}
+
+impl Entry {
+    pub(super) fn new(datapath: Arc<NftDatapath>) -> Self {
+        Self {
+            datapath,
+            open: None,
+            balanced: BTreeSet::new(),
+        }
+    }
+
+    /// Somebody else may have changed what is in the kernel.
+    pub(super) fn resync(&self) {
+        self.datapath.resync();
+    }
+
+    /// Leaves ports alone that something else on this host waits on, and says so. What is open stays so: whoever came later
+    /// could see that.
+    pub(super) fn step_aside(&mut self, kernel: &Kernel, desired: &mut Desired, report: &mut HostReport) {
+        let ingresses = |desired: &Desired| {
+            let networks = desired.networks.values();
+            networks
+                .filter_map(|network| network.ingress.as_ref())
+                .flat_map(|ingress| ingress.ports.iter().copied())
+                .collect::<BTreeSet<HostPort>>()
+        };
+        let wanted = ingresses(desired);
+        let open = match self.open.take() {
+            Some(open) => open,
+            // From the agent before this one.
+            None => match kernel.open_ports() {
+                Ok(ports) => ports.open.into_keys().map(|(port, _)| port).collect(),
+                Err(error) => {
+                    report.problems.push(sentence(&error));
+                    BTreeSet::new()
+                }
+            },
+        };
+        match listeners::in_use(wanted) {
+            Ok(found) => {
+                for (port, address) in found {
+                    let is_open = open.contains(&port);
+                    report.problems.push(listeners::sentence(port, address, is_open));
+                    if !is_open {
+                        for network in desired.networks.values_mut() {
+                            if let Some(ingress) = &mut network.ingress {
+                                ingress.ports.remove(&port);
+                            }
+                        }
+                    }
+                }
+            }
+            Err(error) => report.problems.push(format!(
+                "whether published ports are free on this host cannot be found out: {}",
+                sentence(&error)
+            )),
+        }
+        self.open = Some(ingresses(desired));
+    }
+
+    /// Brings the tables of all networks up to date, and takes out those of networks that nothing leads into any more.
+    pub(super) fn balance(
+        &mut self,
+        kernel: &Kernel,
+        entries: &[EntryTable],
+        desired: &Desired,
+        report: &mut HostReport,
+    ) {
+        let known: BTreeSet<NetworkId> = desired.networks.keys().copied().collect();
+        for gone in self.balanced.difference(&known) {
+            // Its namespace is gone, and with it what was there.
+            let _ = self.datapath.remove(&gone.short(), None);
+        }
+        self.balanced.retain(|network| known.contains(network));
+        for (id, network) in &desired.networks {
+            let table = entries.iter().find(|table| table.network == *id);
+            let table = table.filter(|table| network.ingress.is_some() && !table.services.is_empty());
+            let Ok(Some(netns)) = kernel.namespace(*id) else {
+                continue;
+            };
+            // A namespace that this agent has not looked into may have the tables of the one before.
+            if table.is_none() && network.internal {
+                continue;
+            }
+            let vips = kernel.entry(*id);
+            let tables = table.map(|table| ClientTable {
+                network: *id,
+                services: table
+                    .services
+                    .iter()
+                    .map(|service| weft_lb::Service {
+                        vips: vips.clone(),
+                        ..service.clone()
+                    })
+                    .collect(),
+            });
+            let tables: Vec<_> = tables.into_iter().collect();
+            if let Err(error) = self.datapath.sync(&id.short(), &netns, &tables) {
+                report.problems.push(sentence(&error));
+            }
+            self.balanced.insert(*id);
+        }
+    }
+}
