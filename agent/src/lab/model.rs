@@ -12,7 +12,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use weft_types::Mac;
 
-use crate::api::types::{EndpointMode, HealthCheck, Scheduler};
+use crate::api::types::{EndpointMode, HealthCheck, PublishedPort, Scheduler};
 
 /// A whole lab file.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -95,6 +95,8 @@ pub struct ServiceSpec {
     pub port: Option<u16>,
     /// How its replicas are checked.
     pub health: Option<HealthCheck>,
+    /// Ports of the hosts that lead to it.
+    pub publish: Vec<PublishedPort>,
     /// Weight of each replica, in order; the last one repeats.
     pub weights: Vec<u16>,
     /// Milliseconds each replica waits before it answers, in order; the last one repeats.

@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::model::{AttachmentSpec, LabFile, NetworkSpec, ServiceSpec, Underlay, Workload};
-use crate::api::types::{EndpointMode, HealthCheck, HealthTest, Scheduler};
+use crate::api::types::{EndpointMode, HealthCheck, HealthTest, PublishedPort, Scheduler};
 
 /// The port that services answer on when the file does not say.
 pub const DEFAULT_PORT: u16 = 80;
@@ -69,6 +69,8 @@ pub struct ServicePlan {
     pub lb: Scheduler,
     /// How its replicas are checked.
     pub health: Option<HealthCheck>,
+    /// Ports of the hosts that lead to it by this network.
+    pub publish: Vec<PublishedPort>,
     /// Names of its replicas.
     pub replicas: Vec<String>,
 }
@@ -140,6 +142,11 @@ pub fn resolve(lab: &LabFile, name: &str) -> Topology {
             endpoint_mode: service.endpoint_mode,
             lb: service.lb,
             health: service.health.clone().map(|check| with_port(check, service.port)),
+            publish: if entered_by(lab, service) == Some(&attachment.network) {
+                service.publish.clone()
+            } else {
+                Vec::new()
+            },
             replicas: replicas
                 .iter()
                 .filter(|one| one.service == service.name)
@@ -155,6 +162,16 @@ pub fn resolve(lab: &LabFile, name: &str) -> Topology {
         services,
         replicas,
     }
+}
+
+/// The network that published ports of a service lead into: the first that is entered from outside at all.
+fn entered_by<'l>(lab: &'l LabFile, service: &ServiceSpec) -> Option<&'l String> {
+    let networks = service.attachments.iter().filter_map(|attachment| {
+        let named = |network: &&NetworkSpec| network.name == attachment.network;
+        lab.networks.iter().find(named)
+    });
+    let mut open = networks.filter(|network| !network.internal);
+    open.next().map(|network| &network.name)
 }
 
 fn place(lab: &LabFile) -> Vec<ReplicaPlan> {

@@ -6,6 +6,7 @@
 mod fields;
 mod health;
 mod networks;
+mod ports;
 mod services;
 mod tables;
 mod tree;

@@ -9,7 +9,7 @@ use super::{
     FileError,
     fields::{Reader, did_you_mean},
     health::{self, Healthcheck},
-    networks, tables,
+    networks, ports, tables,
     tree::{Entry, Node, Pos, Value},
 };
 
@@ -82,6 +82,7 @@ fn read_service(
         lb: Scheduler::default(),
         port: None,
         health: None,
+        publish: Vec::new(),
         weights: vec![1],
         delays_ms: vec![0],
         allowed_hosts: hosts.to_vec(),
@@ -89,6 +90,7 @@ fn read_service(
     let (mut command, mut entrypoint) = (None, None);
     let mut networks_at = None;
     let (mut healthcheck, mut health_at) = (Healthcheck::default(), pos);
+    let mut ports_at = pos;
     let mut x_weft = XWeft::default();
     for Entry { key, value, .. } in reader.fields(node, &what, tables::SERVICE)? {
         let field = format!("`{key}` of {what}");
@@ -103,6 +105,10 @@ fn read_service(
             }
             "networks" => networks_at = Some(value),
             "deploy" => read_deploy(reader, value, &mut service, hosts)?,
+            "ports" => {
+                service.publish = ports::read(reader, value, &what)?;
+                ports_at = value.pos;
+            }
             "healthcheck" => {
                 healthcheck = health::read(reader, value, &what)?;
                 health_at = value.pos;
@@ -145,6 +151,18 @@ fn read_service(
             vec![attachment("default")]
         }
     };
+    let is_open = |attachment: &AttachmentSpec| {
+        let mut named = networks
+            .iter()
+            .filter(|network| network.name == attachment.network);
+        named.any(|network| !network.internal)
+    };
+    if !service.publish.is_empty() && !service.attachments.iter().any(is_open) {
+        return Err(reader.error(
+            ports_at,
+            format!("{what} publishes ports, and all its networks are internal: nothing leads into them from outside"),
+        ));
+    }
     Ok(service)
 }
 

@@ -36,6 +36,7 @@ pub(super) const SERVICE: Table = &[
     ("networks", Use),
     ("deploy", Use),
     ("healthcheck", Use),
+    ("ports", Use),
     ("x-weft", Use),
     ("image", Note(NO_ENGINE)),
     ("build", Note(NO_ENGINE)),
@@ -60,10 +61,6 @@ pub(super) const SERVICE: Table = &[
     ("stop_grace_period", Note("`weft lab down` ends replicas at once")),
     ("tty", Note("`weft lab exec` passes your terminal on")),
     ("stdin_open", Note("`weft lab exec` passes your terminal on")),
-    (
-        "ports",
-        Refuse("published ports are not built yet; call the service by name from inside the lab"),
-    ),
     (
         "restart",
         Refuse("restarting replicas is not built yet; a replica that ends stays down"),
@@ -124,6 +121,16 @@ pub(super) const SERVICE_X_WEFT: Table = &[
     ("delay_ms", Use),
     ("port", Use),
     ("health", Use),
+];
+
+pub(super) const PORT: Table = &[
+    ("target", Use),
+    ("published", Use),
+    ("protocol", Use),
+    ("mode", Use),
+    ("host_ip", Use),
+    ("name", Note("published ports have no names")),
+    ("app_protocol", Note("published ports carry any protocol")),
 ];
 
 pub(super) const HEALTHCHECK: Table = &[
@@ -229,6 +236,7 @@ mod tests {
             SERVICE,
             SERVICE_X_WEFT,
             ATTACHMENT,
+            PORT,
             DEPLOY,
             PLACEMENT,
             NETWORK,

@@ -76,10 +76,6 @@ fn an_unknown_field_names_its_place_and_the_likely_word() {
 #[test]
 fn what_is_not_built_is_refused_with_a_sentence() {
     for (body, expected) in [
-        (
-            "ports: [80]",
-            "lab.yaml:3:5: `ports` of service `web` is refused: published ports are not built yet",
-        ),
         ("volumes: [x]", "`volumes` of service `web` is refused"),
         (
             "command: echo ${HOME}",
@@ -168,6 +164,60 @@ fn wrong_values_are_refused_where_they_stand() {
         let found = error(&text);
         assert!(found.contains(expected), "{text}: {found}");
     }
+}
+
+#[test]
+fn ports_are_read_in_both_forms() {
+    let publish = |body: &str| {
+        let text = service(&format!("command: x\n{body}"));
+        let lab = parse("lab.yaml", &text).map_err(|error| error.to_string())?.0;
+        let shown = lab.services[0].publish.iter().map(ToString::to_string);
+        Ok::<_, String>(shown.collect::<Vec<_>>())
+    };
+    let long = "{ target: 53, published: \"5353\", protocol: udp, mode: host, host_ip: ::1 }";
+    assert_eq!(
+        publish(&format!("ports: [\"8080:80\", 127.0.0.1:8443:443/tcp, {long}]")),
+        Ok(vec![
+            "8080:80/tcp".to_owned(),
+            "127.0.0.1:8443:443/tcp".to_owned(),
+            "[::1]:5353:53/udp,mode=host".to_owned()
+        ])
+    );
+    for (body, why) in [
+        (
+            "ports: [80]",
+            "lab.yaml:4:13: `ports` of service `web`: `80` does not say how to publish a port",
+        ),
+        ("ports: [8000-8010:80]", "ranges are not built yet"),
+        ("ports: [{ target: 80 }]", "needs both `published` and `target`"),
+        (
+            "ports: [{ target: 80, published: 80, mode: hosts }]",
+            "did you mean `host`?",
+        ),
+        ("ports: [{ targets: 80 }]", "did you mean `target`?"),
+    ] {
+        let error = publish(body).unwrap_err();
+        assert!(error.contains(why), "{body}: {error}");
+    }
+    let inner = "services:\n  web:\n    command: x\n    ports: [8080:80]\n    networks: [in]\nnetworks:\n  in: { internal: true }\n";
+    let error = parse("lab.yaml", inner).unwrap_err().to_string();
+    assert!(
+        error.contains("lab.yaml:4:12") && error.contains("are internal"),
+        "{error}"
+    );
+}
+
+#[test]
+fn ports_lead_into_the_first_network_that_is_not_internal() {
+    let text = "services:\n  web:\n    command: x\n    ports: [8080:80]\n    networks: [in, one, two]\n\
+                networks:\n  in: { internal: true }\n  one:\n  two:\n";
+    let plan = resolve(&parse("lab.yaml", text).unwrap().0, "lab");
+    let publish: Vec<_> = plan
+        .services
+        .iter()
+        .map(|one| (&*one.network, one.publish.len()))
+        .collect();
+    assert_eq!(publish, [("in", 0), ("one", 1), ("two", 0)]);
 }
 
 #[test]

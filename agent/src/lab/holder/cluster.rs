@@ -191,7 +191,7 @@ pub(super) async fn create_services(site: &Site<'_>) -> Result<Vec<ServiceSummar
             endpoint_mode: service.endpoint_mode,
             ports: Vec::new(),
             health: service.health.clone(),
-            publish: Vec::new(),
+            publish: service.publish.clone(),
         };
         let created = client.service_create(&request).await;
         let created =
