@@ -15,6 +15,10 @@
 //!                               └ routing, masquerade ─ up0 ────── weft-<network> ─ masquerade
 //! ```
 //!
+//! Ports of the host that are published lead to the end of the uplink in here. Who balances such connections translates them to an
+//! endpoint; towards another host they then come from addresses of this host's own, on a link `in0` that is a port
+//! of the bridge (`in0-port`), because the gateway is the same on all hosts and would be answered there.
+//!
 //! Who is where is written, never learned: the bridge's forwarding table and neighbours, and the VXLAN
 //! device's, hold one static entry per endpoint. The bridge answers ARP and ND for remote endpoints by itself
 //! and floods nothing into the tunnel.
