@@ -2,6 +2,7 @@
 
 pub(super) mod bed;
 mod both;
+mod entry;
 mod handover;
 
 use std::{

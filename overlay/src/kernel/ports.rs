@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use weft_netlink::{
@@ -19,7 +19,7 @@ use weft_netlink::{
 };
 
 use super::names::{BRIDGE, UPLINK, uplink_host_of};
-use crate::plan::{HostPort, HostPorts, SourceRules, Transport};
+use crate::plan::{HostPort, HostPorts, SourceRules, Transport, Uplink};
 
 const DIRECT: [&str; 2] = ["direct4", "direct6"];
 const PORTS: &str = "ports";
@@ -61,6 +61,19 @@ pub(super) fn host(ports: &HostPorts) -> Transaction {
             .comment(format!("guard {network}"));
         change.add_rule(&table, "guard", rule);
     }
+    for (load, mask, ends) in network_ends() {
+        let rule = Rule::new()
+            .then(Expr::Version { ipv6: ends.is_ipv6() })
+            .then(Expr::Load(load, Reg(0)))
+            .then(Expr::Mask { reg: Reg(0), mask })
+            .then(Expr::Compare {
+                reg: Reg(0),
+                equal: true,
+                value: ends.into(),
+            })
+            .then(Expr::Verdict(Verdict::Drop));
+        change.add_rule(&table, "guard", rule);
+    }
     change.add_chain(&table, Chain::regular(PORTS));
     for ((port, ipv6), to) in &ports.open {
         change.add_rule(&table, PORTS, lead_to(port, *ipv6, *to));
@@ -88,6 +101,24 @@ pub(super) fn host(ports: &HostPorts) -> Transaction {
         }
     }
     change
+}
+
+/// The networks' ends of all uplinks. Who names one instead of an address of the host would come to ports that are open at other
+/// addresses only; what leads there by right has another destination until it is translated.
+fn network_ends() -> [(Load, IpAddr, IpAddr); 2] {
+    let (v4, v6) = (Uplink::IPV4, Uplink::IPV6);
+    [
+        (
+            Load::Ip4Daddr,
+            IpAddr::V4(Ipv4Addr::from_bits(v4.netmask().to_bits() | 1)),
+            IpAddr::V4(Ipv4Addr::from_bits(v4.network().to_bits() | 1)),
+        ),
+        (
+            Load::Ip6Daddr,
+            IpAddr::V6(Ipv6Addr::from_bits(v6.netmask().to_bits() | 1)),
+            IpAddr::V6(Ipv6Addr::from_bits(v6.network().to_bits() | 1)),
+        ),
+    ]
 }
 
 fn lead_to(port: &HostPort, ipv6: bool, to: IpAddr) -> Rule {

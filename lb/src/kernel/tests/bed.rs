@@ -25,7 +25,7 @@ pub(in crate::kernel) const PORT: u16 = 8000;
 
 pub(in crate::kernel) struct Bed {
     pub(in crate::kernel) client: Netns,
-    server: Netns,
+    pub(in crate::kernel) server: Netns,
 }
 
 /// One answer: the address of the backend, and the client's as the backend sees it.
