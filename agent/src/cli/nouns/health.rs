@@ -9,8 +9,9 @@ use crate::api::types::{BackendState, HealthCheck, HealthTest, HealthUpdate};
 /// The health check of a new service.
 #[derive(Debug, Args)]
 pub(super) struct HealthArgs {
-    /// How each backend is checked, on its own host [default: not at all, every backend counts as healthy]
-    #[arg(long, value_name = "tcp[=PORT]|http=[:PORT]/PATH|cmd=COMMAND")]
+    /// How each backend is checked, on its own host: tcp[=PORT], http=[:PORT]/PATH or cmd=COMMAND [default: not at
+    /// all, every backend counts as healthy]
+    #[arg(long, value_name = "TEST")]
     health: Option<HealthTest>,
     #[command(flatten)]
     timing: TimingArgs,
@@ -19,8 +20,8 @@ pub(super) struct HealthArgs {
 /// A change of a service's health check.
 #[derive(Debug, Args)]
 pub(super) struct HealthUpdateArgs {
-    /// How each backend is checked from now on; none: not at all
-    #[arg(long, value_name = "tcp[=PORT]|http=[:PORT]/PATH|cmd=COMMAND|none", value_parser = test_or_none)]
+    /// How each backend is checked from now on: tcp[=PORT], http=[:PORT]/PATH, cmd=COMMAND, or none for not at all
+    #[arg(long, value_name = "TEST", value_parser = test_or_none)]
     health: Option<TestOrNone>,
     #[command(flatten)]
     timing: TimingArgs,
