@@ -164,8 +164,8 @@ impl NftDatapath {
         let mut written = outcome.written;
         let closed = state.side == Side::Entry && !outcome.gone.is_empty();
         if outcome.may_be_stale || closed {
-            let gone = if closed { outcome.gone } else { HashSet::new() };
-            written.cut = cut_stale(&conntrack, tables, gone)?;
+            let vips = if closed { outcome.gone } else { HashSet::new() };
+            written.cut = cut_stale(&conntrack, tables, state.side, vips)?;
         }
         if written != Written::default() {
             close_aside((nft, conntrack));

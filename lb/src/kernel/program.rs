@@ -92,7 +92,7 @@ impl Map {
 }
 
 /// A key of one of the maps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Key {
     pub(super) vip: IpAddr,
     /// Protocol and port; none stands for the rest of the address.

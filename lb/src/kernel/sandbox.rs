@@ -55,7 +55,7 @@ pub(super) struct Installed {
 pub(super) struct Outcome {
     pub(super) written: Written,
     pub(super) may_be_stale: bool,
-    /// Addresses of services that were taken out.
+    /// Addresses at which something led to a service that does not any more.
     pub(super) gone: HashSet<IpAddr>,
 }
 
@@ -220,25 +220,32 @@ pub(super) fn is_counted(service: &Service) -> bool {
 }
 
 /// Cuts the connections to a virtual address that lead to none of its living backends, and says how many. Among
-/// them are flows that began before the address was translated at all. Through an entry, what leads to `gone` services is
-/// cut as well: their ports are closed, and the address goes on being there for the others.
+/// them are flows that began before the address was translated at all. At an entry it is ports that lead somewhere, and what came
+/// by one that is closed now, at an address of `vips` too, is cut as well.
 pub(super) fn cut_stale(
     conntrack: &Conntrack,
     tables: &[ClientTable],
-    gone: HashSet<IpAddr>,
+    side: Side,
+    mut vips: HashSet<IpAddr>,
 ) -> Result<usize, ConntrackError> {
-    let mut living: HashMap<IpAddr, HashSet<IpAddr>> =
-        gone.into_iter().map(|vip| (vip, HashSet::new())).collect();
+    let mut living: HashMap<Key, HashSet<IpAddr>> = HashMap::new();
     for service in tables.iter().flat_map(|table| &table.services) {
-        for &vip in &service.vips {
-            living.entry(vip).or_default().extend(living_addrs(service));
+        vips.extend(&service.vips);
+        for key in elements(service, side).into_keys() {
+            living.entry(key).or_default().extend(living_addrs(service));
         }
     }
     let mut cut = 0;
     for flow in conntrack.flows()? {
-        let stale = living
-            .get(&flow.original.dst)
-            .is_some_and(|addrs| !addrs.contains(&flow.reply.src));
+        let key = Key {
+            vip: flow.original.dst,
+            port: (side == Side::Entry).then_some((flow.protocol, flow.original.dst_port)),
+        };
+        let stale = match living.get(&key) {
+            Some(addrs) => !addrs.contains(&flow.reply.src),
+            // What was never translated is the namespace's own.
+            None => vips.contains(&key.vip) && flow.reply.src != key.vip,
+        };
         if stale && conntrack.delete(&flow)? {
             cut += 1;
         }
@@ -333,6 +340,7 @@ fn sync_table(
             .filter(|(key, chain)| new_elements.get(key) != Some(chain));
         let leaving: Vec<_> = leaving.map(|(key, _)| *key).collect();
         let mut removal = Transaction::new();
+        outcome.gone.extend(leaving.iter().map(|key| key.vip));
         delete_elements(&mut removal, table, leaving.iter());
         batch.add(removal)?;
         additions.push((service, new_elements, mark));

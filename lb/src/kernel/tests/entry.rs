@@ -74,9 +74,21 @@ fn services_share_an_address_and_a_closed_port_cuts_what_came_by_it() {
 
     let before = ruleset(&bed.server);
     let again = NftDatapath::entry().unwrap();
-    assert!(sync(&again, &bed, &table(&[web, api.clone()])).is_nothing());
+    assert!(sync(&again, &bed, &table(&[web.clone(), api.clone()])).is_nothing());
     assert_eq!(ruleset(&bed.server), before, "adopted as it is");
     drop(datapath);
+
+    // One of two ports of a service, with the same backends behind both.
+    let mut two = api.clone();
+    two.ports.push(PortMap::tcp(9004, PORT));
+    sync(&again, &bed, &table(&[web.clone(), two]));
+    let (mut closed, _) = bed.open(DOOR, 9004).unwrap();
+    sync(&again, &bed, &table(&[web, api.clone()]));
+    closed.write_all(b"x").unwrap();
+    assert_eq!(
+        closed.read_exact(&mut [0]).unwrap_err().kind(),
+        ErrorKind::ConnectionReset
+    );
 
     let written = sync(&again, &bed, &only(&api));
     assert!(written.removed == 1 && written.cut > 0, "{written:?}");
