@@ -2,8 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
-    net::IpAddr,
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, Shutdown},
     process::Command,
 };
 
@@ -11,7 +11,7 @@ use netns_harness::{Host, Inside};
 
 use super::{
     bed::{Bed, COMMAND, Endpoint, Node, alone, items, soon, text},
-    traffic::{Answer, Server, Stream, ask, call_at, datagrams_at},
+    traffic::{Answer, Call, Server, Stream, ask, call_at, datagrams_at},
 };
 
 const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
@@ -209,6 +209,106 @@ fn a_published_port_is_open_on_every_host_and_leads_to_every_backend() {
     });
 }
 
+/// Sends more than any buffer holds and gets it back: packets of full size pass.
+fn in_bulk(from: &impl Inside, to: IpAddr) {
+    const SIZE: usize = 2 << 20;
+    let Call { stream, .. } = call_at(from, to, PUBLISHED).unwrap();
+    let mut back = stream.try_clone().unwrap();
+    let sent: Vec<u8> = (0..SIZE).map(|n| (n % 251) as u8).collect();
+    let expected = sent.clone();
+    let sender = std::thread::spawn(move || {
+        let mut stream = stream;
+        stream
+            .write_all(&sent)
+            .and_then(|()| stream.shutdown(Shutdown::Write))
+    });
+    let mut got = Vec::new();
+    back.read_to_end(&mut got).unwrap();
+    sender.join().unwrap().unwrap();
+    assert!(
+        got == expected,
+        "{} of {SIZE} bytes came back from {to}",
+        got.len()
+    );
+}
+
+#[test]
+fn hosts_come_and_go_and_conversations_go_on_elsewhere() {
+    alone(|| {
+        let mut bed = Bed::dual_cluster(&["h1", "h2"]);
+        let outside = bed.outsider("outside");
+        let webs = shop(&bed, "--publish 8080:80 --publish 5353:53/udp");
+        let all = ["on-h1", "on-h2"];
+        bed.add_hosts(&["h3"]);
+        let before = bed["h3"].traces();
+        bed["h3"].weft(&bed["h1"].join_command(""));
+        let h3 = addresses(&bed["h3"].host);
+        for to in &h3 {
+            answered_by("a new host", &|to| tcp(&outside, to), *to, &all);
+            in_bulk(&outside, *to);
+        }
+        // A client's datagrams are one conversation, with one backend for as long as that is there.
+        let sockets: Vec<_> = h3
+            .iter()
+            .map(|to| datagrams_at(&outside, *to, PUBLISHED_UDP))
+            .collect();
+        let first: Vec<String> = sockets.iter().map(|socket| ask(socket).unwrap().name).collect();
+        for (socket, first) in sockets.iter().zip(&first) {
+            (0..4).for_each(|_| assert_eq!(ask(socket).unwrap().name, *first));
+        }
+        bed["h1"].weft("network disconnect app on-h1");
+        for socket in &sockets {
+            soon("the other backend", || match ask(socket) {
+                Ok(answer) if answer.name == "on-h2" => Ok(()),
+                other => Err(format!("{other:?}")),
+            });
+        }
+        bed["h3"].weft("leave");
+        h3.iter().for_each(|to| refused(&outside, *to));
+        back_to(&bed["h3"], &before);
+        drop((webs, sockets));
+        bed.close();
+    });
+}
+
+#[test]
+fn a_port_at_one_address_is_closed_at_all_others() {
+    alone(|| {
+        let bed = Bed::dual_cluster(&HOSTS);
+        let outside = bed.outsider("outside");
+        let webs = shop(&bed, "--publish 127.0.0.1:8080:80");
+        let h1 = &bed["h1"].host;
+        let all = ["on-h1", "on-h2"];
+        answered_by(
+            "the loopback",
+            &|to| tcp(h1, to),
+            "127.0.0.1".parse().unwrap(),
+            &all,
+        );
+        refused(h1, "::1".parse().unwrap());
+        for to in addresses(h1) {
+            refused(&outside, to);
+            refused(h1, to);
+        }
+        // Nor is it reached by naming where it leads to, or the loopback, and sending that to the host.
+        let gateway = addresses(h1)[0];
+        for net in ["169.254.64.0/18", "127.0.0.8/32"] {
+            let mut route = Command::new("ip");
+            route.args(["route", "add", net, "via", &gateway.to_string()]);
+            outside.exec(&mut route, COMMAND).unwrap().success().unwrap();
+        }
+        for to in ["169.254.64.1", "127.0.0.8"] {
+            let called = tcp(&outside, to.parse().unwrap());
+            assert!(called.is_err(), "{to}: {called:?}");
+        }
+        let stranger = bed["h1"].connected("stranger", "app", "");
+        let called = tcp(&stranger.sandbox, "169.254.64.1".parse().unwrap());
+        assert!(called.is_err(), "{called:?}");
+        drop((webs, stranger));
+        bed.close();
+    });
+}
+
 #[test]
 fn a_port_in_mode_host_is_open_where_a_backend_runs() {
     alone(|| {
@@ -326,7 +426,6 @@ fn a_closed_port_leaves_nothing() {
         }
         // What was open is cut as soon as it is used.
         for call in open {
-            use std::io::{Read as _, Write as _};
             let mut stream = call.stream;
             let ended = stream.write_all(b"x").and_then(|()| stream.read_exact(&mut [0]));
             assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);

@@ -8,6 +8,7 @@ mod files;
 mod health;
 mod leftovers;
 mod pictures;
+mod publish;
 mod reach;
 mod rootless;
 mod sides;
