@@ -5,6 +5,11 @@ use std::{
     io::{self, Read as _, Write as _},
     net::{IpAddr, Shutdown},
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
 };
 
 use netns_harness::{Host, Inside};
@@ -267,6 +272,57 @@ fn hosts_come_and_go_and_conversations_go_on_elsewhere() {
         h3.iter().for_each(|to| refused(&outside, *to));
         back_to(&bed["h3"], &before);
         drop((webs, sockets));
+        bed.close();
+    });
+}
+
+/// Calls again and again until it is told to stop; returns how often, and what failed.
+fn caller(from: &Host, to: IpAddr, stop: &Arc<AtomicBool>) -> JoinHandle<(usize, Vec<String>)> {
+    let (from, stop) = (from.clone(), Arc::clone(stop));
+    std::thread::spawn(move || {
+        let (mut calls, mut failures) = (0, Vec::new());
+        while !stop.load(Ordering::Relaxed) {
+            if let Err(error) = tcp(&from, to) {
+                failures.push(format!("call {calls} of {to}: {error}"));
+            }
+            calls += 1;
+        }
+        (calls, failures)
+    })
+}
+
+#[test]
+fn what_changes_beside_them_disturbs_no_call() {
+    alone(|| {
+        let bed = Bed::dual_cluster(&HOSTS);
+        let outside = bed.outsider("outside");
+        let webs = shop(&bed, "--publish 8080:80");
+        let entries = [addresses(&bed["h1"].host), addresses(&bed["h3"].host)].concat();
+        for to in &entries {
+            answered_by("before", &|to| tcp(&outside, to), *to, &["on-h1", "on-h2"]);
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let callers: Vec<_> = entries.iter().map(|to| caller(&outside, *to, &stop)).collect();
+        for round in 0..6 {
+            // Another port, another endpoint that keeps the client's address, other choices, and all of it away again.
+            bed["h2"].weft(&format!(
+                "service create --network app --publish 900{round}:80 other"
+            ));
+            let beside = bed["h1"].connected("beside", "app", "--service other");
+            bed["h3"].weft("service update --publish 9100:80 --lb maglev other");
+            bed["h1"].weft("service update --lb wrr web");
+            bed["h3"].weft("service rm other");
+            bed["h1"].weft("service update --lb maglev web");
+            bed["h1"].weft("network disconnect app beside");
+            beside.sandbox.remove().unwrap();
+            bed["h2"].weft("service update --lb rr web");
+        }
+        stop.store(true, Ordering::Relaxed);
+        for caller in callers {
+            let (calls, failures) = caller.join().unwrap();
+            assert!(calls > 20 && failures.is_empty(), "{calls} calls: {failures:?}");
+        }
+        drop(webs);
         bed.close();
     });
 }
