@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use weft_gossip::Key;
 use weft_types::NodeId;
 
-use super::{Control, HostReport, Now, Responder, spaces::Wire};
+use super::{Control, HostReport, Now, Responder, records::Kind, spaces::Wire};
 use crate::api::types::{ServiceChanged, ServiceRemoveResponse, ServiceSummary, Unconfirmed};
 
 /// How long those are waited for who have not said that a change is in force.
@@ -187,6 +187,10 @@ impl Control {
             let record = self.gossip.get(author, key);
             record.is_some_and(|record| record.version >= *version)
         };
+        // A service may publish ports on a network that this node first needs an address of.
+        if Kind::of(key) == Some(Kind::Service) && self.is_entering(key.scope) {
+            return None;
+        }
         if kept.generation.is_none() && is_known() {
             // A turn that is still being made has raised it already.
             kept.generation = Some(self.generation);

@@ -206,12 +206,7 @@ impl Control {
         }
         let entering: Vec<_> = wanted
             .difference(&there)
-            .filter(|network| {
-                !self
-                    .entering
-                    .get(*network)
-                    .is_some_and(|entering| entering.under_way)
-            })
+            .filter(|network| !self.is_entering(**network))
             .copied()
             .collect();
         for network in &entering {
@@ -223,6 +218,13 @@ impl Control {
         self.entering
             .retain(|network, _| wanted.contains(network) && !there.contains(network));
         !leaving.is_empty() || !entering.is_empty()
+    }
+
+    /// Whether this node is on its way onto a network.
+    pub(super) fn is_entering(&self, network: NetworkId) -> bool {
+        self.entering
+            .get(&network)
+            .is_some_and(|entering| entering.under_way)
     }
 
     /// Tries again what failed.

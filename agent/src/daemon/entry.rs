@@ -116,7 +116,9 @@ impl Entry {
             });
             let tables: Vec<_> = tables.into_iter().collect();
             if let Err(error) = self.datapath.sync(&id.short(), &netns, &tables) {
-                report.problems.push(sentence(&error));
+                let sentence = sentence(&error);
+                report.unbalanced.get_or_insert(sentence.clone());
+                report.problems.push(sentence);
             }
             self.balanced.insert(*id);
         }
