@@ -131,6 +131,8 @@ const COMMANDS: &[&str] = &[
     "token ls",
     "node ls",
     "node inspect h1",
+    "node drain h2",
+    "node activate",
     "node rm h2",
     "network create app",
     "network ls",
@@ -142,6 +144,8 @@ const COMMANDS: &[&str] = &[
     "service ls",
     "service inspect web",
     "service update --lb lc web",
+    "service drain web-1",
+    "service activate web-1",
     "service rm web",
     "status",
     "events --since 2026-11-21T12:15:47Z --no-follow",
@@ -186,6 +190,10 @@ async fn flags_become_the_fields_and_queries_of_requests() {
         "service create --network app --publish 8080:80 --publish [::1]:53:53/udp,mode=host web",
         "service update --publish 8080:80 web",
         "service update --unpublish web",
+        "service drain --grace 1m --network app web-1",
+        "service activate --network app web-1",
+        "node drain --grace 0s",
+        "network disconnect --grace 500ms app blue",
         "service rm --network app web",
     ] {
         assert!(agent.run(line).await.status.success(), "{line}");

@@ -8,7 +8,7 @@ use std::{
 use weft_netlink::netns::Netns;
 use weft_types::{EndpointId, ServiceId};
 
-use crate::ClientTable;
+use crate::{ClientTable, Service};
 
 /// Translates virtual addresses in the sandboxes of this host's clients.
 ///
@@ -42,6 +42,18 @@ pub trait Datapath: Send + Sync {
     /// The open connections of this host's clients to the backends of a service; `None` if they are not counted,
     /// because no client has it with least connection.
     fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>>;
+
+    /// Counts what one sandbox has open to the backends of these services and [`connections`](Self::connections) does
+    /// not count. It looks at everything that is tracked there: for somebody who asks, not for every packet.
+    fn count(
+        &self,
+        sandbox: &str,
+        netns: &Netns,
+        services: &[&Service],
+    ) -> Result<BTreeMap<EndpointId, u64>, DatapathError> {
+        let _ = (sandbox, netns, services);
+        Ok(BTreeMap::new())
+    }
 }
 
 /// What a [`Datapath::sync`] wrote.

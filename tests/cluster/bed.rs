@@ -30,7 +30,26 @@ pub const LOOK: Duration = Duration::from_millis(20);
 
 /// Waits until `look` succeeds, with the deadline that everything here has.
 pub fn soon<T, E: Display>(what: impl Into<String>, look: impl FnMut() -> Result<T, E>) -> T {
-    eventually(what, SOON, LOOK, look).unwrap_or_else(|error| panic!("{error}"))
+    within(SOON, what, look)
+}
+
+/// The same with a deadline of its own.
+pub fn within<T, E: Display>(
+    deadline: Duration,
+    what: impl Into<String>,
+    look: impl FnMut() -> Result<T, E>,
+) -> T {
+    eventually(what, deadline, LOOK, look).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Whether agents can use eBPF here; says so if not.
+pub fn has_ebpf() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let is_first = map.split_whitespace().eq(["0", "0", "4294967295"]);
+    if !is_first {
+        weft_netlink::testing::skip("it needs root outside of user namespaces");
+    }
+    is_first
 }
 
 /// Runs the body of a test in namespaces of its own, one test at a time: beside the agents of another cluster those
@@ -47,6 +66,7 @@ pub struct Bed {
     pub underlay: Switch,
     nodes: BTreeMap<String, Node>,
     dir: tempfile::TempDir,
+    datapath: &'static str,
 }
 
 /// A host and its agent.
@@ -55,6 +75,7 @@ pub struct Node {
     data: PathBuf,
     log: PathBuf,
     agent: Mutex<Option<Process>>,
+    datapath: &'static str,
 }
 
 /// How a command of `weft` ended.
@@ -72,6 +93,10 @@ impl Bed {
     }
 
     fn apart_on(subnets: &[&str], names: &[&str]) -> Self {
+        Self::apart_with("auto", subnets, names)
+    }
+
+    fn apart_with(datapath: &'static str, subnets: &[&str], names: &[&str]) -> Self {
         let lab = Lab::new("bed").unwrap();
         let options = subnets.iter().fold(SwitchOptions::new(), |options, subnet| {
             options.subnet(subnet.parse::<ipnet::IpNet>().unwrap())
@@ -87,6 +112,7 @@ impl Bed {
             underlay,
             nodes: BTreeMap::new(),
             dir,
+            datapath,
         };
         bed.add_hosts(names);
         bed
@@ -95,6 +121,11 @@ impl Bed {
     /// Hosts in one cluster, which the first one made.
     pub fn cluster(names: &[&str]) -> Self {
         Self::joined(Self::apart(names), names)
+    }
+
+    /// The same with a datapath of choice.
+    pub fn cluster_with(datapath: &'static str, names: &[&str]) -> Self {
+        Self::joined(Self::apart_with(datapath, &["10.1.0.0/24"], names), names)
     }
 
     /// The same with IPv6 addresses on the underlay beside the others.
@@ -123,6 +154,7 @@ impl Bed {
                 data: self.dir.path().join(host.name()).join("data"),
                 log: self.dir.path().join(format!("{}.log", host.name())),
                 agent: Mutex::default(),
+                datapath: self.datapath,
                 host,
             };
             fs::create_dir_all(node.data.parent().unwrap()).unwrap();
@@ -213,6 +245,7 @@ impl Node {
             .arg(&self.data)
             .arg("--advertise")
             .arg(self.address().to_string())
+            .args(["--datapath", self.datapath])
             .env(
                 "WEFT_LOG",
                 std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".into()),

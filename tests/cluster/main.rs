@@ -3,13 +3,16 @@
 mod applied;
 mod bed;
 mod crash;
+mod drain;
 mod health;
+mod http;
 mod leftovers;
 mod networks;
 mod partition;
 mod publish;
 mod refusals;
 mod restart;
+mod rolling;
 mod services;
 mod state;
 mod traffic;

@@ -23,7 +23,9 @@ fn state(node: &Node) -> Vec<String> {
         let mut said = node.json(line);
         if let Some(backends) = said.get_mut("backends").and_then(|list| list.as_array_mut()) {
             for backend in backends {
-                backend.as_object_mut().unwrap().remove("open_connections");
+                let backend = backend.as_object_mut().unwrap();
+                backend.remove("open_connections");
+                backend.remove("clients");
             }
         }
         said.to_string()

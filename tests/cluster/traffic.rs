@@ -14,7 +14,7 @@ use std::{
 };
 
 use netns_harness::{Inside, Sandbox};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 /// Where replicas listen.
 pub const PORT: u16 = 8000;
@@ -25,10 +25,39 @@ const LOOK_UP: Duration = Duration::from_millis(100);
 /// Between two messages of a stream.
 const PACE: Duration = Duration::from_millis(4);
 
+/// Connections of a server, which end with it as those of a process do.
+#[derive(Clone, Default)]
+pub struct Connections(Arc<Mutex<BTreeMap<u64, TcpStream>>>);
+
+impl Connections {
+    /// Serves a connection on a thread of its own.
+    pub fn serve<F>(&self, number: u64, stream: TcpStream, serve: F)
+    where
+        F: FnOnce(&TcpStream) -> io::Result<()> + Send + 'static,
+    {
+        self.0.lock().unwrap().insert(number, stream.try_clone().unwrap());
+        let all = self.clone();
+        std::thread::spawn(move || {
+            // Whatever goes wrong, the client notices.
+            let _ = serve(&stream);
+            all.0.lock().unwrap().remove(&number);
+        });
+    }
+
+    pub fn end(&self) {
+        for stream in self.0.lock().unwrap().values() {
+            // Where the other end cannot be reached any more, its namespace would wait for it for minutes.
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
 /// Answers in a place until it is dropped: on TCP it says its name and who called, then returns what it is sent;
 /// on UDP it says both in answer to every datagram.
 pub struct Server {
     listeners: Vec<Socket>,
+    connections: [Connections; 2],
     stopped: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -37,10 +66,11 @@ impl Server {
     pub fn start(place: &impl Inside, name: &str) -> Self {
         let mut server = Self {
             listeners: Vec::new(),
+            connections: Default::default(),
             stopped: Arc::default(),
             threads: Vec::new(),
         };
-        for address in ["0.0.0.0", "::"] {
+        for (address, connections) in ["0.0.0.0", "::"].into_iter().zip(server.connections.clone()) {
             let address = SocketAddr::new(address.parse().unwrap(), PORT);
             let bind = || io::Result::Ok((bound(address, Type::STREAM)?, bound(address, Type::DGRAM)?));
             let (tcp, udp) = place.run(bind).unwrap().unwrap();
@@ -48,12 +78,15 @@ impl Server {
             server.listeners.push(tcp.try_clone().unwrap());
             let (listener, greeting) = (TcpListener::from(tcp), name.to_owned());
             server.run(move |stopped| {
-                while let Ok((stream, _)) = listener.accept() {
+                for number in 0.. {
+                    let Ok((stream, _)) = listener.accept() else {
+                        return;
+                    };
                     if stopped.load(Ordering::Relaxed) {
                         return;
                     }
                     let greeting = greeting.clone();
-                    std::thread::spawn(move || converse(stream, &greeting));
+                    connections.serve(number, stream, move |stream| converse(stream, &greeting));
                 }
             });
             let (socket, greeting) = (UdpSocket::from(udp), name.to_owned());
@@ -86,6 +119,7 @@ impl Drop for Server {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+        self.connections.iter().for_each(Connections::end);
     }
 }
 
@@ -98,12 +132,11 @@ fn bound(address: SocketAddr, kind: Type) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn converse(mut stream: TcpStream, name: &str) -> io::Result<()> {
+fn converse(mut stream: &TcpStream, name: &str) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let from = stream.peer_addr()?;
     stream.write_all(format!("{name} {from}\n").as_bytes())?;
-    let mut from_client = stream.try_clone()?;
-    io::copy(&mut from_client, &mut stream)?;
+    io::copy(&mut &*stream, &mut stream)?;
     Ok(())
 }
 
@@ -236,6 +269,7 @@ impl Stream {
         )
     }
 
+    /// On a connection that is open.
     pub fn over(name: &str, Call { mut stream, .. }: Call) -> Self {
         let (stop, stopped) = channel();
         let rounds = Arc::new(AtomicU64::new(0));
@@ -277,7 +311,7 @@ impl Stream {
         self.rounds.load(Ordering::Relaxed)
     }
 
-    fn reaches(&self, until: u64) {
+    pub fn reaches(&self, until: u64) {
         super::bed::soon(format!("round {until} of {}", self.name), || {
             assert!(
                 !self.thread.is_finished() || self.rounds() >= until,
@@ -291,6 +325,18 @@ impl Stream {
                 Err(format!("round {rounds}"))
             }
         });
+    }
+
+    /// Waits until it breaks, and says how it did.
+    pub fn broken(self) -> io::Error {
+        super::bed::soon(format!("the end of the stream to {}", self.name), || {
+            if self.thread.is_finished() {
+                Ok(())
+            } else {
+                Err("it goes on")
+            }
+        });
+        self.thread.join().unwrap().expect_err("nobody has ended it well")
     }
 
     pub fn close(self) -> Streamed {

@@ -102,6 +102,45 @@ impl Client {
             .await
     }
 
+    /// Drains the backends of a node.
+    pub async fn node_drain(
+        &self,
+        node: &str,
+        request: &NodeDrainRequest,
+    ) -> Result<NodeDrainResponse, ClientError> {
+        let deadline = beyond(request.grace_ms);
+        self.send("POST", &fill(routes::NODE_DRAIN, node), Some(request), deadline)
+            .await
+    }
+
+    /// Gives the backends of a node new connections again.
+    pub async fn node_activate(&self, node: &str) -> Result<NodeActivateResponse, ClientError> {
+        let path = fill(routes::NODE_ACTIVATE, node);
+        self.send("POST", &path, Some(&NodeActivateRequest {}), DEADLINE)
+            .await
+    }
+
+    /// Drains a backend.
+    pub async fn endpoint_drain(
+        &self,
+        endpoint: &str,
+        request: &EndpointDrainRequest,
+    ) -> Result<EndpointDrainResponse, ClientError> {
+        let path = fill(routes::ENDPOINT_DRAIN, endpoint);
+        self.send("POST", &path, Some(request), beyond(request.grace_ms))
+            .await
+    }
+
+    /// Gives a backend new connections again.
+    pub async fn endpoint_activate(
+        &self,
+        endpoint: &str,
+        request: &EndpointActivateRequest,
+    ) -> Result<EndpointActivateResponse, ClientError> {
+        let path = fill(routes::ENDPOINT_ACTIVATE, endpoint);
+        self.send("POST", &path, Some(request), DEADLINE).await
+    }
+
     /// Makes a network.
     pub async fn network_create(
         &self,
@@ -150,7 +189,7 @@ impl Client {
             "POST",
             &fill(routes::NETWORK_DISCONNECT, network),
             Some(request),
-            DEADLINE,
+            beyond(request.grace_ms),
         )
         .await
     }
@@ -252,6 +291,11 @@ impl Client {
         })?;
         transport::request(&self.socket, method, path, body, deadline).await
     }
+}
+
+/// What a request may take that waits for connections to end.
+fn beyond(grace_ms: u64) -> Duration {
+    Duration::from_millis(grace_ms).saturating_add(DEADLINE)
 }
 
 /// Puts a name or id in the place of `{ref}`.

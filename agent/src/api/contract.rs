@@ -32,7 +32,9 @@ macro_rules! for_every_type {
         for_every_type!($check:
             ClusterInitRequest ClusterInitResponse ClusterJoinRequest ClusterJoinResponse ClusterLeaveRequest
             ClusterLeaveResponse TokenCreateRequest TokenCreateResponse TokenInfo NodeInfo NodeDetail NodeShare
-            NodeRemoveQuery NodeRemoveResponse NetworkCreateRequest Subnet NetworkSummary NetworkDetail
+            NodeRemoveQuery NodeRemoveResponse NodeDrainRequest NodeDrainResponse NodeActivateRequest
+            NodeActivateResponse EndpointDrainRequest EndpointDrainResponse EndpointActivateRequest
+            EndpointActivateResponse BackendName ClientConnections NetworkCreateRequest Subnet NetworkSummary NetworkDetail
             AddressShare NetworkRemoveResponse Endpoint ConnectRequest ConnectResponse EndpointDns
             DisconnectRequest DisconnectResponse HealthCheck HealthUpdate ServiceCreateRequest
             ServiceUpdateRequest ServiceQuery ServicePort PublishedPort ServiceSummary ServiceChanged ServiceDetail Backend
@@ -171,6 +173,7 @@ fn every_word_of_an_enum_is_described() {
     let words = |name: &str| schema(&document, name)["enum"].clone();
     for (name, all) in [
         ("NodeState", serde_json::to_value(NodeState::ALL)),
+        ("Availability", serde_json::to_value(Availability::ALL)),
         ("Scheduler", serde_json::to_value(Scheduler::ALL)),
         ("EndpointMode", serde_json::to_value(EndpointMode::ALL)),
         ("PublishMode", serde_json::to_value(PublishMode::ALL)),

@@ -19,6 +19,14 @@ paths! {
     NODES = "/v1/nodes";
     /// One node.
     NODE = "/v1/nodes/{ref}";
+    /// Drain a node.
+    NODE_DRAIN = "/v1/nodes/{ref}/drain";
+    /// End the drain of a node.
+    NODE_ACTIVATE = "/v1/nodes/{ref}/activate";
+    /// Drain a backend.
+    ENDPOINT_DRAIN = "/v1/endpoints/{ref}/drain";
+    /// End the drain of a backend.
+    ENDPOINT_ACTIVATE = "/v1/endpoints/{ref}/activate";
     /// All networks.
     NETWORKS = "/v1/networks";
     /// One network.
@@ -88,6 +96,10 @@ pub const ROUTES: &[Route] = &[
     route("GET", NODES, "[NodeInfo]"),
     route("GET", NODE, "NodeDetail"),
     route("DELETE", NODE, "NodeRemoveResponse").query("NodeRemoveQuery"),
+    route("POST", NODE_DRAIN, "NodeDrainResponse").body("NodeDrainRequest"),
+    route("POST", NODE_ACTIVATE, "NodeActivateResponse").body("NodeActivateRequest"),
+    route("POST", ENDPOINT_DRAIN, "EndpointDrainResponse").body("EndpointDrainRequest"),
+    route("POST", ENDPOINT_ACTIVATE, "EndpointActivateResponse").body("EndpointActivateRequest"),
     route("POST", NETWORKS, "NetworkSummary").body("NetworkCreateRequest"),
     route("GET", NETWORKS, "[NetworkSummary]"),
     route("GET", NETWORK, "NetworkDetail"),

@@ -29,6 +29,8 @@ fn every_flag_is_read() {
         "token ls -q",
         "node ls --format json",
         "node inspect h1 --format json",
+        "node drain --grace 5m h1",
+        "node activate",
         "node rm --force h1 h2",
         "network create -d overlay --subnet 10.7.0.0/16 --subnet fd00:7::/64 --ip-range 10.7.1.0/24 \
          --gateway 10.7.0.1 --aux-address printer=10.7.0.9 --ipv6 --internal -o mtu=1400 --label a=b=c \
@@ -38,7 +40,7 @@ fn every_flag_is_read() {
         "network rm app back",
         "network connect --name a --alias x --alias y --ip 10.7.0.2 --ip6 fd00:7::2 --mac 02:42:0a:07:00:02 \
          --service web --weight 3 --format json app pid:7",
-        "network disconnect app /run/netns/blue",
+        "network disconnect --grace 1s app /run/netns/blue",
         "service create --network app --lb lc --endpoint-mode dnsrr --port http=80:8080 --port 53/udp web",
         "service ls --network app -q",
         "service inspect --network app web --format json",
@@ -47,6 +49,8 @@ fn every_flag_is_read() {
         "service update --network app --lb wrr --endpoint-mode vip --port 80 web",
         "service update --health none web",
         "service update --interval 1s web",
+        "service drain --network app --grace 1m web-1",
+        "service activate --network app web-1",
         "service rm --network app web api",
         "status --format json",
         "events --since 2026-11-21T12:15:47Z --no-follow",
@@ -269,12 +273,15 @@ fn every_noun_explains_itself() {
     }
     for (noun, verbs) in [
         ("token", &["create", "ls"][..]),
-        ("node", &["ls", "inspect", "rm"]),
+        ("node", &["ls", "inspect", "drain", "activate", "rm"]),
         (
             "network",
             &["create", "ls", "inspect", "rm", "connect", "disconnect"],
         ),
-        ("service", &["create", "ls", "inspect", "update", "rm"]),
+        (
+            "service",
+            &["create", "ls", "inspect", "update", "drain", "activate", "rm"],
+        ),
     ] {
         help(noun, noun);
         verbs

@@ -9,7 +9,8 @@ use weft_gossip::Key;
 use weft_types::{EndpointId, NetworkId, NodeId, ServiceId};
 
 use super::records::{
-    EndpointSpec, IngressSpec, Kind, NetworkSpec, NodeFact, Register, ServiceSpec, TokenFact, decode, id_of,
+    DrainSpec, Drainee, EndpointSpec, IngressSpec, Kind, NetworkSpec, NodeFact, Register, ServiceSpec,
+    TokenFact, decode, id_of,
 };
 
 /// What this node thinks of another.
@@ -73,6 +74,7 @@ pub enum Change {
     IngressChanged,
     TokensChanged,
     NodeRemoved(NodeId),
+    DrainChanged,
 }
 
 /// One statement: a record without its proof.
@@ -94,6 +96,7 @@ pub struct Catalogue {
     /// Who joined with which token.
     used_tokens: BTreeMap<[u8; 8], BTreeSet<NodeId>>,
     removed_nodes: BTreeSet<NodeId>,
+    drains: BTreeMap<Drainee, Contest<DrainSpec>>,
     lamport: u64,
 }
 
@@ -166,6 +169,11 @@ impl Catalogue {
                 self.removed_nodes
                     .insert(node)
                     .then_some(Change::NodeRemoved(node))
+            }
+            Kind::Drain => {
+                let drainee = Drainee::of(key)?;
+                self.apply_register(said, drainee, |this| &mut this.drains)?;
+                Some(Change::DrainChanged)
             }
             Kind::Grant => None,
         }
@@ -334,6 +342,18 @@ impl Catalogue {
     pub fn ingresses_of(&self, node: NodeId) -> impl Iterator<Item = NetworkId> {
         let all = self.ingresses.keys().filter(move |(_, of)| *of == node);
         all.map(|(network, _)| *network)
+    }
+
+    pub fn drain(&self, drainee: Drainee) -> Option<&DrainSpec> {
+        self.drains.get(&drainee)?.live()
+    }
+
+    /// What this node's own word is needed for, or was once.
+    pub fn drains_said_by(&self, author: NodeId) -> impl Iterator<Item = Drainee> {
+        let said = move |(drainee, contest): (&Drainee, &Contest<DrainSpec>)| {
+            contest.0.contains_key(&author).then_some(*drainee)
+        };
+        self.drains.iter().filter_map(said)
     }
 
     pub fn tokens(&self) -> impl Iterator<Item = ([u8; 8], NodeId, &TokenFact)> {

@@ -14,6 +14,11 @@ impl<T> Responder<T> {
         (Self(sender), receiver)
     }
 
+    /// Whether nobody waits for the answer any more.
+    pub fn is_abandoned(&self) -> bool {
+        self.0.is_closed()
+    }
+
     /// A client that went away does not hear it; what was done stays done.
     pub fn send(self, result: Result<T, ApiError>) {
         let _ = self.0.send(result);
@@ -27,6 +32,14 @@ pub enum Command {
     NodeList(Responder<Vec<NodeInfo>>),
     NodeInspect(String, Responder<NodeDetail>),
     NodeRemove(String, NodeRemoveQuery, Responder<NodeRemoveResponse>),
+    NodeDrain(String, NodeDrainRequest, Responder<NodeDrainResponse>),
+    NodeActivate(String, Responder<NodeActivateResponse>),
+    EndpointDrain(String, EndpointDrainRequest, Responder<EndpointDrainResponse>),
+    EndpointActivate(
+        String,
+        EndpointActivateRequest,
+        Responder<EndpointActivateResponse>,
+    ),
     NetworkCreate(NetworkCreateRequest, Responder<NetworkSummary>),
     NetworkList(Responder<Vec<NetworkSummary>>),
     NetworkInspect(String, Responder<NetworkDetail>),
@@ -75,6 +88,14 @@ impl Control {
                 let result = self.remove_node(&reference, &query, now);
                 self.reply(to, result);
             }
+            Command::NodeDrain(reference, request, to) => self.drain_node(&reference, &request, to, now),
+            Command::NodeActivate(reference, to) => self.activate_node(&reference, to, now),
+            Command::EndpointDrain(reference, request, to) => {
+                self.drain_endpoint(&reference, &request, to, now);
+            }
+            Command::EndpointActivate(reference, request, to) => {
+                self.activate_endpoint(&reference, &request, to, now);
+            }
             Command::NetworkCreate(request, to) => self.start_create_network(request, to, now),
             Command::NetworkList(to) => {
                 let networks = self.list_networks();
@@ -98,8 +119,7 @@ impl Control {
                 self.reply(to, result);
             }
             Command::ServiceInspect(reference, query, to) => {
-                let result = self.service_detail(&reference, &query);
-                self.reply(to, result);
+                self.inspect_service(&reference, &query, to, now);
             }
             Command::ServiceUpdate(reference, request, query, to) => {
                 self.start_update_service(&reference, request, &query, to, now);

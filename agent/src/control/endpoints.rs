@@ -1,6 +1,6 @@
 //! Endpoints: attaching namespaces of this host to networks, and detaching them.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 use rand::RngExt;
@@ -191,6 +191,7 @@ impl Control {
                 check: self.first_finding(connect.network, request.service.as_deref(), now),
                 engine: None,
             },
+            leaving: false,
         };
         let id = EndpointId(self.rng.random());
         self.publish(endpoint_key(connect.network, id), encode(&endpoint), now)?;
@@ -357,7 +358,13 @@ impl Control {
                     network_id: network,
                     network_name: self.catalogue.display_name(network).unwrap_or_default(),
                     addresses: endpoint.spec.addresses.iter().map(IpNet::addr).collect(),
+                    left: 0,
                 };
+                let grace = Duration::from_millis(request.grace_ms);
+                if endpoint.spec.service.is_some() && !grace.is_zero() {
+                    self.drain_and_detach(network, id, response, grace, responder, now);
+                    return;
+                }
                 self.drop_endpoint(network, id, now);
                 self.settle(now);
                 self.detaching.push((self.generation, response, responder));

@@ -18,7 +18,7 @@ use super::{
     Control, Now,
     catalogue::{Change, Endpoint},
     finding::{EndpointHealth, Finding, HealthState},
-    records::{EndpointSpec, SandboxSpec, encode, endpoint_key},
+    records::{DrainPhase, EndpointSpec, SandboxSpec, encode, endpoint_key},
 };
 use crate::api::{
     ApiError, Timestamp,
@@ -312,17 +312,33 @@ impl Control {
     }
 
     /// Whether a backend gets new connections, and if not, what keeps them from it.
-    pub(super) fn backend_state(&self, backend: &Endpoint) -> BackendState {
-        match backend.spec.health.state() {
+    pub(super) fn backend_state(
+        &self,
+        network: NetworkId,
+        id: EndpointId,
+        backend: &Endpoint,
+    ) -> BackendState {
+        let drain = self.drain_of(network, id, backend);
+        match (drain.map(|(phase, _)| phase), backend.spec.health.state()) {
             _ if !self.serves(backend.node) => BackendState::Down,
-            HealthState::Healthy => BackendState::Ready,
-            HealthState::Starting => BackendState::Starting,
-            HealthState::Unhealthy => BackendState::Unhealthy,
+            (Some(DrainPhase::Draining), _) => BackendState::Draining,
+            (Some(DrainPhase::Drained | DrainPhase::Cut), _) => BackendState::Drained,
+            (None, HealthState::Healthy) => BackendState::Ready,
+            (None, HealthState::Starting) => BackendState::Starting,
+            (None, HealthState::Unhealthy) => BackendState::Unhealthy,
         }
     }
 
     /// Why a backend is in its state, and since when, as far as there is something to say.
-    pub(super) fn backend_reason(&self, backend: &Endpoint) -> (Option<String>, Option<Timestamp>) {
+    pub(super) fn backend_reason(
+        &self,
+        network: NetworkId,
+        id: EndpointId,
+        backend: &Endpoint,
+    ) -> (Option<String>, Option<Timestamp>) {
+        if let (true, Some((_, reason))) = (self.serves(backend.node), self.drain_of(network, id, backend)) {
+            return (Some(reason), None);
+        }
         let node = self.catalogue.node_name(backend.node);
         match (self.node_state(backend.node), backend.spec.health.worst()) {
             (NodeState::Down, _) => (Some(format!("node {node} does not answer")), None),

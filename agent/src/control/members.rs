@@ -134,7 +134,7 @@ impl Control {
         self.note_for_checks(&change);
         self.ingresses_to_look_at |= !matches!(change, Change::IngressChanged | Change::TokensChanged);
         match change {
-            Change::Node(_) | Change::TokensChanged | Change::IngressChanged => {}
+            Change::Node(_) | Change::TokensChanged | Change::IngressChanged | Change::DrainChanged => {}
             Change::NodeRemoved(node) => {
                 if node == self.me {
                     self.removed = true;

@@ -10,6 +10,7 @@ mod away;
 mod catalogue;
 mod command;
 pub mod docker;
+mod drain;
 mod endpoints;
 mod finding;
 mod happenings;
@@ -54,6 +55,7 @@ use crate::api::{
 pub use command::{Command, Responder};
 pub use finding::HealthState;
 pub use health::{HealthProbe, HealthResult, Try};
+pub use polls::CountOrder;
 pub use pools::Pools;
 use publish::Entering;
 pub use publish::{EntryTable, host_port};
@@ -62,6 +64,7 @@ pub use views::{DNS_V4, DNS_V6, HostState, Resolver, SandboxTables};
 use away::Away;
 use catalogue::{Catalogue, Presence};
 use docker::Docker;
+use drain::Drains;
 use health::Checks;
 use operations::Parked;
 use polls::Polls;
@@ -130,6 +133,8 @@ pub struct Turn {
     pub host_changed: bool,
     /// What is to be tried on this host, see [`Control::handle_health`].
     pub health_probes: Vec<HealthProbe>,
+    /// Connections to be counted on this host, see [`Control::handle_counted`].
+    pub counts: Vec<CountOrder>,
     /// What happened, for those who follow `weft events`.
     pub events: Vec<Event>,
     /// Answers to commands; calling one sends it.
@@ -204,6 +209,7 @@ pub struct Control {
     docker: Docker,
     checks: Checks,
     polls: Polls,
+    drains: Drains,
     problems: BTreeSet<String>,
     /// Those of `problems` that the last report of the kernel named.
     host_problems: BTreeSet<String>,
@@ -282,6 +288,7 @@ impl Control {
             docker: Docker::new(stored.bindings),
             checks: Checks::default(),
             polls: Polls::default(),
+            drains: Drains::default(),
             problems: BTreeSet::new(),
             host_problems: BTreeSet::new(),
             generation: 1,

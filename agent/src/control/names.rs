@@ -2,11 +2,11 @@
 
 use std::fmt::Display;
 
-use weft_types::{NetworkId, NodeId, ServiceId};
+use weft_types::{EndpointId, NetworkId, NodeId, ServiceId};
 
 use super::catalogue::Catalogue;
 use super::records::ServiceSpec;
-use crate::api::ApiError;
+use crate::api::{ApiError, ErrorKind};
 
 /// Digits of an id that are enough to mean it.
 const SHORTEST_PREFIX: usize = 4;
@@ -57,6 +57,46 @@ pub fn node(catalogue: &Catalogue, reference: &str) -> Result<NodeId, ApiError> 
         .map(|(id, _)| (id, catalogue.node_name(id)))
         .collect();
     find("node", reference, names.into_iter())
+}
+
+/// An endpoint that serves a service.
+pub fn backend(
+    catalogue: &Catalogue,
+    reference: &str,
+    network_reference: Option<&str>,
+) -> Result<(NetworkId, EndpointId), ApiError> {
+    let only = network_reference
+        .map(|reference| network(catalogue, reference))
+        .transpose()?;
+    let serving: Vec<_> = catalogue
+        .all_endpoints()
+        .filter(|(network, _, endpoint)| {
+            only.is_none_or(|only| only == *network) && endpoint.spec.service.is_some()
+        })
+        .map(|(network, id, endpoint)| (network, id, endpoint.spec.name.clone()))
+        .collect();
+    let on: Vec<_> = serving
+        .iter()
+        .filter(|(_, _, name)| name == reference)
+        .filter_map(|(network, ..)| catalogue.display_name(*network))
+        .collect();
+    if on.len() > 1 {
+        return Err(ApiError::conflict(format!(
+            "backend `{reference}` exists on several networks: {}",
+            on.join(", ")
+        ))
+        .with_help(format!("say which with `--network {}`", on[0])));
+    }
+    let names = serving.iter().map(|(_, id, name)| (*id, name.clone()));
+    let found = find("backend", reference, names).map_err(|error| match error.kind {
+        ErrorKind::NotFound => {
+            error.with_help("`weft service inspect SERVICE` lists the backends of a service")
+        }
+        _ => error,
+    })?;
+    let network = serving.iter().find(|(_, id, _)| *id == found);
+    let (network, ..) = network.expect("found among them");
+    Ok((*network, found))
 }
 
 pub fn service(

@@ -31,6 +31,7 @@ impl Control {
                 .all_endpoints()
                 .filter(|(_, _, endpoint)| endpoint.node == id)
                 .count() as u32,
+            availability: self.availability(id),
             is_self: id == self.me,
         }
     }

@@ -13,42 +13,91 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use weft_gossip::Key;
-use weft_types::NodeId;
+use weft_types::{EndpointId, NetworkId, NodeId, ServiceId};
 
-use super::{Control, HostReport, Now, Responder, records::Kind, spaces::Wire};
-use crate::api::types::{ServiceChanged, ServiceRemoveResponse, ServiceSummary, Unconfirmed};
+use super::{
+    Control, HostReport, Now, Responder,
+    drain::Draining,
+    records::{Drainee, Kind},
+    spaces::Wire,
+};
+use crate::api::types::{
+    EndpointActivateResponse, NodeActivateResponse, ServiceChanged, ServiceDetail, ServiceRemoveResponse,
+    ServiceSummary, Unconfirmed,
+};
 
 /// How long those are waited for who have not said that a change is in force.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// How long those are waited for who have not said how many connections are open.
+pub(super) const COUNT_PATIENCE: Duration = Duration::from_secs(1);
 /// A question or its answer may be lost: whoever has not answered is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// How long a question is kept that cannot be answered yet. Whoever asked asks again, or has given up.
 const KEPT: Duration = Duration::from_secs(2);
 /// Questions kept at most; those beyond are answered when they are asked again.
 const MAX_KEPT: usize = 1024;
+/// Counts that fit one message; for the others the rest is asked for.
+const MAX_COUNTS: usize = 40;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Question {
     /// Whether this record, or a later one under its key, is in force in the kernel.
     InForce { author: NodeId, key: Key, version: u64 },
+    /// To which backends connections of this node's clients are open, and how many, in the order of their ids.
+    Open { of: Backends, after: Option<EndpointId> },
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Answer {
     /// It is, or the kernel did not take it, and why.
     InForce(Result<(), String>),
+    Open {
+        counts: Vec<(EndpointId, u64)>,
+        /// Whether there are others after these.
+        more: bool,
+    },
+}
+
+/// Whose connections are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Backends {
+    Drained(Drainee),
+    Service(NetworkId, ServiceId),
+}
+
+/// Connections that the host is to count; what it found goes to [`Control::handle_counted`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CountOrder {
+    asker: NodeId,
+    id: u64,
+    /// Whose backends they are.
+    pub services: BTreeSet<ServiceId>,
+    backends: BTreeSet<EndpointId>,
 }
 
 /// What is done when all have answered, or have had time enough.
 pub(super) enum Then {
     ServiceSet(ServiceSummary, Responder<ServiceChanged>),
     ServiceRemoved(ServiceRemoveResponse, Responder<ServiceRemoveResponse>),
+    Inspected(Box<ServiceDetail>, Responder<ServiceDetail>),
+    Drain(Box<Draining>),
+    EndpointActivated(NetworkId, EndpointId, Responder<EndpointActivateResponse>),
+    NodeActivated(NodeActivateResponse, Responder<NodeActivateResponse>),
+}
+
+/// What came of asking.
+pub(super) struct Outcome {
+    /// Who did not answer, or could not.
+    pub(super) unconfirmed: Vec<Unconfirmed>,
+    pub(super) counts: BTreeMap<NodeId, BTreeMap<EndpointId, u64>>,
 }
 
 struct Poll {
     question: Question,
     missing: BTreeSet<NodeId>,
     refused: BTreeMap<NodeId, String>,
+    counts: BTreeMap<NodeId, BTreeMap<EndpointId, u64>>,
+    patience: Duration,
     deadline: Instant,
     ask_at: Instant,
     then: Then,
@@ -58,7 +107,9 @@ struct Poll {
 struct Kept {
     from: NodeId,
     id: u64,
-    question: Question,
+    author: NodeId,
+    key: Key,
+    version: u64,
     until: Instant,
     /// The host state that has the record in it, once this node has the record.
     generation: Option<u64>,
@@ -90,17 +141,37 @@ impl Control {
             key,
             version,
         };
-        self.ask_all(question, PATIENCE, then, now);
+        self.ask(question, self.members(), PATIENCE, then, now);
     }
 
-    fn ask_all(&mut self, question: Question, patience: Duration, then: Then, now: Now) {
+    /// Counts the connections that clients on these nodes have open.
+    pub(super) fn count_open(&mut self, of: Backends, on: BTreeSet<NodeId>, then: Then, now: Now) {
+        let question = Question::Open { of, after: None };
+        self.ask(question, on, COUNT_PATIENCE, then, now);
+    }
+
+    /// Who is to be asked: whoever is not believed dead, this node among them.
+    pub(super) fn members(&self) -> BTreeSet<NodeId> {
+        let nodes = self.catalogue.nodes().map(|(node, _)| node);
+        nodes.filter(|node| self.serves(*node)).collect()
+    }
+
+    fn ask(
+        &mut self,
+        question: Question,
+        missing: BTreeSet<NodeId>,
+        patience: Duration,
+        then: Then,
+        now: Now,
+    ) {
         self.polls.next += 1;
         let id = self.polls.next;
-        let nodes = self.catalogue.nodes().map(|(node, _)| node);
         let poll = Poll {
             question,
-            missing: nodes.filter(|node| self.serves(*node)).collect(),
+            missing,
             refused: BTreeMap::new(),
+            counts: BTreeMap::new(),
+            patience,
             deadline: now.instant + patience,
             ask_at: now.instant,
             then,
@@ -111,14 +182,9 @@ impl Control {
 
     /// Carries every poll on as far as it goes now.
     pub(super) fn poll_on(&mut self, now: Now) {
-        let due = |poll: &&Poll| poll.deadline.min(poll.ask_at) <= now.instant;
-        let ids: Vec<u64> = self
-            .polls
-            .open
-            .iter()
-            .filter(|(_, poll)| due(poll))
-            .map(|(id, _)| *id)
-            .collect();
+        let due = |poll: &Poll| poll.deadline.min(poll.ask_at) <= now.instant;
+        let polls = self.polls.open.iter();
+        let ids: Vec<u64> = polls.filter(|(_, poll)| due(poll)).map(|(id, _)| *id).collect();
         for id in ids {
             let Some(mut poll) = self.polls.open.remove(&id) else {
                 continue;
@@ -132,29 +198,88 @@ impl Control {
             let (question, missing) = (poll.question.clone(), poll.missing.clone());
             self.polls.open.insert(id, poll);
             for node in missing {
-                if node == self.me {
-                    self.on_question(node, id, question.clone(), now);
-                } else {
-                    let question = question.clone();
-                    self.tell(node, &Wire::Question { id, question }, now);
-                }
+                self.put(node, id, question.clone(), now);
             }
         }
     }
 
-    pub(super) fn on_question(&mut self, from: NodeId, id: u64, question: Question, now: Now) {
-        let is_kept = |kept: &Kept| kept.from == from && kept.id == id;
-        self.polls.kept.retain(|kept| kept.until > now.instant);
-        if self.polls.kept.iter().any(is_kept) || self.polls.kept.len() >= MAX_KEPT {
-            return;
+    fn put(&mut self, node: NodeId, id: u64, question: Question, now: Now) {
+        if node == self.me {
+            self.on_question(node, id, question, now);
+        } else {
+            self.tell(node, &Wire::Question { id, question }, now);
         }
-        self.polls.kept.push(Kept {
-            from,
-            id,
-            question,
-            until: now.instant + KEPT,
-            generation: None,
-        });
+    }
+
+    fn give(&mut self, node: NodeId, id: u64, answer: Answer, now: Now) {
+        if node == self.me {
+            self.on_answer(node, id, answer, now);
+        } else {
+            self.tell(node, &Wire::Answer { id, answer }, now);
+        }
+    }
+
+    pub(super) fn on_question(&mut self, from: NodeId, id: u64, question: Question, now: Now) {
+        match question {
+            Question::InForce { author, key, version } => {
+                let is_same = |kept: &Kept| kept.from == from && kept.id == id;
+                self.polls.kept.retain(|kept| kept.until > now.instant);
+                if self.polls.kept.len() < MAX_KEPT && !self.polls.kept.iter().any(is_same) {
+                    self.polls.kept.push(Kept {
+                        from,
+                        id,
+                        author,
+                        key,
+                        version,
+                        until: now.instant + KEPT,
+                        generation: None,
+                    });
+                }
+            }
+            Question::Open { of, after } => {
+                let (services, mut backends) = self.backends_of(of);
+                backends.retain(|endpoint| after.is_none_or(|after| *endpoint > after));
+                self.turn.counts.push(CountOrder {
+                    asker: from,
+                    id,
+                    services,
+                    backends,
+                });
+            }
+        }
+    }
+
+    /// The services that have these backends, and the backends themselves.
+    fn backends_of(&self, of: Backends) -> (BTreeSet<ServiceId>, BTreeSet<EndpointId>) {
+        let (mut services, mut backends) = (BTreeSet::new(), BTreeSet::new());
+        for (service, spec) in self.catalogue.all_services() {
+            for (id, endpoint) in self.catalogue.endpoints(spec.network) {
+                let is_meant = match of {
+                    Backends::Service(network, wanted) => (network, wanted) == (spec.network, service),
+                    Backends::Drained(Drainee::Endpoint(network, wanted)) => {
+                        (network, wanted) == (spec.network, id)
+                    }
+                    Backends::Drained(Drainee::Node(node)) => node == endpoint.node,
+                };
+                if is_meant && endpoint.spec.service.as_deref() == Some(&spec.name) {
+                    services.insert(service);
+                    backends.insert(id);
+                }
+            }
+        }
+        (services, backends)
+    }
+
+    /// What the host has counted.
+    pub fn handle_counted(&mut self, order: CountOrder, open: &BTreeMap<EndpointId, u64>, now: Now) {
+        let open = open.iter().map(|(endpoint, count)| (*endpoint, *count));
+        let mut counts: Vec<_> = open
+            .filter(|(endpoint, count)| *count > 0 && order.backends.contains(endpoint))
+            .collect();
+        let more = counts.len() > MAX_COUNTS;
+        counts.truncate(MAX_COUNTS);
+        self.give(order.asker, order.id, Answer::Open { counts, more }, now);
+        self.settle(now);
     }
 
     /// Answers the questions whose answers are known by now. True if there were some.
@@ -169,26 +294,21 @@ impl Control {
         }
         let any = !known.is_empty();
         for (from, id, answer) in known {
-            if from == self.me {
-                self.on_answer(from, id, answer, now);
-            } else {
-                self.tell(from, &Wire::Answer { id, answer }, now);
-            }
+            self.give(from, id, answer, now);
         }
         any
     }
 
     fn answer_to(&self, kept: &mut Kept) -> Option<Answer> {
-        let Question::InForce { author, key, version } = &kept.question;
         if self.reading_back.is_some() {
             return None;
         }
         let is_known = || {
-            let record = self.gossip.get(author, key);
-            record.is_some_and(|record| record.version >= *version)
+            let record = self.gossip.get(&kept.author, &kept.key);
+            record.is_some_and(|record| record.version >= kept.version)
         };
         // A service may publish ports on a network that this node first needs an address of.
-        if Kind::of(key) == Some(Kind::Service) && self.is_entering(key.scope) {
+        if Kind::of(&kept.key) == Some(Kind::Service) && self.is_entering(kept.key.scope) {
             return None;
         }
         if kept.generation.is_none() && is_known() {
@@ -203,13 +323,21 @@ impl Control {
         let Some(poll) = self.polls.open.get_mut(&id) else {
             return;
         };
-        if !poll.missing.remove(&from) {
+        if !poll.missing.contains(&from) {
             return;
         }
-        let Answer::InForce(result) = answer;
-        if let Err(reason) = result {
-            poll.refused.insert(from, reason);
+        match answer {
+            Answer::InForce(result) => poll.refused.extend(result.err().map(|reason| (from, reason))),
+            Answer::Open { counts, more } => {
+                let last = counts.last().map(|(endpoint, _)| *endpoint);
+                poll.counts.entry(from).or_default().extend(counts);
+                if let (true, Question::Open { of, .. }) = (more, &poll.question) {
+                    let rest = Question::Open { of: *of, after: last };
+                    return self.put(from, id, rest, now);
+                }
+            }
         }
+        poll.missing.remove(&from);
         if poll.missing.is_empty()
             && let Some(poll) = self.polls.open.remove(&id)
         {
@@ -225,9 +353,9 @@ impl Control {
         }
     }
 
-    fn conclude(&mut self, poll: Poll, _now: Now) {
+    fn conclude(&mut self, poll: Poll, now: Now) {
         let silent = poll.missing.into_iter().map(|node| {
-            let reason = format!("no answer within {} s", PATIENCE.as_secs());
+            let reason = format!("no answer within {} s", poll.patience.as_secs());
             (node, reason)
         });
         let unconfirmed: Vec<Unconfirmed> = (poll.refused.into_iter().chain(silent))
@@ -237,12 +365,27 @@ impl Control {
                 reason,
             })
             .collect();
+        let counts = poll.counts;
         match poll.then {
             Then::ServiceSet(summary, to) => self.reply(to, Ok(ServiceChanged { summary, unconfirmed })),
             Then::ServiceRemoved(mut response, to) => {
                 response.unconfirmed = unconfirmed;
                 self.reply(to, Ok(response));
             }
+            Then::Inspected(detail, to) => {
+                let outcome = Outcome { unconfirmed, counts };
+                let detail = self.with_counts(*detail, outcome);
+                self.reply(to, Ok(detail));
+            }
+            Then::EndpointActivated(network, id, to) => {
+                let result = self.endpoint_activated(network, id, unconfirmed);
+                self.reply(to, result);
+            }
+            Then::NodeActivated(mut response, to) => {
+                response.unconfirmed = unconfirmed;
+                self.reply(to, Ok(response));
+            }
+            Then::Drain(drain) => self.drain_on(*drain, Outcome { unconfirmed, counts }, now),
         }
     }
 }

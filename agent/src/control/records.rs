@@ -33,6 +33,7 @@ pub enum Kind {
     Token = 6,
     TokenUse = 7,
     Removal = 8,
+    Drain = 9,
     Ingress = 11,
 }
 
@@ -47,6 +48,7 @@ impl Kind {
             6 => Self::Token,
             7 => Self::TokenUse,
             8 => Self::Removal,
+            9 => Self::Drain,
             11 => Self::Ingress,
             _ => return None,
         })
@@ -149,6 +151,8 @@ pub struct EndpointSpec {
     /// Read by its own node only.
     pub attachment: Attachment,
     pub health: EndpointHealth,
+    /// It is about to be detached: no new connections.
+    pub leaving: bool,
 }
 
 /// How an endpoint's interface gets to where it is used.
@@ -244,6 +248,49 @@ pub struct TokenFact {
     /// Seconds since the Unix epoch; the only place where a wall clock counts, and only against joining.
     pub expires_secs: u64,
     pub reusable: bool,
+}
+
+/// What is drained: one endpoint, or all that a node has and will have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Drainee {
+    Endpoint(NetworkId, EndpointId),
+    Node(NodeId),
+}
+
+impl Drainee {
+    /// What a record of the kind [`Kind::Drain`] is about.
+    pub fn of(key: &Key) -> Option<Self> {
+        if key.scope == CLUSTER {
+            return Some(Self::Node(NodeId(key.name.as_slice().try_into().ok()?)));
+        }
+        Some(Self::Endpoint(key.scope, EndpointId(id_of(key)?)))
+    }
+
+    pub fn key(self) -> Key {
+        match self {
+            Self::Endpoint(network, id) => Kind::Drain.key(network, id.0),
+            Self::Node(node) => Kind::Drain.key(CLUSTER, node.0),
+        }
+    }
+}
+
+/// That something gets no new connections. A [`Register`]: any node may be asked to drain anything, whether or not
+/// the host it is on can be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainSpec {
+    pub phase: DrainPhase,
+    /// The node that was asked for it.
+    pub by: NodeId,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum DrainPhase {
+    /// What is open stays open.
+    Draining,
+    /// Nothing was open any more.
+    Drained,
+    /// Time was up: what was open is reset.
+    Cut,
 }
 
 /// The name of a network's record.

@@ -9,7 +9,7 @@ use weft_types::{NetworkId, ServiceId};
 use super::{
     Control, Now, Responder, names,
     operations::{Operation, Stop},
-    polls::Then,
+    polls::{Backends, Outcome, Then},
     pools::{address, number},
     records::{Register, ServiceSpec, SpaceKey, encode, service_key},
 };
@@ -279,17 +279,52 @@ impl Control {
         }
     }
 
-    pub(super) fn service_detail(
-        &self,
-        reference: &str,
-        query: &ServiceQuery,
-    ) -> Result<ServiceDetail, ApiError> {
+    fn service_detail(&self, reference: &str, query: &ServiceQuery) -> Result<ServiceDetail, ApiError> {
         let (id, spec) = names::service(&self.catalogue, reference, query.network.as_deref())?;
         Ok(ServiceDetail {
             summary: self.service_summary(id, &spec),
             created_by: spec.creator,
             backends: self.backends(spec.network, &spec.name),
+            uncounted: Vec::new(),
         })
+    }
+
+    /// Answers with what all nodes have open.
+    pub(super) fn inspect_service(
+        &mut self,
+        reference: &str,
+        query: &ServiceQuery,
+        responder: Responder<ServiceDetail>,
+        now: Now,
+    ) {
+        match self.service_detail(reference, query) {
+            Ok(detail) => {
+                let of = Backends::Service(detail.summary.network_id, detail.summary.id);
+                let then = Then::Inspected(Box::new(detail), responder);
+                self.count_open(of, self.members(), then, now);
+            }
+            Err(error) => self.reply(responder, Err(error)),
+        }
+    }
+
+    /// Adds what the nodes have counted.
+    pub(super) fn with_counts(&self, mut detail: ServiceDetail, outcome: Outcome) -> ServiceDetail {
+        for backend in &mut detail.backends {
+            let open = outcome.counts.iter().filter_map(|(node, counts)| {
+                Some(ClientConnections {
+                    node_id: *node,
+                    node_name: self.catalogue.node_name(*node),
+                    open: *counts.get(&backend.endpoint_id)?,
+                })
+            });
+            backend.clients = open.collect();
+            backend
+                .clients
+                .sort_by(|one, other| one.node_name.cmp(&other.node_name));
+            backend.open_connections = backend.clients.iter().map(|clients| clients.open).sum();
+        }
+        detail.uncounted = outcome.unconfirmed;
+        detail
     }
 
     /// The endpoints that serve a service, by name; a node believed dead serves nothing.
@@ -300,7 +335,7 @@ impl Control {
             .filter(|(_, endpoint)| endpoint.spec.service.as_deref() == Some(service));
         serving
             .map(|(endpoint_id, endpoint)| {
-                let (reason, since) = self.backend_reason(endpoint);
+                let (reason, since) = self.backend_reason(network, endpoint_id, endpoint);
                 Backend {
                     endpoint_id,
                     endpoint_name: endpoint.spec.name.clone(),
@@ -308,8 +343,9 @@ impl Control {
                     node_name: self.catalogue.node_name(endpoint.node),
                     addresses: endpoint.spec.addresses.iter().map(IpNet::addr).collect(),
                     weight: endpoint.spec.weight,
-                    state: self.backend_state(endpoint),
-                    open_connections: None,
+                    state: self.backend_state(network, endpoint_id, endpoint),
+                    open_connections: 0,
+                    clients: Vec::new(),
                     reason,
                     since,
                 }

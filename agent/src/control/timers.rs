@@ -23,6 +23,7 @@ impl Control {
             self.checks.poll_timeout(),
             self.spaces.poll_timeout(),
             self.polls.poll_timeout(),
+            self.drains.poll_timeout(),
             self.parked.iter().map(|parked| parked.deadline).min(),
         ]
         .into_iter()
@@ -60,10 +61,12 @@ impl Control {
             self.look_ahead(now);
             self.expire_leases(now);
             self.retry_ingresses();
+            self.forget_orphaned_drains(now);
         }
         self.ask_hosts(now);
         self.check_what_is_due(now);
         self.seek_on(now);
+        self.count_what_is_due(now);
         self.poll_on(now);
         self.expire_operations(now);
         self.settle(now);

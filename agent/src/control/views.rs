@@ -241,7 +241,7 @@ impl Control {
         }
     }
 
-    fn balanced_backends(&self, network: NetworkId, service: &str) -> Vec<weft_lb::Backend> {
+    pub(super) fn balanced_backends(&self, network: NetworkId, service: &str) -> Vec<weft_lb::Backend> {
         let serving = self
             .catalogue
             .endpoints(network)
@@ -251,10 +251,16 @@ impl Control {
                 endpoint: id,
                 addrs: endpoint.spec.addresses.iter().map(IpNet::addr).collect(),
                 weight: NonZeroU16::new(endpoint.spec.weight).unwrap_or(NonZeroU16::MIN),
-                state: match (self.backend_state(endpoint), endpoint.spec.weight) {
+                state: match (self.backend_state(network, id, endpoint), endpoint.spec.weight) {
                     (BackendState::Down, _) => weft_lb::BackendState::Down,
                     // What is open to it may still be answered.
-                    (BackendState::Starting | BackendState::Unhealthy, _) => weft_lb::BackendState::Draining,
+                    (BackendState::Starting | BackendState::Unhealthy | BackendState::Draining, _) => {
+                        weft_lb::BackendState::Draining
+                    }
+                    (BackendState::Drained, _) if self.is_cut(network, id, endpoint) => {
+                        weft_lb::BackendState::Down
+                    }
+                    (BackendState::Drained, _) => weft_lb::BackendState::Draining,
                     // As in IPVS: no weight, no new connections.
                     (BackendState::Ready, 0) => weft_lb::BackendState::Draining,
                     (BackendState::Ready, _) => weft_lb::BackendState::Active,

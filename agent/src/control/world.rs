@@ -1,7 +1,7 @@
 //! Several nodes without a machine, for tests: packets arrive at once, time passes when told, kernels do as told.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use weft_gossip::{Config, Gossip, GossipKey, Identity, KeyRing, Output};
-use weft_types::ClusterId;
+use weft_types::{ClusterId, EndpointId};
 
 use super::{
     ClusterFacts, Command, Control, HealthProbe, HealthResult, HostReport, Now, Pools, Responder, Settings,
@@ -39,6 +39,8 @@ pub(super) struct Node {
     pub(super) probes: Probes,
     /// How many there were.
     pub(super) probed: usize,
+    /// Connections that its clients have open.
+    pub(super) open: BTreeMap<EndpointId, u64>,
     /// Nothing reaches it and it says nothing.
     pub(super) is_cut_off: bool,
     address: SocketAddr,
@@ -108,6 +110,7 @@ impl World {
                 kernel: Kernel::Obeys,
                 probes: Probes::Hang(Vec::new()),
                 probed: 0,
+                open: BTreeMap::new(),
                 is_cut_off: false,
                 address: address(n),
                 pending: None,
@@ -221,6 +224,10 @@ impl World {
         let node = &mut self.nodes[index];
         let turn = node.control.take_turn();
         let mut is_quiet = !turn.host_changed && turn.send.is_empty() && turn.replies.is_empty();
+        for order in turn.counts {
+            node.control.handle_counted(order, &node.open, self.now);
+            is_quiet = false;
+        }
         if turn.host_changed {
             let state = node.control.host_state();
             let locals = state

@@ -1,31 +1,31 @@
 //! What comes in by published ports: which of them are free on this host, and where they lead.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::{BTreeMap, BTreeSet};
 
 use weft_lb::{ClientTable, Datapath as _, kernel::NftDatapath};
 use weft_overlay::{
     kernel::Kernel,
     plan::{Desired, HostPort},
 };
-use weft_types::NetworkId;
+use weft_types::{EndpointId, NetworkId, ServiceId};
 
 use super::{host::sentence, listeners};
 use crate::control::{EntryTable, HostReport};
 
 pub(super) struct Entry {
-    datapath: Arc<NftDatapath>,
+    datapath: NftDatapath,
     /// Ports that this agent opened or found open.
     open: Option<BTreeSet<HostPort>>,
     /// Networks with tables in their namespaces, or perhaps with some that an earlier agent left.
-    balanced: BTreeSet<NetworkId>,
+    balanced: BTreeMap<NetworkId, Vec<ClientTable>>,
 }
 
 impl Entry {
-    pub(super) fn new(datapath: Arc<NftDatapath>) -> Self {
+    pub(super) fn new(datapath: NftDatapath) -> Self {
         Self {
             datapath,
             open: None,
-            balanced: BTreeSet::new(),
+            balanced: BTreeMap::new(),
         }
     }
 
@@ -78,6 +78,30 @@ impl Entry {
         self.open = Some(ingresses(desired));
     }
 
+    /// Counts what has come in and is open to the backends of some services.
+    pub(super) fn count(
+        &self,
+        kernel: &Kernel,
+        wanted: &BTreeSet<ServiceId>,
+    ) -> Result<Vec<BTreeMap<EndpointId, u64>>, String> {
+        let mut counts: Vec<_> = wanted
+            .iter()
+            .filter_map(|service| self.datapath.connections(*service))
+            .collect();
+        for (id, tables) in &self.balanced {
+            let services = tables.iter().flat_map(|table| &table.services);
+            let services: Vec<_> = services.filter(|service| wanted.contains(&service.id)).collect();
+            if services.is_empty() {
+                continue;
+            }
+            if let Some(netns) = kernel.namespace(*id).map_err(|error| sentence(&error))? {
+                let counted = self.datapath.count(&id.short(), &netns, &services);
+                counts.push(counted.map_err(|error| sentence(&error))?);
+            }
+        }
+        Ok(counts)
+    }
+
     /// Brings the tables of all networks up to date, and takes out those of networks that nothing leads into any more.
     pub(super) fn balance(
         &mut self,
@@ -87,11 +111,11 @@ impl Entry {
         report: &mut HostReport,
     ) {
         let known: BTreeSet<NetworkId> = desired.networks.keys().copied().collect();
-        for gone in self.balanced.difference(&known) {
+        for gone in self.balanced.keys().filter(|network| !known.contains(network)) {
             // Its namespace is gone, and with it what was there.
             let _ = self.datapath.remove(&gone.short(), None);
         }
-        self.balanced.retain(|network| known.contains(network));
+        self.balanced.retain(|network, _| known.contains(network));
         for (id, network) in &desired.networks {
             let table = entries.iter().find(|table| table.network == *id);
             let table = table.filter(|table| network.ingress.is_some() && !table.services.is_empty());
@@ -120,7 +144,7 @@ impl Entry {
                 report.unbalanced.get_or_insert(sentence.clone());
                 report.problems.push(sentence);
             }
-            self.balanced.insert(*id);
+            self.balanced.insert(*id, tables);
         }
     }
 }

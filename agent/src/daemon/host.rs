@@ -24,12 +24,12 @@ use weft_overlay::{
     kernel::{Kernel, Options},
     plan::{Desired, Op, Place},
 };
-use weft_types::{EndpointId, NetworkId, ServiceId};
+use weft_types::{EndpointId, NetworkId};
 
 use super::{entry::Entry, names::DnsSockets, target, watch::Watch};
 use crate::{
     api::types::DatapathStatus,
-    control::{HostReport, HostState, SandboxTables, records::SandboxSpec},
+    control::{CountOrder, HostReport, HostState, SandboxTables, records::SandboxSpec},
     options::{AgentOptions, DatapathChoice},
 };
 
@@ -38,6 +38,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often everything the kernel holds is read back, for changes by others that it does not tell of.
 const READ_BACK_EVERY: Duration = Duration::from_secs(30);
 
+/// What the thread has to say.
+pub(super) enum Said {
+    Report(Report),
+    Counted(CountOrder, BTreeMap<EndpointId, u64>),
+}
+
 pub(super) struct Report {
     pub(super) host: HostReport,
     pub(super) sockets: Vec<DnsSockets>,
@@ -45,6 +51,7 @@ pub(super) struct Report {
 
 pub(super) enum Order {
     Apply(Box<HostState>),
+    Count(CountOrder),
     /// This node is in no cluster: nothing of ours is to be left.
     Clear,
     /// Somebody else may have changed what is ours.
@@ -60,28 +67,15 @@ pub(super) enum Order {
 /// The owner's end. The thread ends when this is dropped, and leaves the kernel as it is.
 pub(super) struct HostThread {
     orders: Sender<Order>,
-    reports: UnboundedReceiver<Report>,
+    said: UnboundedReceiver<Said>,
     counts: Counts,
 }
 
 /// What can be asked of the datapath from anywhere.
 #[derive(Clone)]
-pub(super) struct Counts(Arc<Chosen>, Arc<NftDatapath>);
+pub(super) struct Counts(Arc<Chosen>);
 
 impl Counts {
-    /// Open connections of this host's clients by backend, where they are counted.
-    pub(super) fn of(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {
-        let direct = self.0.datapath.connections(service);
-        let Some(entered) = self.1.connections(service) else {
-            return direct;
-        };
-        let mut open = direct.unwrap_or_default();
-        for (endpoint, count) in entered {
-            *open.entry(endpoint).or_default() += count;
-        }
-        Some(open)
-    }
-
     pub(super) fn datapath(&self) -> DatapathStatus {
         DatapathStatus {
             name: self.0.datapath.name().to_owned(),
@@ -118,28 +112,28 @@ impl HostThread {
             reason = chosen.reason,
             "services are balanced"
         );
-        let entry = Arc::new(NftDatapath::entry()?);
+        let entry = Entry::new(NftDatapath::entry()?);
         let (orders, receiver) = channel();
-        let (sender, reports) = unbounded_channel();
+        let (sender, said) = unbounded_channel();
         let host = Host {
             kernel,
             chosen: Arc::clone(&chosen),
-            entry: Entry::new(Arc::clone(&entry)),
+            entry,
             state: None,
             served: BTreeSet::new(),
             balanced: BTreeMap::new(),
             ifnames: BTreeMap::new(),
             read_back: Instant::now(),
             watch: Watch::new(orders.clone()),
-            reports: sender,
+            said: sender,
         };
         std::thread::Builder::new()
             .name("host".to_owned())
             .spawn(move || host.run(&receiver))?;
         Ok(Self {
             orders,
-            reports,
-            counts: Counts(chosen, entry),
+            said,
+            counts: Counts(chosen),
         })
     }
 
@@ -151,6 +145,10 @@ impl HostThread {
         self.order(Order::Clear);
     }
 
+    pub(super) fn count(&self, order: CountOrder) {
+        self.order(Order::Count(order));
+    }
+
     fn order(&self, order: Order) {
         // The thread ends only by a panic, which its log has; what is asked for then cannot be done.
         if self.orders.send(order).is_err() {
@@ -158,10 +156,10 @@ impl HostThread {
         }
     }
 
-    /// The next report. Cancel-safe.
-    pub(super) async fn report(&mut self) -> Report {
-        match self.reports.recv().await {
-            Some(report) => report,
+    /// The next thing it says. Cancel-safe.
+    pub(super) async fn says(&mut self) -> Said {
+        match self.said.recv().await {
+            Some(said) => said,
             None => std::future::pending().await,
         }
     }
@@ -205,7 +203,7 @@ struct Host {
     /// When the kernel was last read back.
     read_back: Instant,
     watch: Watch,
-    reports: UnboundedSender<Report>,
+    said: UnboundedSender<Said>,
 }
 
 impl Host {
@@ -218,6 +216,10 @@ impl Host {
                         match order {
                             Order::Apply(state) => self.state = Some(*state),
                             Order::Clear => self.state = None,
+                            Order::Count(order) => {
+                                self.count(order);
+                                continue;
+                            }
                             Order::Look => self.read_back(),
                             // Those that we deleted ourselves are forgotten by now.
                             Order::Damaged { network, link } if !self.kernel.has_link(network, link) => {
@@ -281,10 +283,10 @@ impl Host {
         let sockets = self.open_sockets(&desired, &mut report);
         self.watch(&desired, &mut report);
         // The owner is gone only when the process ends.
-        let _ = self.reports.send(Report {
+        let _ = self.said.send(Said::Report(Report {
             host: report,
             sockets,
-        });
+        }));
     }
 
     fn reconcile(&mut self, desired: &Desired, report: &mut HostReport) {
@@ -379,6 +381,45 @@ impl Host {
         {
             report.problems.push(sentence(&error));
         }
+    }
+
+    /// Counts the open connections to the backends of some services, in the sandboxes that have them.
+    fn count(&self, order: CountOrder) {
+        let datapath = &self.chosen.datapath;
+        let mut open: BTreeMap<EndpointId, u64> = BTreeMap::new();
+        let mut add = |counts: BTreeMap<EndpointId, u64>| {
+            for (endpoint, count) in counts {
+                *open.entry(endpoint).or_default() += count;
+            }
+        };
+        for service in &order.services {
+            add(datapath.connections(*service).unwrap_or_default());
+        }
+        for SandboxTables { sandbox, tables } in self.state.iter().flat_map(|state| &state.sandboxes) {
+            let services = tables.iter().flat_map(|table| &table.services);
+            let services: Vec<_> = services
+                .filter(|service| order.services.contains(&service.id))
+                .collect();
+            if services.is_empty() || !target::still_there(sandbox) {
+                continue;
+            }
+            let counted = Netns::open(&sandbox.path)
+                .map_err(|error| sentence(&error))
+                .and_then(|netns| {
+                    let counted = datapath.count(&sandbox_name(sandbox), &netns, &services);
+                    counted.map_err(|error| sentence(&error))
+                });
+            match counted {
+                Ok(counts) => add(counts),
+                // Without an answer the question is asked again.
+                Err(error) => return tracing::warn!(%error, "connections cannot be counted"),
+            }
+        }
+        match self.entry.count(&self.kernel, &order.services) {
+            Ok(counts) => counts.into_iter().for_each(&mut add),
+            Err(error) => return tracing::warn!(%error, "connections cannot be counted"),
+        }
+        let _ = self.said.send(Said::Counted(order, open));
     }
 
     /// Watches the host and every network's namespace for changes by others.

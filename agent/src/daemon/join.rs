@@ -99,6 +99,7 @@ impl Daemon {
                 vtep: underlay_address.ip(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 endpoint_count: 0,
+                availability: Availability::Active,
                 is_self: true,
             },
             started: crate::api::Timestamp::from_unix_millis(self.started.unix_millis),

@@ -187,7 +187,7 @@ impl Daemon {
                 Some(request) = self.requests.recv() => self.on_request(request).await?,
                 Some(attempt) = self.joins.recv() => self.on_join(attempt).await?,
                 Some(command) = self.docker.recv() => self.on_docker(command),
-                report = self.host.report() => self.on_report(report),
+                said = self.host.says() => self.on_host(said),
                 result = self.prober.result() => self.on_health(result),
                 () = Membership::progress(&mut self.membership) => {}
             }
@@ -218,10 +218,17 @@ impl Daemon {
         }
     }
 
-    fn on_report(&mut self, report: host::Report) {
-        self.names.serve(report.sockets);
-        if let Some(membership) = &mut self.membership {
-            membership.control.handle_report(report.host, now());
+    fn on_host(&mut self, said: host::Said) {
+        let control = self.membership.as_mut().map(|membership| &mut membership.control);
+        match (said, control) {
+            (host::Said::Report(report), control) => {
+                self.names.serve(report.sockets);
+                if let Some(control) = control {
+                    control.handle_report(report.host, now());
+                }
+            }
+            (host::Said::Counted(order, open), Some(control)) => control.handle_counted(order, &open, now()),
+            (host::Said::Counted(..), None) => {}
         }
     }
 
@@ -259,6 +266,8 @@ impl Daemon {
         for probe in turn.health_probes {
             self.prober.start(probe);
         }
+        // After the state they are asked about.
+        turn.counts.into_iter().for_each(|order| self.host.count(order));
         for mut event in turn.events {
             event.time = SystemTime::now().into();
             self.events.push(event);

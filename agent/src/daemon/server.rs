@@ -114,6 +114,10 @@ fn router() -> Router<Context> {
         .route(routes::TOKENS, post(token_create).get(token_list))
         .route(routes::NODES, get(node_list))
         .route(routes::NODE, get(node_inspect).delete(node_remove))
+        .route(routes::NODE_DRAIN, post(node_drain))
+        .route(routes::NODE_ACTIVATE, post(node_activate))
+        .route(routes::ENDPOINT_DRAIN, post(endpoint_drain))
+        .route(routes::ENDPOINT_ACTIVATE, post(endpoint_activate))
         .route(routes::NETWORKS, post(network_create).get(network_list))
         .route(routes::NETWORK, get(network_inspect).delete(network_remove))
         .route(routes::NETWORK_CONNECT, post(connect))
@@ -233,6 +237,46 @@ async fn node_remove(
     context.command(|to| Command::NodeRemove(node, query, to)).await
 }
 
+async fn node_drain(
+    State(context): State<Context>,
+    node: PathText,
+    Body(request): Body<NodeDrainRequest>,
+) -> Answer<NodeDrainResponse> {
+    let Path(node) = node?;
+    context.command(|to| Command::NodeDrain(node, request, to)).await
+}
+
+async fn node_activate(
+    State(context): State<Context>,
+    node: PathText,
+    Body(_): Body<NodeActivateRequest>,
+) -> Answer<NodeActivateResponse> {
+    let Path(node) = node?;
+    context.command(|to| Command::NodeActivate(node, to)).await
+}
+
+async fn endpoint_drain(
+    State(context): State<Context>,
+    endpoint: PathText,
+    Body(request): Body<EndpointDrainRequest>,
+) -> Answer<EndpointDrainResponse> {
+    let Path(endpoint) = endpoint?;
+    context
+        .command(|to| Command::EndpointDrain(endpoint, request, to))
+        .await
+}
+
+async fn endpoint_activate(
+    State(context): State<Context>,
+    endpoint: PathText,
+    Body(request): Body<EndpointActivateRequest>,
+) -> Answer<EndpointActivateResponse> {
+    let Path(endpoint) = endpoint?;
+    context
+        .command(|to| Command::EndpointActivate(endpoint, request, to))
+        .await
+}
+
 async fn network_create(
     State(context): State<Context>,
     Body(request): Body<NetworkCreateRequest>,
@@ -302,16 +346,9 @@ async fn service_inspect(
     query: Params<ServiceQuery>,
 ) -> Answer<ServiceDetail> {
     let (Path(service), Query(query)) = (service?, query?);
-    let Json(mut detail) = context
+    context
         .command(|to| Command::ServiceInspect(service, query, to))
-        .await?;
-    let counts = context.counts.of(detail.summary.id);
-    for backend in &mut detail.backends {
-        backend.open_connections = counts
-            .as_ref()
-            .map(|open| open.get(&backend.endpoint_id).copied().unwrap_or(0));
-    }
-    Ok(Json(detail))
+        .await
 }
 
 async fn service_update(

@@ -19,7 +19,7 @@ use weft_netlink::netns::Netns;
 use weft_types::{EndpointId, ServiceId};
 
 use super::{EbpfDatapath, EbpfError, NftDatapath};
-use crate::{ClientTable, Datapath, DatapathError, Written};
+use crate::{ClientTable, Datapath, DatapathError, Service, Written};
 
 /// What a user asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -159,6 +159,17 @@ impl Datapath for OverNft {
     fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {
         self.current.connections(service)
     }
+
+    fn count(
+        &self,
+        sandbox: &str,
+        netns: &Netns,
+        services: &[&Service],
+    ) -> Result<BTreeMap<EndpointId, u64>, DatapathError> {
+        // Those that began with nf_tables are nobody else's.
+        super::count(netns, services.iter().copied(), super::Side::Client)
+            .map_err(DatapathError::of("count connections", sandbox))
+    }
 }
 
 /// nf_tables where there are programs.
@@ -214,5 +225,14 @@ impl Datapath for OverEbpf {
 
     fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {
         self.current.connections(service)
+    }
+
+    fn count(
+        &self,
+        sandbox: &str,
+        netns: &Netns,
+        services: &[&Service],
+    ) -> Result<BTreeMap<EndpointId, u64>, DatapathError> {
+        self.current.count(sandbox, netns, services)
     }
 }

@@ -34,7 +34,7 @@ impl Index {
         index
     }
 
-    fn find(&self, flow: &Flow) -> Option<(ServiceId, EndpointId)> {
+    pub(super) fn find(&self, flow: &Flow) -> Option<(ServiceId, EndpointId)> {
         if ![protocol_number(Protocol::Tcp), protocol_number(Protocol::Udp)].contains(&flow.protocol) {
             return None;
         }

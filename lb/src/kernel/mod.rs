@@ -259,6 +259,17 @@ impl Datapath for NftDatapath {
             .collect();
         (!known.is_empty()).then_some(open)
     }
+
+    fn count(
+        &self,
+        sandbox: &str,
+        netns: &Netns,
+        services: &[&Service],
+    ) -> Result<BTreeMap<EndpointId, u64>, DatapathError> {
+        let services = services.iter().copied().filter(|service| !is_counted(service));
+        count(netns, services, self.shared.lock().side)
+            .map_err(DatapathError::of("count connections", sandbox))
+    }
 }
 
 impl Drop for NftDatapath {
@@ -338,6 +349,24 @@ impl State {
             None => false,
         });
     }
+}
+
+fn count<'a>(
+    netns: &Netns,
+    services: impl Iterator<Item = &'a Service>,
+    side: Side,
+) -> Result<BTreeMap<EndpointId, u64>, Failure> {
+    let index = Index::of(services, side);
+    let (_, conntrack) = open(netns)?;
+    let mut counts = BTreeMap::new();
+    for flow in conntrack.flows()? {
+        if flow.tcp_state != Some(TcpState::Closing)
+            && let Some((_, endpoint)) = index.find(&flow)
+        {
+            *counts.entry(endpoint).or_default() += 1;
+        }
+    }
+    Ok(counts)
 }
 
 fn open(netns: &Netns) -> Result<(Nft, Conntrack), Failure> {

@@ -145,6 +145,31 @@ fn what_others_broke_is_found_when_it_is_read_back_and_written_again() {
 }
 
 #[test]
+fn what_is_open_is_counted_for_who_asks_where_no_scheduler_needs_it() {
+    let Some(bed) = Bed::new() else { return };
+    let mut web = service(Scheduler::RoundRobin);
+    web.ports = vec![PortMap::tcp(80, 8000)];
+    let datapath = datapath();
+    datapath.sync("c", &bed.client, &table(&[web.clone()])).unwrap();
+    assert_eq!(datapath.connections(web.id), None);
+    let count = || datapath.count("c", &bed.client, &[&web]).unwrap();
+    assert_eq!(count(), BTreeMap::new());
+    let streams: Vec<_> = (0..4).map(|_| bed.open(VIP, 80).unwrap()).collect();
+    let open = count();
+    assert_eq!(
+        (open.len(), open.values().sum::<u64>()),
+        (web.backends.len().min(4), 4),
+        "{open:?}"
+    );
+    drop(streams);
+    assert_eq!(
+        count(),
+        BTreeMap::new(),
+        "who has begun to close it does not count"
+    );
+}
+
+#[test]
 fn removal_leaves_nothing_of_ours_and_all_of_others() {
     let Some(bed) = Bed::new() else { return };
     let foreign = "add table inet weft-other\nadd table inet weft-0123456789ab\nadd table ip theirs\n";

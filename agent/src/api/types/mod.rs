@@ -55,6 +55,7 @@ pub fn check_name(what: &str, name: &str) -> Result<(), ApiError> {
 }
 
 display_as_serialized!(
+    Availability,
     BackendState,
     EndpointMode,
     EventKind,

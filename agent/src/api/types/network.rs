@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weft_types::{EndpointId, Mac, NetworkId, NodeId, Vni};
 
-use super::{NodeState, ServiceSummary, check_name};
+use super::{NodeState, ServiceSummary, check_name, drain::detach_grace};
 use crate::api::{ApiError, Timestamp};
 
 /// The one network driver there is.
@@ -332,6 +332,9 @@ pub struct EndpointDns {
 pub struct DisconnectRequest {
     /// The namespace as it was given to connect, or the endpoint's name or id where the namespace is gone.
     pub target: String,
+    /// What connections that are open to it may take to end, in milliseconds; it is detached when none is left.
+    #[serde(default = "detach_grace")]
+    pub grace_ms: u64,
 }
 
 /// The endpoint that was removed.
@@ -347,4 +350,6 @@ pub struct DisconnectResponse {
     pub network_name: String,
     /// The addresses that are free again.
     pub addresses: Vec<IpAddr>,
+    /// Connections that were still open to it, and were reset.
+    pub left: u64,
 }

@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weft_types::{NetworkId, NodeId};
 
-use super::Endpoint;
+use super::{Availability, Endpoint};
 
 /// What this node believes about a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -44,6 +44,8 @@ pub struct NodeInfo {
     pub version: String,
     /// How many endpoints it has.
     pub endpoint_count: u32,
+    /// Whether its endpoints get new connections.
+    pub availability: Availability,
     /// Whether it is the node that answers.
     #[serde(rename = "self")]
     pub is_self: bool,

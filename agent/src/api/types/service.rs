@@ -5,7 +5,7 @@ use weft_types::{EndpointId, NetworkId, NodeId, ServiceId};
 
 use crate::api::Timestamp;
 
-use super::{HealthCheck, HealthUpdate, PublishedPort, ServicePort, Unconfirmed};
+use super::{ClientConnections, HealthCheck, HealthUpdate, PublishedPort, ServicePort, Unconfirmed};
 
 /// How a service chooses the backend of a new connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -149,6 +149,8 @@ pub struct ServiceDetail {
     pub created_by: NodeId,
     /// Its backends, on all nodes.
     pub backends: Vec<Backend>,
+    /// Nodes that have not said how many connections they have open.
+    pub uncounted: Vec<Unconfirmed>,
 }
 
 /// Whether a backend gets new connections.
@@ -161,13 +163,24 @@ pub enum BackendState {
     Starting,
     /// It does not: its health check fails. What is open to it stays open.
     Unhealthy,
+    /// It does not: it is drained. What is open to it stays open.
+    Draining,
+    /// It does not: it is drained, and nothing is open to it any more.
+    Drained,
     /// It does not: its node is down.
     Down,
 }
 
 impl BackendState {
     /// Every state, in the order of the documentation.
-    pub const ALL: [Self; 4] = [Self::Ready, Self::Starting, Self::Unhealthy, Self::Down];
+    pub const ALL: [Self; 6] = [
+        Self::Ready,
+        Self::Starting,
+        Self::Unhealthy,
+        Self::Draining,
+        Self::Drained,
+        Self::Down,
+    ];
 }
 
 /// An endpoint that serves a service.
@@ -187,12 +200,14 @@ pub struct Backend {
     pub weight: u16,
     /// Whether it gets new connections.
     pub state: BackendState,
-    /// Connections from this host that are open to it; null where the datapath does not count them.
-    pub open_connections: Option<u64>,
+    /// Connections that are open to it, from all hosts that have said how many.
+    pub open_connections: u64,
     /// Why it is in that state; null where there is nothing to say.
     pub reason: Option<String>,
     /// Since when its health is what it is, by its own host's clock; null where it is not checked.
     pub since: Option<Timestamp>,
+    /// From which hosts connections are open to it.
+    pub clients: Vec<ClientConnections>,
 }
 
 /// A service that was removed.

@@ -3,15 +3,19 @@ mod show;
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
 };
 
 use clap::{Args, Subcommand};
 use ipnet::IpNet;
 use weft_types::Mac;
 
-use super::key_value;
+use super::{
+    drain::{grace, millis},
+    key_value,
+};
 use crate::{
-    api::types::{ConnectRequest, DRIVER_OVERLAY, DisconnectRequest, NetworkCreateRequest},
+    api::types::{ConnectRequest, DETACH_GRACE, DRIVER_OVERLAY, DisconnectRequest, NetworkCreateRequest},
     cli::{
         failure::Failure,
         format::{FormatArgs, ListArgs, join, print},
@@ -143,6 +147,9 @@ pub(in crate::cli) struct DisconnectArgs {
     network: String,
     /// The namespace as it was given to connect, or the endpoint's name or id
     target: String,
+    /// What connections that are open to a backend may take to end; those that are open then are reset [default: 2s]
+    #[arg(long, value_name = "TIME", value_parser = grace)]
+    grace: Option<Duration>,
 }
 
 /// A subnet as Docker takes it: the address part has no bits beyond the prefix.
@@ -263,13 +270,20 @@ pub(in crate::cli) fn run(session: &Session, command: NetworkCommand) -> Result<
             format.print(&answer, |answer| show::connected(&request.target, answer))
         }
         NetworkCommand::Disconnect(args) => {
-            let request = DisconnectRequest { target: args.target };
+            let request = DisconnectRequest {
+                target: args.target,
+                grace_ms: millis(args.grace.unwrap_or(DETACH_GRACE)),
+            };
             let doing = format!("disconnecting {} from network {}", request.target, args.network);
             let answer = session.ask(&doing, async |client| {
                 client.network_disconnect(&args.network, &request).await
             })?;
+            let reset = match answer.left {
+                0 => String::new(),
+                left => format!("; {left} still open and reset"),
+            };
             print(&format!(
-                "disconnected {} from {}: {} free again\n",
+                "disconnected {} from {}: {} free again{reset}\n",
                 answer.name,
                 answer.network_name,
                 join(&answer.addresses)

@@ -1,13 +1,17 @@
 use clap::{Args, Subcommand};
 
 use crate::{
-    api::types::{NodeDetail, NodeInfo, NodeRemoveResponse},
+    api::types::{NodeDetail, NodeDrainRequest, NodeInfo, NodeRemoveResponse},
     cli::{
         failure::Failure,
         format::{FormatArgs, ListArgs, count, print},
-        nouns::network::endpoint_table,
+        nouns::{
+            drain::{GraceArg, await_drain, ended},
+            network::endpoint_table,
+        },
         session::Session,
         table::{Facts, Table},
+        warning::warn_unconfirmed,
     },
 };
 
@@ -19,6 +23,10 @@ pub(in crate::cli) enum NodeCommand {
     Ls(ListArgs),
     /// Show a host: its endpoints and the addresses it owns
     Inspect(InspectArgs),
+    /// Give the backends on a host no new connections, and the open ones time to end
+    Drain(DrainArgs),
+    /// Give the backends on a host new connections again
+    Activate(ActivateArgs),
     /// Remove a host that is gone, so that others may hand out what it owned
     Rm(RemoveArgs),
 }
@@ -27,6 +35,8 @@ const EXAMPLES: &str = "\
 Examples:
   weft node ls
   weft node inspect h2
+  weft node drain h2 --grace 5m        (before an upgrade, say)
+  weft node activate h2
   weft node rm h3
   weft node rm --force h3        (one of two hosts is left, and you know that h3 is dead)";
 
@@ -37,6 +47,22 @@ pub(in crate::cli) struct InspectArgs {
     node: String,
     #[command(flatten)]
     format: FormatArgs,
+}
+
+/// What `weft node drain` takes.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct DrainArgs {
+    /// Its name, id or the beginning of its id [default: this host]
+    node: Option<String>,
+    #[command(flatten)]
+    grace: GraceArg,
+}
+
+/// What `weft node activate` takes.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct ActivateArgs {
+    /// Its name, id or the beginning of its id [default: this host]
+    node: Option<String>,
 }
 
 /// What `weft node rm` takes.
@@ -66,6 +92,35 @@ pub(in crate::cli) fn run(session: &Session, command: NodeCommand) -> Result<(),
             let node = session.ask(&doing, async |client| client.node(&args.node).await)?;
             args.format.print(&node, show)
         }
+        NodeCommand::Drain(args) => {
+            let node = named_or_this(session, args.node)?;
+            let request = NodeDrainRequest {
+                grace_ms: args.grace.millis(),
+            };
+            let (what, undo) = (format!("node {node}"), format!("weft node activate {node}"));
+            let answer = await_drain(session, &what, &undo, async |client| {
+                client.node_drain(&node, &request).await
+            })?;
+            warn_unconfirmed(&answer.unconfirmed);
+            print(&format!(
+                "drained node {} ({}), {}: {}\n",
+                answer.name,
+                answer.id.short(),
+                count(answer.backends, "backend"),
+                ended(answer.left, &answer.uncounted)
+            ))
+        }
+        NodeCommand::Activate(args) => {
+            let node = named_or_this(session, args.node)?;
+            let doing = format!("activating node {node}");
+            let answer = session.ask(&doing, async |client| client.node_activate(&node).await)?;
+            warn_unconfirmed(&answer.unconfirmed);
+            print(&format!(
+                "activated node {} ({})\n",
+                answer.name,
+                answer.id.short()
+            ))
+        }
         NodeCommand::Rm(args) => session.each(&args.nodes, |node| {
             let doing = format!("removing node {node}");
             let answer = session.ask(&doing, async |client| client.node_remove(node, args.force).await)?;
@@ -74,12 +129,24 @@ pub(in crate::cli) fn run(session: &Session, command: NodeCommand) -> Result<(),
     }
 }
 
+/// The node that was named, or the one that answers.
+fn named_or_this(session: &Session, node: Option<String>) -> Result<String, Failure> {
+    if let Some(node) = node {
+        return Ok(node);
+    }
+    let nodes = session.ask("listing the nodes", async |client| client.nodes().await)?;
+    let this = nodes.into_iter().find(|node| node.is_self);
+    this.map(|node| node.id.to_string())
+        .ok_or_else(|| Failure::new("the agent does not know itself"))
+}
+
 /// The columns of every list of nodes; `*` marks the one that answers.
-pub(in crate::cli) fn node_table(nodes: &[NodeInfo]) -> Table<7> {
+pub(in crate::cli) fn node_table(nodes: &[NodeInfo]) -> Table<8> {
     let mut table = Table::new([
         "ID",
         "NAME",
         "STATE",
+        "AVAILABILITY",
         "UNDERLAY ADDRESS",
         "VTEP",
         "ENDPOINTS",
@@ -94,6 +161,7 @@ pub(in crate::cli) fn node_table(nodes: &[NodeInfo]) -> Table<7> {
                 node.name.clone()
             },
             node.state.to_string(),
+            node.availability.to_string(),
             node.underlay_address.to_string(),
             node.vtep.to_string(),
             node.endpoint_count.to_string(),
@@ -109,6 +177,7 @@ fn show(node: &NodeDetail) -> String {
         .add("id", node.info.id)
         .add("name", &node.info.name)
         .add("state", node.info.state)
+        .add("availability", node.info.availability)
         .add("underlay address", node.info.underlay_address)
         .add("vtep", node.info.vtep)
         .add("version", &node.info.version);

@@ -3,12 +3,14 @@ use clap::{ArgGroup, Args, Subcommand};
 use super::health::{HealthArgs, HealthUpdateArgs, states};
 use crate::{
     api::types::{
-        EndpointMode, HealthCheck, PublishedPort, Scheduler, ServiceCreateRequest, ServiceDetail,
-        ServicePort, ServiceSummary, ServiceUpdateRequest, check_name,
+        Backend, EndpointActivateRequest, EndpointDrainRequest, EndpointMode, HealthCheck, PublishedPort,
+        Scheduler, ServiceCreateRequest, ServiceDetail, ServicePort, ServiceSummary, ServiceUpdateRequest,
+        check_name,
     },
     cli::{
         failure::Failure,
         format::{FormatArgs, ListArgs, join, print},
+        nouns::drain::{GraceArg, await_drain, ended},
         session::Session,
         table::{Facts, Table},
         warning::warn_unconfirmed,
@@ -27,6 +29,10 @@ pub(in crate::cli) enum ServiceCommand {
     Inspect(InspectArgs),
     /// Change a service while it is in use
     Update(UpdateArgs),
+    /// Give a backend no new connections, and the open ones time to end
+    Drain(DrainArgs),
+    /// Give a drained backend new connections again
+    Activate(ActivateArgs),
     /// Remove services; their endpoints stay on the network
     Rm(RemoveArgs),
 }
@@ -42,6 +48,7 @@ Examples:
   weft service update --publish 53:53/udp --publish 53:53,mode=host dns
   weft service update --health tcp web                (--health none: no check any more)
   weft service inspect web
+  weft service drain web-1 --grace 1m                 (then stop it: no request is lost)
   weft service rm web
 
 Health checks: tcp connects, http wants a status from 200 to 399, cmd wants exit code 0 of a command that runs
@@ -134,6 +141,28 @@ pub(in crate::cli) struct RemoveArgs {
     which: NetworkArg,
 }
 
+/// What `weft service drain` takes.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct DrainArgs {
+    /// The endpoint: its name, id or the beginning of its id
+    backend: String,
+    #[command(flatten)]
+    grace: GraceArg,
+    /// The network; needed where two networks have a backend of the same name
+    #[arg(long)]
+    network: Option<String>,
+}
+
+/// What `weft service activate` takes.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct ActivateArgs {
+    /// The endpoint: its name, id or the beginning of its id
+    backend: String,
+    /// The network; needed where two networks have a backend of the same name
+    #[arg(long)]
+    network: Option<String>,
+}
+
 /// Which network's services are meant.
 #[derive(Debug, Args)]
 struct NetworkArg {
@@ -208,6 +237,8 @@ pub(in crate::cli) fn run(session: &Session, command: ServiceCommand) -> Result<
                 },
             ))
         }
+        ServiceCommand::Drain(args) => drain(session, args),
+        ServiceCommand::Activate(args) => activate(session, args),
         ServiceCommand::Rm(args) => session.each(&args.services, |service| {
             let doing = format!("removing service {service}");
             let network = args.which.network.as_deref();
@@ -228,6 +259,44 @@ pub(in crate::cli) fn run(session: &Session, command: ServiceCommand) -> Result<
             ))
         }),
     }
+}
+
+fn drain(session: &Session, args: DrainArgs) -> Result<(), Failure> {
+    let request = EndpointDrainRequest {
+        network: args.network,
+        grace_ms: args.grace.millis(),
+    };
+    let on = request
+        .network
+        .iter()
+        .map(|network| format!(" --network {network}"));
+    let undo = format!("weft service activate {}{}", args.backend, on.collect::<String>());
+    let answer = await_drain(session, &args.backend, &undo, async |client| {
+        client.endpoint_drain(&args.backend, &request).await
+    })?;
+    warn_unconfirmed(&answer.unconfirmed);
+    print(&format!(
+        "drained {} on {}, node {}: {}\n",
+        answer.backend.endpoint_name,
+        answer.backend.network_name,
+        answer.backend.node_name,
+        ended(answer.left, &answer.uncounted)
+    ))
+}
+
+fn activate(session: &Session, args: ActivateArgs) -> Result<(), Failure> {
+    let request = EndpointActivateRequest {
+        network: args.network,
+    };
+    let doing = format!("activating {}", args.backend);
+    let answer = session.ask(&doing, async |client| {
+        client.endpoint_activate(&args.backend, &request).await
+    })?;
+    warn_unconfirmed(&answer.unconfirmed);
+    print(&format!(
+        "activated {} on {}, node {}\n",
+        answer.backend.endpoint_name, answer.backend.network_name, answer.backend.node_name
+    ))
 }
 
 /// The columns of every list of services.
@@ -271,6 +340,18 @@ fn health(check: Option<&HealthCheck>) -> String {
     check.map_or_else(|| "not checked".to_owned(), HealthCheck::to_string)
 }
 
+/// How many there are, and from where.
+fn open(backend: &Backend) -> String {
+    let clients = backend.clients.iter();
+    let from: Vec<String> = clients
+        .map(|clients| format!("{} {}", clients.node_name, clients.open))
+        .collect();
+    match &from[..] {
+        [] => backend.open_connections.to_string(),
+        from => format!("{} ({})", backend.open_connections, from.join(", ")),
+    }
+}
+
 fn show(service: &ServiceDetail) -> String {
     let mut facts = Facts::default();
     facts
@@ -309,10 +390,7 @@ fn show(service: &ServiceDetail) -> String {
             backend.weight.to_string(),
             backend.state.to_string(),
             backend.since.map(|since| since.to_string()).unwrap_or_default(),
-            backend
-                .open_connections
-                .map(|number| number.to_string())
-                .unwrap_or_default(),
+            open(backend),
             backend.reason.clone().unwrap_or_default(),
         ]);
     }

@@ -188,6 +188,7 @@ impl Control {
                 ..DockerSpec::default()
             }),
             health: EndpointHealth::default(),
+            leaving: false,
         };
         self.publish(endpoint_key(network, id), encode(&endpoint), now)?;
         for net in &endpoint.addresses {
