@@ -64,8 +64,10 @@ pub enum TcpState {
     Opening,
     /// Data flows.
     Established,
-    /// A FIN or RST was seen, or it is gone.
+    /// One end has sent its FIN, or both have and not all is acknowledged.
     Closing,
+    /// Both ends have closed it, or an RST was seen. A new connection may take its place.
+    Closed,
 }
 
 /// A tracked flow.
@@ -83,6 +85,13 @@ pub struct Flow {
     pub tcp_state: Option<TcpState>,
     /// `CTA_TUPLE_ORIG` as it came, which names the flow whatever its protocol.
     key: Vec<u8>,
+}
+
+impl Flow {
+    /// Whether neither end of it, if it is TCP, has begun to close it.
+    pub fn is_open(&self) -> bool {
+        !matches!(self.tcp_state, Some(TcpState::Closing | TcpState::Closed))
+    }
 }
 
 /// A change.
@@ -285,7 +294,9 @@ fn tcp_state(protoinfo: &[u8]) -> Option<TcpState> {
         0..=2 | 9 => TcpState::Opening,
         // ESTABLISHED
         3 => TcpState::Established,
-        // FIN_WAIT, CLOSE_WAIT, LAST_ACK, TIME_WAIT, CLOSE
-        _ => TcpState::Closing,
+        // FIN_WAIT, CLOSE_WAIT, LAST_ACK
+        4..=6 => TcpState::Closing,
+        // TIME_WAIT, CLOSE
+        _ => TcpState::Closed,
     })
 }

@@ -167,7 +167,7 @@ impl Datapath for OverNft {
         services: &[&Service],
     ) -> Result<BTreeMap<EndpointId, u64>, DatapathError> {
         // Those that began with nf_tables are nobody else's.
-        super::count(netns, services.iter().copied(), super::Side::Client)
+        super::count(netns, services, super::Side::Client, |_, _| true)
             .map_err(DatapathError::of("count connections", sandbox))
     }
 }

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use weft_netlink::conntrack::{Event, Flow, TcpState, Tuple};
+use weft_netlink::conntrack::{Event, Flow, Tuple};
 use weft_types::{EndpointId, ServiceId};
 
 use super::program::{Key, Side, elements, protocol_number};
@@ -71,7 +71,7 @@ impl OpenFlows {
         touched: &mut BTreeSet<ServiceId>,
     ) {
         match event {
-            Event::New(flow) | Event::Update(flow) if flow.tcp_state != Some(TcpState::Closing) => {
+            Event::New(flow) | Event::Update(flow) if flow.is_open() => {
                 // An update that does not say how far TCP is must not bring back a flow that is closing.
                 if matches!(event, Event::Update(_)) && flow.tcp_state.is_none() {
                     return;
@@ -103,7 +103,7 @@ impl OpenFlows {
     ) {
         let found: HashMap<(u8, Tuple), (&Flow, Counted)> = flows
             .iter()
-            .filter(|flow| flow.tcp_state != Some(TcpState::Closing))
+            .filter(|flow| flow.is_open())
             .filter_map(|flow| {
                 let (service, endpoint) = index.find(flow)?;
                 Some((

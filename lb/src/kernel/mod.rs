@@ -105,9 +105,7 @@ impl NftDatapath {
         let vips: BTreeSet<IpAddr> = tables.values().flat_map(adopt::FoundTable::vips).collect();
         let flows = conntrack.flows()?;
         let is_open = |flow: &&Flow| {
-            vips.contains(&flow.original.dst)
-                && flow.reply.src != flow.original.dst
-                && flow.tcp_state != Some(TcpState::Closing)
+            vips.contains(&flow.original.dst) && flow.reply.src != flow.original.dst && flow.is_open()
         };
         Ok(Some(flows.iter().filter(is_open).count()))
     }
@@ -266,9 +264,15 @@ impl Datapath for NftDatapath {
         netns: &Netns,
         services: &[&Service],
     ) -> Result<BTreeMap<EndpointId, u64>, DatapathError> {
-        let services = services.iter().copied().filter(|service| !is_counted(service));
-        count(netns, services, self.shared.lock().side)
-            .map_err(DatapathError::of("count connections", sandbox))
+        let followed: BTreeSet<ServiceId> = services
+            .iter()
+            .filter(|service| is_counted(service))
+            .map(|service| service.id)
+            .collect();
+        // To a scheduler it is the end of a connection that one side closes it; to who asks, that both have.
+        let is_left = |service, flow: &Flow| !(followed.contains(&service) && flow.is_open());
+        let side = self.shared.lock().side;
+        count(netns, services, side, is_left).map_err(DatapathError::of("count connections", sandbox))
     }
 }
 
@@ -351,17 +355,20 @@ impl State {
     }
 }
 
-fn count<'a>(
+/// Connections that are not over, of those that `counts_in` takes.
+fn count(
     netns: &Netns,
-    services: impl Iterator<Item = &'a Service>,
+    services: &[&Service],
     side: Side,
+    counts_in: impl Fn(ServiceId, &Flow) -> bool,
 ) -> Result<BTreeMap<EndpointId, u64>, Failure> {
-    let index = Index::of(services, side);
+    let index = Index::of(services.iter().copied(), side);
     let (_, conntrack) = open(netns)?;
     let mut counts = BTreeMap::new();
     for flow in conntrack.flows()? {
-        if flow.tcp_state != Some(TcpState::Closing)
-            && let Some((_, endpoint)) = index.find(&flow)
+        if flow.tcp_state != Some(TcpState::Closed)
+            && let Some((service, endpoint)) = index.find(&flow)
+            && counts_in(service, &flow)
         {
             *counts.entry(endpoint).or_default() += 1;
         }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use weft_netlink::{
-    conntrack::{Conntrack, ConntrackError},
+    conntrack::{Conntrack, ConntrackError, TcpState},
     netns::NetnsId,
     nft::{Chain, Family, Nft, NftError, Table, Transaction},
 };
@@ -237,6 +237,11 @@ pub(super) fn cut_stale(
     }
     let mut cut = 0;
     for flow in conntrack.flows()? {
+        // What is over needs no end. A new connection may have taken its place by now, and even its number: the kernel
+        // makes it of the place in memory.
+        if flow.tcp_state == Some(TcpState::Closed) {
+            continue;
+        }
         let key = Key {
             vip: flow.original.dst,
             port: (side == Side::Entry).then_some((flow.protocol, flow.original.dst_port)),

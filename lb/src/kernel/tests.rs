@@ -162,11 +162,24 @@ fn what_is_open_is_counted_for_who_asks_where_no_scheduler_needs_it() {
         "{open:?}"
     );
     drop(streams);
-    assert_eq!(
-        count(),
-        BTreeMap::new(),
-        "who has begun to close it does not count"
-    );
+    eventually(BTreeMap::new(), count);
+}
+
+#[test]
+fn connections_that_are_over_are_left_alone_when_their_backend_goes() {
+    let Some(bed) = Bed::new() else { return };
+    let mut web = service(Scheduler::RoundRobin);
+    web.ports = vec![PortMap::tcp(80, 8000)];
+    let datapath = datapath();
+    datapath.sync("c", &bed.client, &table(&[web.clone()])).unwrap();
+    drop((0..6).map(|_| bed.open(VIP, 80).unwrap()).collect::<Vec<_>>());
+    eventually(BTreeMap::new(), || {
+        datapath.count("c", &bed.client, &[&web]).unwrap()
+    });
+    let mut fewer = web.clone();
+    fewer.backends.pop();
+    let written = datapath.sync("c", &bed.client, &table(&[fewer])).unwrap();
+    assert_eq!((written.changed, written.cut), (1, 0));
 }
 
 #[test]
