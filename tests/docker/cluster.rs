@@ -102,6 +102,13 @@ fn one_cluster() {
         })
     });
 
+    // Who was told to stop gets no new connections, and who is taken off a network neither, before he is.
+    one.docker("kill -s TERM s1");
+    backend_is(two, "s1", "draining", "stopped");
+    two.docker("network disconnect app s2");
+    let gone = one.try_weft("service inspect --format json pages").unwrap();
+    assert!(!gone.contains("s2"), "{gone}");
+
     // Both are killed and come back; what ran is ended by dockerd, and nothing of it stays.
     two.kill_dockerd();
     two.kill_agent();

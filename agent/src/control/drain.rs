@@ -70,6 +70,8 @@ enum To {
         DisconnectResponse,
         Responder<DisconnectResponse>,
     ),
+    /// Docker takes a container that goes on running off a network.
+    Leave(EndpointId, Responder<()>),
 }
 
 #[derive(Default)]
@@ -162,7 +164,21 @@ impl Control {
         to: Responder<DisconnectResponse>,
         now: Now,
     ) {
-        let to = To::Detach(network, id, response, to);
+        self.drain_leaving(network, id, grace, To::Detach(network, id, response, to), now);
+    }
+
+    /// The same for a container's endpoint, which Docker deletes next.
+    pub(super) fn drain_and_leave(
+        &mut self,
+        network: NetworkId,
+        id: EndpointId,
+        to: Responder<()>,
+        now: Now,
+    ) {
+        self.drain_leaving(network, id, DETACH_GRACE, To::Leave(id, to), now);
+    }
+
+    fn drain_leaving(&mut self, network: NetworkId, id: EndpointId, grace: Duration, to: To, now: Now) {
         let Some(mut spec) = self.endpoint_spec(network, id).cloned() else {
             return;
         };
@@ -207,6 +223,7 @@ impl Control {
             To::Endpoint(_, to) => self.reply(to, Err(error)),
             To::Node(_, to) => self.reply(to, Err(error)),
             To::Detach(.., to) => self.reply(to, Err(error)),
+            To::Leave(_, to) => self.reply(to, Err(error)),
         }
     }
 
@@ -251,6 +268,10 @@ impl Control {
             self.drop_endpoint(network, id, now);
             return self.drained(draining);
         }
+        if let To::Leave(id, to) = draining.to {
+            let result = self.leave_container(id, now);
+            return self.reply(to, result);
+        }
         if let Err(error) = self.set_drain(draining.what, Some(phase), now) {
             return self.fail_drain(draining.to, error);
         }
@@ -287,6 +308,7 @@ impl Control {
                 let response = DisconnectResponse { left, ..response };
                 self.detaching.push((self.generation, response, to));
             }
+            To::Leave(_, to) => self.reply(to, Ok(())),
         }
     }
 
@@ -404,7 +426,7 @@ impl Control {
         endpoint: &Endpoint,
     ) -> Option<(DrainPhase, String)> {
         if endpoint.spec.leaving {
-            return Some((DrainPhase::Draining, "it is being detached".to_owned()));
+            return Some((DrainPhase::Draining, "it is being stopped or detached".to_owned()));
         }
         let by = |drain: &DrainSpec| self.catalogue.node_name(drain.by);
         let own = self.catalogue.drain(Drainee::Endpoint(network, id));
@@ -453,7 +475,7 @@ impl Draining {
             To::Endpoint(_, to) => to.is_abandoned(),
             To::Node(_, to) => to.is_abandoned(),
             // What was begun is brought to its end, as the endpoint is of no use like this.
-            To::Detach(..) => false,
+            To::Detach(..) | To::Leave(..) => false,
         }
     }
 }

@@ -151,7 +151,7 @@ pub struct EndpointSpec {
     /// Read by its own node only.
     pub attachment: Attachment,
     pub health: EndpointHealth,
-    /// It is about to be detached: no new connections.
+    /// It is about to be stopped or detached: no new connections.
     pub leaving: bool,
 }
 

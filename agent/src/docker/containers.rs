@@ -138,7 +138,6 @@ impl Containers {
         let aliases = attached.aliases.iter().map(String::as_str);
         let aliases = aliases.chain(compose).chain([short, &container.config.hostname]);
         let weight = match label("weft.weight").map(str::parse::<u16>) {
-            _ if self.stopping.contains(&container.id) => 0,
             Some(Ok(weight)) => weight,
             Some(Err(_)) => {
                 tracing::warn!(
@@ -160,6 +159,7 @@ impl Containers {
             service: service.clone(),
             weight,
             sandbox: sandbox_of(container),
+            leaving: self.stopping.contains(&container.id),
             health: health_of(container),
         };
         if let Some(service) = service.filter(|_| is_service) {

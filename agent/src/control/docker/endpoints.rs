@@ -64,6 +64,8 @@ pub struct Description {
     pub service: Option<String>,
     pub weight: u16,
     pub sandbox: Option<SandboxSpec>,
+    /// Whether it was told to stop.
+    pub leaving: bool,
     /// What Docker's own health check says, where the container has one.
     pub health: Option<HealthState>,
 }
@@ -241,6 +243,8 @@ impl Control {
             weight: description.weight,
             attachment: Attachment::Docker(docker),
             health,
+            // Who has begun to leave does not come back.
+            leaving: known.leaving || description.leaving,
             ..known.clone()
         };
         if described != known {
@@ -304,6 +308,7 @@ impl Control {
         };
         if docker.joined.as_ref() != Some(&joined) {
             docker.joined = Some(joined);
+            endpoint.leaving = false;
             docker.sandbox = None;
             endpoint.attachment = Attachment::Docker(docker);
             self.publish(endpoint_key(network, request.id), encode(&endpoint), now)?;
@@ -321,7 +326,24 @@ impl Control {
         (0..=MAX_DNS_BITS).find(|bits| !taken.contains(bits))
     }
 
-    pub(super) fn leave_container(&mut self, id: EndpointId, now: Now) -> Result<(), ApiError> {
+    /// Whoever takes a running container off a network waits until nothing is open to it any more, for a while. One
+    /// that was told to stop gets no new connections already, and nobody can be made to wait for the open ones.
+    pub(super) fn drain_container(&mut self, id: EndpointId, to: Responder<()>, now: Now) {
+        match self.docker_endpoint(id) {
+            Some((network, spec, docker))
+                if docker.joined.is_some() && spec.service.is_some() && !spec.leaving =>
+            {
+                self.docker.joining.remove(&id);
+                self.drain_and_leave(network, id, to, now);
+            }
+            _ => {
+                let result = self.leave_container(id, now);
+                self.reply(to, result);
+            }
+        }
+    }
+
+    pub(in super::super) fn leave_container(&mut self, id: EndpointId, now: Now) -> Result<(), ApiError> {
         self.docker.joining.remove(&id);
         let Some((network, mut endpoint, docker)) = self.docker_endpoint(id) else {
             return Ok(());

@@ -144,8 +144,7 @@ impl Control {
             },
             DockerCommand::Join(request, to) => self.join_container(request, to, now),
             DockerCommand::Leave(id, to) => {
-                let result = self.leave_container(id, now);
-                self.reply(to, result);
+                self.drain_container(id, to, now);
             }
             DockerCommand::DeleteEndpoint(id, to) => {
                 self.delete_docker_endpoint(id, now);
