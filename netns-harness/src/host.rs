@@ -230,7 +230,7 @@ impl Host {
         let sandboxes = std::mem::take(&mut state.sandboxes);
         drop(state);
         if let Some(namespaces) = namespaces {
-            namespaces.stop_captures();
+            namespaces.let_go();
         }
         sandboxes.values().for_each(Sandbox::forget);
     }

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use weft_netlink::diag::Diag;
 use weft_netlink::netns::Netns;
 use weft_netlink::route::RouteSocket;
 
@@ -90,7 +91,17 @@ impl Namespaces {
         captures.push(Arc::downgrade(stop));
     }
 
-    pub(crate) fn stop_captures(&self) {
+    /// Ends what would keep the network namespace alive though no process is left in it.
+    pub(crate) fn let_go(&self) {
+        self.stop_captures();
+        // Whose last packets found no way any more the kernel would go on sending for minutes.
+        let ended = self.net.run(|| Diag::open()?.abort_orphans());
+        if let Ok(Err(error)) = ended {
+            tracing::debug!(place = self.place, %error, "connections without a process may outlive it");
+        }
+    }
+
+    fn stop_captures(&self) {
         let captures = std::mem::take(&mut *self.captures.lock().unwrap_or_else(PoisonError::into_inner));
         captures
             .iter()

@@ -89,8 +89,8 @@ impl Sandbox {
         let namespaces = self.namespaces()?;
         let what = format!("remove {}", namespaces.place());
         let inodes = namespaces.inodes().map_err(LabError::os(what.clone()))?;
-        namespaces.stop_captures();
         audit::kill_all_in(&inodes.into(), namespaces.place())?;
+        namespaces.let_go();
         let path = self.path();
         self.inner.host.run(|| {
             Netns::remove_at(&path).map_err(|source| LabError::Netns {
@@ -113,7 +113,7 @@ impl Sandbox {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if let Some(namespaces) = namespaces {
-            namespaces.stop_captures();
+            namespaces.let_go();
         }
     }
 }

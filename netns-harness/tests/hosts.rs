@@ -1,6 +1,7 @@
 //! Hosts, switches, partitions and crashes in real namespaces. Each test runs as root or as an ordinary user.
 
-use std::net::IpAddr;
+use std::io::Write as _;
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -183,6 +184,23 @@ fn a_pulled_cable_a_link_that_is_down_and_a_small_mtu_are_felt() {
         let mtu = nix::sys::socket::getsockopt(&sender, nix::sys::socket::sockopt::IpMtu).unwrap();
         assert_eq!(mtu, 1000);
         drop(sender);
+        lab.close().unwrap();
+    });
+}
+
+#[test]
+fn connections_that_no_process_has_any_more_do_not_outlive_a_lab() {
+    isolated(|| {
+        let lab = Lab::new("orphans").unwrap();
+        let hosts = plugged(&lab, &["h1", "h2"]);
+        let [h1, h2] = &hosts[..] else { unreachable!() };
+        let listener = h2.run(|| TcpListener::bind((v4(2), 0)).unwrap()).unwrap();
+        let to = listener.local_addr().unwrap();
+        let mut client = h1.run(|| TcpStream::connect(to).unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        lab.partition(&[&[h1], &[h2]]).unwrap();
+        client.write_all(b"never acknowledged").unwrap();
+        drop((client, server, listener));
         lab.close().unwrap();
     });
 }
