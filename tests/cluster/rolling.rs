@@ -19,7 +19,7 @@ struct Size {
     requests: u64,
 }
 
-/// `WEFT_ROLLING=full` takes some minutes.
+/// `WEFT_ROLLING=full` takes some minutes; `NETNS_HARNESS_TIMEOUT_SECS` has to allow for them.
 fn size() -> Size {
     match std::env::var("WEFT_ROLLING").as_deref() {
         Ok("full") => Size {
