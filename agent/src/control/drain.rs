@@ -26,7 +26,7 @@ use super::{
     Control, Now, Responder,
     catalogue::Endpoint,
     names,
-    polls::{Backends, Outcome, Then},
+    polls::{Backends, Outcome, PATIENCE, Then},
     records::{DrainPhase, DrainSpec, Drainee, Register, encode, endpoint_key},
 };
 use crate::api::{ApiError, types::*};
@@ -259,7 +259,7 @@ impl Control {
 
     fn count_again(&mut self, draining: Draining, now: Now) {
         let (of, on) = (Backends::Drained(draining.what), draining.on.clone());
-        self.count_open(of, on, Then::Drain(Box::new(draining)), now);
+        self.count_open(of, on, PATIENCE, Then::Drain(Box::new(draining)), now);
     }
 
     fn end_drain(&mut self, mut draining: Draining, phase: DrainPhase, now: Now) {

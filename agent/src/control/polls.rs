@@ -28,8 +28,8 @@ use crate::api::types::{
 
 /// How long those are waited for who have not said that a change is in force.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
-/// How long those are waited for who have not said how many connections are open.
-pub(super) const COUNT_PATIENCE: Duration = Duration::from_secs(1);
+/// How long somebody who looks waits for those who have not said how many connections are open.
+pub(super) const LOOK_PATIENCE: Duration = Duration::from_secs(1);
 /// A question or its answer may be lost: whoever has not answered is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// How long a question is kept that cannot be answered yet. Whoever asked asks again, or has given up.
@@ -120,6 +120,9 @@ pub(super) struct Polls {
     next: u64,
     open: BTreeMap<u64, Poll>,
     kept: Vec<Kept>,
+    /// Counts that the host has been told to make, by who asked. With many connections one takes longer than a question
+    /// is asked once.
+    counting: BTreeSet<(NodeId, u64)>,
     /// The last host state that was applied, and why the kernel did not take all of it.
     applied: u64,
     refused: Option<String>,
@@ -145,9 +148,16 @@ impl Control {
     }
 
     /// Counts the connections that clients on these nodes have open.
-    pub(super) fn count_open(&mut self, of: Backends, on: BTreeSet<NodeId>, then: Then, now: Now) {
+    pub(super) fn count_open(
+        &mut self,
+        of: Backends,
+        on: BTreeSet<NodeId>,
+        patience: Duration,
+        then: Then,
+        now: Now,
+    ) {
         let question = Question::Open { of, after: None };
-        self.ask(question, on, COUNT_PATIENCE, then, now);
+        self.ask(question, on, patience, then, now);
     }
 
     /// Who is to be asked: whoever is not believed dead, this node among them.
@@ -237,6 +247,9 @@ impl Control {
                 }
             }
             Question::Open { of, after } => {
+                if !self.polls.counting.insert((from, id)) {
+                    return;
+                }
                 let (services, mut backends) = self.backends_of(of);
                 backends.retain(|endpoint| after.is_none_or(|after| *endpoint > after));
                 self.turn.counts.push(CountOrder {
@@ -270,8 +283,10 @@ impl Control {
         (services, backends)
     }
 
-    /// What the host has counted.
-    pub fn handle_counted(&mut self, order: CountOrder, open: &BTreeMap<EndpointId, u64>, now: Now) {
+    /// What the host has counted; without an answer it is asked again.
+    pub fn handle_counted(&mut self, order: CountOrder, open: Option<&BTreeMap<EndpointId, u64>>, now: Now) {
+        self.polls.counting.remove(&(order.asker, order.id));
+        let Some(open) = open else { return };
         let open = open.iter().map(|(endpoint, count)| (*endpoint, *count));
         let mut counts: Vec<_> = open
             .filter(|(endpoint, count)| *count > 0 && order.backends.contains(endpoint))

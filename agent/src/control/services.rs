@@ -9,7 +9,7 @@ use weft_types::{NetworkId, ServiceId};
 use super::{
     Control, Now, Responder, names,
     operations::{Operation, Stop},
-    polls::{Backends, Outcome, Then},
+    polls::{Backends, LOOK_PATIENCE, Outcome, Then},
     pools::{address, number},
     records::{Register, ServiceSpec, SpaceKey, encode, service_key},
 };
@@ -301,7 +301,7 @@ impl Control {
             Ok(detail) => {
                 let of = Backends::Service(detail.summary.network_id, detail.summary.id);
                 let then = Then::Inspected(Box::new(detail), responder);
-                self.count_open(of, self.members(), then, now);
+                self.count_open(of, self.members(), LOOK_PATIENCE, then, now);
             }
             Err(error) => self.reply(responder, Err(error)),
         }

@@ -12,8 +12,8 @@ use weft_gossip::{Config, Gossip, GossipKey, Identity, KeyRing, Output};
 use weft_types::{ClusterId, EndpointId};
 
 use super::{
-    ClusterFacts, Command, Control, HealthProbe, HealthResult, HostReport, Now, Pools, Responder, Settings,
-    Stored,
+    ClusterFacts, Command, Control, CountOrder, HealthProbe, HealthResult, HostReport, Now, Pools, Responder,
+    Settings, Stored,
 };
 use crate::api::ApiError;
 
@@ -41,6 +41,8 @@ pub(super) struct Node {
     pub(super) probed: usize,
     /// Connections that its clients have open.
     pub(super) open: BTreeMap<EndpointId, u64>,
+    /// Counts that a kernel that hangs was asked for.
+    pub(super) uncounted: Vec<CountOrder>,
     /// Nothing reaches it and it says nothing.
     pub(super) is_cut_off: bool,
     address: SocketAddr,
@@ -111,6 +113,7 @@ impl World {
                 probes: Probes::Hang(Vec::new()),
                 probed: 0,
                 open: BTreeMap::new(),
+                uncounted: Vec::new(),
                 is_cut_off: false,
                 address: address(n),
                 pending: None,
@@ -224,8 +227,13 @@ impl World {
         let node = &mut self.nodes[index];
         let turn = node.control.take_turn();
         let mut is_quiet = !turn.host_changed && turn.send.is_empty() && turn.replies.is_empty();
-        for order in turn.counts {
-            node.control.handle_counted(order, &node.open, self.now);
+        node.uncounted.extend(turn.counts);
+        let counts = match node.kernel {
+            Kernel::Hangs => Vec::new(),
+            _ => std::mem::take(&mut node.uncounted),
+        };
+        for order in counts {
+            node.control.handle_counted(order, Some(&node.open), self.now);
             is_quiet = false;
         }
         if turn.host_changed {

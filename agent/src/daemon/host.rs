@@ -24,7 +24,7 @@ use weft_overlay::{
     kernel::{Kernel, Options},
     plan::{Desired, Op, Place},
 };
-use weft_types::{EndpointId, NetworkId};
+use weft_types::{EndpointId, NetworkId, ServiceId};
 
 use super::{entry::Entry, names::DnsSockets, target, watch::Watch};
 use crate::{
@@ -41,7 +41,8 @@ const READ_BACK_EVERY: Duration = Duration::from_secs(30);
 /// What the thread has to say.
 pub(super) enum Said {
     Report(Report),
-    Counted(CountOrder, BTreeMap<EndpointId, u64>),
+    /// `None` where it could not be found out.
+    Counted(CountOrder, Option<BTreeMap<EndpointId, u64>>),
 }
 
 pub(super) struct Report {
@@ -383,43 +384,33 @@ impl Host {
         }
     }
 
-    /// Counts the open connections to the backends of some services, in the sandboxes that have them.
     fn count(&self, order: CountOrder) {
+        let counted = self.open_to(&order.services);
+        let counted = counted.inspect_err(|error| tracing::warn!(%error, "connections cannot be counted"));
+        let _ = self.said.send(Said::Counted(order, counted.ok()));
+    }
+
+    /// The open connections to the backends of some services, of all sandboxes that have them and from outside.
+    fn open_to(&self, wanted: &BTreeSet<ServiceId>) -> Result<BTreeMap<EndpointId, u64>, String> {
         let datapath = &self.chosen.datapath;
-        let mut open: BTreeMap<EndpointId, u64> = BTreeMap::new();
-        let mut add = |counts: BTreeMap<EndpointId, u64>| {
-            for (endpoint, count) in counts {
-                *open.entry(endpoint).or_default() += count;
-            }
-        };
-        for service in &order.services {
-            add(datapath.connections(*service).unwrap_or_default());
-        }
+        let counts = wanted.iter().filter_map(|service| datapath.connections(*service));
+        let mut counts: Vec<_> = counts.collect();
         for SandboxTables { sandbox, tables } in self.state.iter().flat_map(|state| &state.sandboxes) {
             let services = tables.iter().flat_map(|table| &table.services);
-            let services: Vec<_> = services
-                .filter(|service| order.services.contains(&service.id))
-                .collect();
+            let services: Vec<_> = services.filter(|service| wanted.contains(&service.id)).collect();
             if services.is_empty() || !target::still_there(sandbox) {
                 continue;
             }
-            let counted = Netns::open(&sandbox.path)
-                .map_err(|error| sentence(&error))
-                .and_then(|netns| {
-                    let counted = datapath.count(&sandbox_name(sandbox), &netns, &services);
-                    counted.map_err(|error| sentence(&error))
-                });
-            match counted {
-                Ok(counts) => add(counts),
-                // Without an answer the question is asked again.
-                Err(error) => return tracing::warn!(%error, "connections cannot be counted"),
-            }
+            let netns = Netns::open(&sandbox.path).map_err(|error| sentence(&error))?;
+            let counted = datapath.count(&sandbox_name(sandbox), &netns, &services);
+            counts.push(counted.map_err(|error| sentence(&error))?);
         }
-        match self.entry.count(&self.kernel, &order.services) {
-            Ok(counts) => counts.into_iter().for_each(&mut add),
-            Err(error) => return tracing::warn!(%error, "connections cannot be counted"),
+        counts.extend(self.entry.count(&self.kernel, wanted)?);
+        let mut open = BTreeMap::new();
+        for (endpoint, count) in counts.into_iter().flatten() {
+            *open.entry(endpoint).or_default() += count;
         }
-        let _ = self.said.send(Said::Counted(order, open));
+        Ok(open)
     }
 
     /// Watches the host and every network's namespace for changes by others.

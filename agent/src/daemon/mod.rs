@@ -227,7 +227,9 @@ impl Daemon {
                     control.handle_report(report.host, now());
                 }
             }
-            (host::Said::Counted(order, open), Some(control)) => control.handle_counted(order, &open, now()),
+            (host::Said::Counted(order, open), Some(control)) => {
+                control.handle_counted(order, open.as_ref(), now())
+            }
             (host::Said::Counted(..), None) => {}
         }
     }

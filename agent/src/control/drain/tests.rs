@@ -122,6 +122,8 @@ fn nothing_is_counted_before_new_connections_have_stopped() {
     world.pass(Duration::from_secs(4));
     assert!(answer.get().is_none());
     world.pass(Duration::from_secs(2));
+    world.nodes[2].kernel = Kernel::Obeys;
+    world.pass(Duration::from_secs(1));
     let said = answer.get().unwrap();
     let silent: Vec<_> = said
         .unconfirmed
@@ -214,6 +216,22 @@ fn the_record_of_a_drain_goes_some_time_after_what_was_drained() {
     assert_eq!(is_said(&world), [true; 3]);
     world.pass(ORPHANED);
     assert_eq!(is_said(&world), [false; 3]);
+}
+
+#[test]
+fn a_count_that_takes_long_is_made_once_however_often_it_is_asked_for() {
+    let (mut world, ..) = world();
+    world.nodes[2].kernel = Kernel::Hangs;
+    let query = ServiceQuery::default();
+    let inspect = |to| Command::ServiceInspect("web".to_owned(), query, to);
+    let detail = world.done(0, inspect);
+    let silent: Vec<_> = detail
+        .uncounted
+        .iter()
+        .map(|node| node.node_name.as_str())
+        .collect();
+    assert_eq!(silent, ["h3"]);
+    assert_eq!(world.nodes[2].uncounted.len(), 1);
 }
 
 #[test]
