@@ -12,7 +12,7 @@ use std::{
 use netns_harness::{Host, Inside};
 
 use super::{
-    bed::{Bed, COMMAND, Endpoint, alone, items, soon},
+    bed::{Bed, COMMAND, Endpoint, Node, alone, items, soon},
     traffic::{Answer, Server, ask, call_at, datagrams_at},
 };
 
@@ -73,6 +73,19 @@ fn refused(from: &impl Inside, to: IpAddr) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
         other => Err(format!("{other:?}")),
     });
+}
+
+/// Whether a node says that so many connections are open to a backend.
+fn open_to(name: &str, node: &Node, wanted: u64) -> Result<(), String> {
+    let detail = node.json("service inspect web");
+    let mut backends = items(&detail["backends"]).filter(|backend| backend["endpoint_name"] == name);
+    match backends
+        .next()
+        .and_then(|backend| backend["open_connections"].as_u64())
+    {
+        Some(open) if open == wanted => Ok(()),
+        _ => Err(detail["backends"].to_string()),
+    }
 }
 
 /// A service with a backend on h1 and one on h2, published.
@@ -235,6 +248,15 @@ fn a_port_in_mode_host_is_open_where_a_backend_runs() {
         for to in addresses(&bed["h3"].host) {
             refused(&outside, to);
         }
+        // What came in by it is open to the backend like anything else.
+        let kept = call_at(&outside, addresses(&bed["h1"].host)[0], PUBLISHED).unwrap();
+        for node in bed.nodes() {
+            soon("one open connection", || open_to("on-h1", node, 1));
+        }
+        let said = bed["h3"].weft("service drain --grace 0s on-h1");
+        assert!(said.contains("1 connection reset"), "{said}");
+        drop(kept);
+        bed["h3"].weft("service activate on-h1");
         bed["h2"].weft("network disconnect app on-h2");
         for to in addresses(&bed["h2"].host) {
             refused(&outside, to);

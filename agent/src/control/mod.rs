@@ -58,7 +58,7 @@ pub use health::{HealthProbe, HealthResult, Try};
 pub use polls::CountOrder;
 pub use pools::Pools;
 use publish::Entering;
-pub use publish::{EntryTable, host_port};
+pub use publish::{Entered, EntryTable, host_port};
 pub use views::{DNS_V4, DNS_V6, HostState, Resolver, SandboxTables};
 
 use away::Away;

@@ -31,8 +31,17 @@ const MAX_PUBLISHED: usize = 256;
 pub struct EntryTable {
     /// The network.
     pub network: NetworkId,
-    /// Services with the ports of the host as theirs. The addresses they are entered at are the kernel's to tell.
-    pub services: Vec<weft_lb::Service>,
+    /// Who is entered.
+    pub services: Vec<Entered>,
+}
+
+/// A service as it is entered, or the part of it that is for this host alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entered {
+    /// Which service it is to everybody else.
+    pub of: ServiceId,
+    /// With the ports of the host as its own. The addresses it is entered at are the kernel's to tell.
+    pub balanced: weft_lb::Service,
 }
 
 /// Takes an address of each IP version for this node itself, on a network that published ports lead into.
@@ -329,7 +338,7 @@ impl Control {
         holders: &BTreeMap<Slot, (NetworkId, ServiceId)>,
         id: ServiceId,
         spec: &ServiceSpec,
-    ) -> Vec<weft_lb::Service> {
+    ) -> Vec<Entered> {
         let mut services = Vec::new();
         for mode in PublishMode::ALL {
             let ports = Self::held(holders, id, spec).filter(|port| port.mode == mode);
@@ -338,17 +347,17 @@ impl Control {
             if ports.is_empty() {
                 continue;
             }
-            let mut service = self.balanced_service(id, spec);
-            (service.vips, service.ports) = (Vec::new(), ports);
+            let mut balanced = self.balanced_service(id, spec);
+            (balanced.vips, balanced.ports) = (Vec::new(), ports);
             if mode == PublishMode::Host {
-                // Beside the other, as a service of its own.
-                service.id.0.iter_mut().for_each(|byte| *byte = !*byte);
+                // The balancer has it beside the other, by an id of its own that is the same after a restart.
+                balanced.id.0.iter_mut().for_each(|byte| *byte = !*byte);
                 let local: BTreeSet<_> = self.local_endpoints().map(|(_, endpoint, _)| endpoint).collect();
-                service
+                balanced
                     .backends
                     .retain(|backend| local.contains(&backend.endpoint));
             }
-            services.push(service);
+            services.push(Entered { of: id, balanced });
         }
         services
     }

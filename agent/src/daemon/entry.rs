@@ -10,14 +10,14 @@ use weft_overlay::{
 use weft_types::{EndpointId, NetworkId, ServiceId};
 
 use super::{host::sentence, listeners};
-use crate::control::{EntryTable, HostReport};
+use crate::control::{Entered, EntryTable, HostReport};
 
 pub(super) struct Entry {
     datapath: NftDatapath,
     /// Ports that this agent opened or found open.
     open: Option<BTreeSet<HostPort>>,
     /// Networks with tables in their namespaces, or perhaps with some that an earlier agent left.
-    balanced: BTreeMap<NetworkId, Vec<ClientTable>>,
+    balanced: BTreeMap<NetworkId, Vec<Entered>>,
 }
 
 impl Entry {
@@ -84,16 +84,17 @@ impl Entry {
         kernel: &Kernel,
         wanted: &BTreeSet<ServiceId>,
     ) -> Result<Vec<BTreeMap<EndpointId, u64>>, String> {
-        let mut counts: Vec<_> = wanted
-            .iter()
-            .filter_map(|service| self.datapath.connections(*service))
-            .collect();
-        for (id, tables) in &self.balanced {
-            let services = tables.iter().flat_map(|table| &table.services);
-            let services: Vec<_> = services.filter(|service| wanted.contains(&service.id)).collect();
+        let mut counts = Vec::new();
+        for (id, entered) in &self.balanced {
+            let entered = entered.iter().filter(|entered| wanted.contains(&entered.of));
+            let services: Vec<_> = entered.map(|entered| &entered.balanced).collect();
             if services.is_empty() {
                 continue;
             }
+            let followed = services
+                .iter()
+                .map(|service| self.datapath.connections(service.id));
+            counts.extend(followed.flatten());
             if let Some(netns) = kernel.namespace(*id).map_err(|error| sentence(&error))? {
                 let counted = self.datapath.count(&id.short(), &netns, &services);
                 counts.push(counted.map_err(|error| sentence(&error))?);
@@ -127,24 +128,24 @@ impl Entry {
                 continue;
             }
             let vips = kernel.entry(*id);
-            let tables = table.map(|table| ClientTable {
-                network: *id,
-                services: table
-                    .services
-                    .iter()
-                    .map(|service| weft_lb::Service {
-                        vips: vips.clone(),
-                        ..service.clone()
-                    })
-                    .collect(),
-            });
-            let tables: Vec<_> = tables.into_iter().collect();
+            let mut entered = table.map(|table| table.services.clone()).unwrap_or_default();
+            for entered in &mut entered {
+                entered.balanced.vips.clone_from(&vips);
+            }
+            let services = entered.iter().map(|entered| entered.balanced.clone());
+            let tables: Vec<_> = (!entered.is_empty())
+                .then(|| ClientTable {
+                    network: *id,
+                    services: services.collect(),
+                })
+                .into_iter()
+                .collect();
             if let Err(error) = self.datapath.sync(&id.short(), &netns, &tables) {
                 let sentence = sentence(&error);
                 report.unbalanced.get_or_insert(sentence.clone());
                 report.problems.push(sentence);
             }
-            self.balanced.insert(*id, tables);
+            self.balanced.insert(*id, entered);
         }
     }
 }
