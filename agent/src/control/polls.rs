@@ -1,7 +1,8 @@
 //! Asking every node of the cluster one thing, and answering those who ask.
 //!
 //! So a change is acknowledged and not assumed: whoever made it asks all nodes whether it is in force in their
-//! kernels, and knows who has not said so. A node that is believed dead is not asked, and not waited for.
+//! kernels, and knows who has not said so. A node that is believed dead is not asked, and not waited for; one whose agent
+//! is away is named without waiting.
 //!
 //! Questions and answers are datagrams between two nodes, not records: what matters to one who waits is nobody
 //! else's business, and a record of every node about every change would be told to every node.
@@ -22,8 +23,8 @@ use super::{
     spaces::Wire,
 };
 use crate::api::types::{
-    EndpointActivateResponse, NodeActivateResponse, ServiceChanged, ServiceDetail, ServiceRemoveResponse,
-    ServiceSummary, Unconfirmed,
+    EndpointActivateResponse, NodeActivateResponse, NodeState, ServiceChanged, ServiceDetail,
+    ServiceRemoveResponse, ServiceSummary, Unconfirmed,
 };
 
 /// How long those are waited for who have not said that a change is in force.
@@ -36,6 +37,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(200);
 const KEPT: Duration = Duration::from_secs(2);
 /// Questions kept at most; those beyond are answered when they are asked again.
 const MAX_KEPT: usize = 1024;
+/// What is said of a node whose agent is away.
+const AWAY: &str = "its agent is away; it hears of this when it is back";
 /// Counts that fit one message; for the others the rest is asked for.
 const MAX_COUNTS: usize = 40;
 
@@ -200,6 +203,13 @@ impl Control {
                 continue;
             };
             poll.missing.retain(|node| self.serves(*node));
+            // Nobody is there to answer, and what the kernel has is what it had.
+            for node in poll
+                .missing
+                .extract_if(.., |node| self.node_state(*node) == NodeState::Away)
+            {
+                poll.refused.insert(node, AWAY.to_owned());
+            }
             if poll.missing.is_empty() || poll.deadline <= now.instant {
                 self.conclude(poll, now);
                 continue;

@@ -56,6 +56,8 @@ pub(super) struct World {
     packets: VecDeque<(SocketAddr, SocketAddr, Bytes)>,
     /// So many packets to others are lost from now on.
     pub(super) losses: usize,
+    /// Whether hosts are there even if their agents are not.
+    pub(super) hosts_answer: bool,
 }
 
 /// An answer that may have come.
@@ -124,6 +126,7 @@ impl World {
             now,
             packets: VecDeque::new(),
             losses: 0,
+            hosts_answer: false,
         };
         for node in 1..usize::from(count) {
             let (responder, joined) = Responder::new();
@@ -227,6 +230,10 @@ impl World {
         let node = &mut self.nodes[index];
         let turn = node.control.take_turn();
         let mut is_quiet = !turn.host_changed && turn.send.is_empty() && turn.replies.is_empty();
+        for probe in turn.probe {
+            node.control.handle_probe(probe.node, self.hosts_answer, self.now);
+            is_quiet = false;
+        }
         node.uncounted.extend(turn.counts);
         let counts = match node.kernel {
             Kernel::Hangs => Vec::new(),

@@ -103,3 +103,15 @@ fn nobody_waits_for_a_node_that_is_believed_dead() {
     world.pass(Duration::from_millis(50));
     assert_eq!(unconfirmed(&mut answer), Some(Vec::new()));
 }
+
+#[test]
+fn an_agent_that_is_away_is_named_and_not_waited_for() {
+    let mut world = world();
+    world.hosts_answer = true;
+    world.nodes[2].is_cut_off = true;
+    world.pass(Duration::from_secs(10));
+    let mut answer = update(&mut world, Scheduler::Lc);
+    world.pass(Duration::from_millis(50));
+    let away = ("h3".to_owned(), AWAY.to_owned());
+    assert_eq!(unconfirmed(&mut answer), Some(vec![away]));
+}
