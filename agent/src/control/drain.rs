@@ -97,16 +97,13 @@ impl Control {
         now: Now,
     ) {
         let found = checked_grace(request.grace_ms).and_then(|grace| {
-            let network = request.network.as_deref();
-            Ok((grace, names::backend(&self.catalogue, reference, network)?))
+            let (network, id) = names::backend(&self.catalogue, reference, request.network.as_deref())?;
+            Ok((grace, network, id, self.backend_name(network, id)?))
         });
         match found {
-            Ok((grace, (network, id))) => {
-                let Some(endpoint) = self.catalogue.endpoints(network).find(|(other, _)| *other == id) else {
-                    return;
-                };
+            Ok((grace, network, id, backend)) => {
                 let response = EndpointDrainResponse {
-                    backend: self.backend_name(network, id, endpoint.1),
+                    backend,
                     left: 0,
                     unconfirmed: Vec::new(),
                     uncounted: Vec::new(),
@@ -180,7 +177,7 @@ impl Control {
 
     fn drain_leaving(&mut self, network: NetworkId, id: EndpointId, grace: Duration, to: To, now: Now) {
         let Some(mut spec) = self.endpoint_spec(network, id).cloned() else {
-            return;
+            return self.fail_drain(to, gone());
         };
         spec.leaving = true;
         let key = endpoint_key(network, id);
@@ -327,7 +324,7 @@ impl Control {
     pub(super) fn forget_orphaned_drains(&mut self, now: Now) {
         let said: Vec<Drainee> = self.catalogue.drains_said_by(self.me).collect();
         let is_gone = |what: &Drainee| match *what {
-            Drainee::Endpoint(network, id) => self.endpoint_in(network, id).is_none(),
+            Drainee::Endpoint(network, id) => self.catalogue.endpoint(network, id).is_none(),
             Drainee::Node(node) => self.catalogue.node(node).is_none(),
         };
         let gone: BTreeSet<Drainee> = said.into_iter().filter(is_gone).collect();
@@ -392,30 +389,22 @@ impl Control {
         id: EndpointId,
         unconfirmed: Vec<Unconfirmed>,
     ) -> Result<EndpointActivateResponse, ApiError> {
-        let endpoint = self.endpoint_in(network, id);
-        let endpoint = endpoint.ok_or_else(|| ApiError::not_found("the endpoint was removed meanwhile"))?;
         Ok(EndpointActivateResponse {
-            backend: self.backend_name(network, id, endpoint),
+            backend: self.backend_name(network, id)?,
             unconfirmed,
         })
     }
 
-    fn backend_name(&self, network: NetworkId, id: EndpointId, endpoint: &Endpoint) -> BackendName {
-        BackendName {
+    fn backend_name(&self, network: NetworkId, id: EndpointId) -> Result<BackendName, ApiError> {
+        let endpoint = self.catalogue.endpoint(network, id).ok_or_else(gone)?;
+        Ok(BackendName {
             endpoint_id: id,
             endpoint_name: endpoint.spec.name.clone(),
             network_id: network,
             network_name: self.catalogue.display_name(network).unwrap_or_default(),
             node_id: endpoint.node,
             node_name: self.catalogue.node_name(endpoint.node),
-        }
-    }
-
-    fn endpoint_in(&self, network: NetworkId, id: EndpointId) -> Option<&Endpoint> {
-        let mut endpoints = self.catalogue.endpoints(network);
-        endpoints
-            .find(|(other, _)| *other == id)
-            .map(|(_, endpoint)| endpoint)
+        })
     }
 
     /// Whether a backend is drained, how far that is, and on whose word.
@@ -478,6 +467,11 @@ impl Draining {
             To::Detach(..) | To::Leave(..) => false,
         }
     }
+}
+
+fn gone() -> ApiError {
+    ApiError::not_found("the endpoint was removed meanwhile")
+        .with_help("`weft service inspect` shows the backends that there are")
 }
 
 fn checked_grace(millis: u64) -> Result<Duration, ApiError> {

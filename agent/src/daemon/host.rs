@@ -6,10 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
-    sync::{
-        Arc,
-        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
-    },
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     time::{Duration, Instant},
 };
 
@@ -17,7 +14,7 @@ use anyhow::Context;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use weft_lb::{
     Datapath,
-    kernel::{Choice, Chosen, NftDatapath, choose},
+    kernel::{Choice, NftDatapath, choose},
 };
 use weft_netlink::{netns::Netns, route::RouteSocket};
 use weft_overlay::{
@@ -69,20 +66,7 @@ pub(super) enum Order {
 pub(super) struct HostThread {
     orders: Sender<Order>,
     said: UnboundedReceiver<Said>,
-    counts: Counts,
-}
-
-/// What can be asked of the datapath from anywhere.
-#[derive(Clone)]
-pub(super) struct Counts(Arc<Chosen>);
-
-impl Counts {
-    pub(super) fn datapath(&self) -> DatapathStatus {
-        DatapathStatus {
-            name: self.0.datapath.name().to_owned(),
-            reason: self.0.reason.clone(),
-        }
-    }
+    datapath: DatapathStatus,
 }
 
 impl Drop for HostThread {
@@ -107,10 +91,13 @@ impl HostThread {
         };
         let chosen = choose(choice, &options.run_dir.join("bpf"))
             .context("the kernel cannot be used for load balancing")?;
-        let chosen = Arc::new(chosen);
+        let datapath = DatapathStatus {
+            name: chosen.datapath.name().to_owned(),
+            reason: chosen.reason,
+        };
         tracing::info!(
-            datapath = chosen.datapath.name(),
-            reason = chosen.reason,
+            datapath = datapath.name,
+            reason = datapath.reason,
             "services are balanced"
         );
         let entry = Entry::new(NftDatapath::entry()?);
@@ -118,7 +105,7 @@ impl HostThread {
         let (sender, said) = unbounded_channel();
         let host = Host {
             kernel,
-            chosen: Arc::clone(&chosen),
+            datapath: chosen.datapath,
             entry,
             state: None,
             served: BTreeSet::new(),
@@ -134,7 +121,7 @@ impl HostThread {
         Ok(Self {
             orders,
             said,
-            counts: Counts(chosen),
+            datapath,
         })
     }
 
@@ -165,8 +152,9 @@ impl HostThread {
         }
     }
 
-    pub(super) fn counts(&self) -> Counts {
-        self.counts.clone()
+    /// What balances connections.
+    pub(super) fn datapath(&self) -> DatapathStatus {
+        self.datapath.clone()
     }
 }
 
@@ -192,7 +180,7 @@ pub(super) fn underlay_mtu(address: IpAddr) -> u32 {
 
 struct Host {
     kernel: Kernel,
-    chosen: Arc<Chosen>,
+    datapath: Box<dyn Datapath>,
     entry: Entry,
     state: Option<HostState>,
     /// Networks whose DNS sockets are open.
@@ -257,7 +245,7 @@ impl Host {
     fn read_back(&mut self) {
         self.read_back = Instant::now();
         self.kernel.resync();
-        self.chosen.datapath.resync();
+        self.datapath.resync();
         self.entry.resync();
     }
 
@@ -346,8 +334,7 @@ impl Host {
     }
 
     fn balance(&mut self, sandboxes: Vec<SandboxTables>, report: &mut HostReport) {
-        let chosen = Arc::clone(&self.chosen);
-        let datapath: &dyn Datapath = &*chosen.datapath;
+        let datapath = &*self.datapath;
         let mut before = std::mem::take(&mut self.balanced);
         for SandboxTables { sandbox, tables } in sandboxes {
             let name = sandbox_name(&sandbox);
@@ -392,7 +379,7 @@ impl Host {
 
     /// The open connections to the backends of some services, of all sandboxes that have them and from outside.
     fn open_to(&self, wanted: &BTreeSet<ServiceId>) -> Result<BTreeMap<EndpointId, u64>, String> {
-        let datapath = &self.chosen.datapath;
+        let datapath = &self.datapath;
         let counts = wanted.iter().filter_map(|service| datapath.connections(*service));
         let mut counts: Vec<_> = counts.collect();
         for SandboxTables { sandbox, tables } in self.state.iter().flat_map(|state| &state.sandboxes) {

@@ -124,7 +124,7 @@ impl Daemon {
         let (request_sender, requests) = mpsc::channel(MAX_REQUESTS);
         let (join_sender, joins) = mpsc::channel(1);
         let host = HostThread::start(&options)?;
-        let api = Api::serve(&options.socket, request_sender, events.clone(), host.counts())
+        let api = Api::serve(&options.socket, request_sender, events.clone(), host.datapath())
             .with_context(|| format!("cannot serve the API at {}", options.socket.display()))?;
         let (docker_sender, docker) = mpsc::channel(MAX_REQUESTS);
         let plugin = serve_docker(&options.docker_plugin, Owner::new(docker_sender.clone()))?;

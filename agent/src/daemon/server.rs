@@ -24,7 +24,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{events::EventLog, host::Counts, listeners, resolv, target};
+use super::{events::EventLog, listeners, resolv, target};
 use crate::{
     api::{ApiError, OPENAPI, routes, types::*},
     control::{Command, Responder},
@@ -48,7 +48,7 @@ pub(super) enum Request {
 struct Context {
     requests: mpsc::Sender<Request>,
     events: EventLog,
-    counts: Counts,
+    datapath: DatapathStatus,
 }
 
 /// The server; dropping it removes the socket.
@@ -70,13 +70,13 @@ impl Api {
         socket: &FilePath,
         requests: mpsc::Sender<Request>,
         events: EventLog,
-        counts: Counts,
+        datapath: DatapathStatus,
     ) -> anyhow::Result<Self> {
         let listener = listen(socket)?;
         let router = router().with_state(Context {
             requests,
             events,
-            counts,
+            datapath,
         });
         let task = tokio::spawn(async move {
             // Accepting on a Unix socket does not end, except with the task.
@@ -385,7 +385,7 @@ async fn service_remove(
 }
 
 async fn status(State(context): State<Context>) -> Answer<StatusResponse> {
-    let datapath = context.counts.datapath();
+    let datapath = context.datapath.clone();
     context.command(|to| Command::Status(datapath, to)).await
 }
 
