@@ -7,6 +7,7 @@
 //!
 //! No handle on a sandbox is kept: its namespace goes when its last process does.
 
+mod addresses;
 mod error;
 mod execute;
 mod names;

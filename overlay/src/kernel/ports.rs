@@ -13,15 +13,18 @@ use weft_netlink::{
     conntrack::{Conntrack, ConntrackError, Flow},
     netns::Netns,
     nft::{
-        Chain, ChainType, Datum, Element, Expr, FIB_LOCAL, Family, Hook, Kind, Load, Nft, NftError, Reg,
-        Rule, Set, SetData, Table, Transaction, Verdict, priority,
+        Chain, ChainType, Datum, Expr, FIB_LOCAL, Family, Hook, Load, Nft, NftError, Reg, Rule, Table,
+        Transaction, Verdict, priority,
     },
 };
 
-use super::names::{BRIDGE, UPLINK, uplink_host_of};
+use super::{
+    addresses::AddressSets,
+    names::{BRIDGE, UPLINK, uplink_host_of},
+};
 use crate::plan::{HostPort, HostPorts, SourceRules, Transport, Uplink};
 
-const DIRECT: [&str; 2] = ["direct4", "direct6"];
+const DIRECT: AddressSets = AddressSets(["direct4", "direct6"]);
 const PORTS: &str = "ports";
 const LOOPBACK: [(&str, u8); 2] = [("127.0.0.0", 8), ("::1", 128)];
 
@@ -245,38 +248,19 @@ pub(super) fn network(sources: &SourceRules) -> Transaction {
     let table = network_table();
     let mut change = Transaction::new();
     change.delete_table(&table).add_table(&table);
-    for (name, ipv6) in DIRECT.into_iter().zip([false, true]) {
-        let kind = if ipv6 { Kind::Addr6 } else { Kind::Addr4 };
-        let direct = sources.direct.iter().filter(|address| address.is_ipv6() == ipv6);
-        let elements = direct
-            .map(|address| Element::key([Datum::from(*address)]))
-            .collect();
-        change
-            .add_set(&table, Set::new(name, [kind], SetData::None))
-            .add_elements(&table, name, elements);
-    }
+    DIRECT.add(&mut change, &table, &sources.direct);
     change.add_chain(
         &table,
         Chain::base("postrouting", ChainType::Nat, Hook::Postrouting, priority::SNAT),
     );
     for own in &sources.own {
         let ipv6 = own.is_ipv6();
-        let (daddr, set) = if ipv6 {
-            (Load::Ip6Daddr, DIRECT[1])
-        } else {
-            (Load::Ip4Daddr, DIRECT[0])
-        };
-        let rule = Rule::new()
+        let daddr = if ipv6 { Load::Ip6Daddr } else { Load::Ip4Daddr };
+        let inwards = Rule::new()
             .equal(Load::Iifname, Datum::Ifname(UPLINK.to_owned()))
-            .equal(Load::Oifname, Datum::Ifname(BRIDGE.to_owned()))
-            .then(Expr::Version { ipv6 })
-            .then(Expr::Load(daddr, Reg(0)))
-            .then(Expr::Lookup {
-                set: set.into(),
-                key: Reg(0),
-                to: None,
-                invert: true,
-            })
+            .equal(Load::Oifname, Datum::Ifname(BRIDGE.to_owned()));
+        let rule = DIRECT
+            .miss(inwards, ipv6, daddr)
             .then(Expr::Immediate {
                 value: (*own).into(),
                 to: Reg(4),
@@ -302,27 +286,13 @@ pub(super) fn observe_network(nft: &Nft) -> Result<Option<SourceRules>, NftError
         return Ok(None);
     }
     let comments = nft.rule_comments(&table)?;
-    let mut sources = SourceRules {
+    Ok(Some(SourceRules {
         own: comments
             .iter()
             .filter_map(|(_, comment)| comment.strip_prefix("source ")?.parse().ok())
             .collect(),
-        direct: BTreeSet::new(),
-    };
-    for name in DIRECT {
-        let elements = nft.elements(&table, name)?;
-        sources
-            .direct
-            .extend(elements.iter().filter_map(|element| address(&element.key)));
-    }
-    Ok(Some(sources))
-}
-
-fn address(bytes: &[u8]) -> Option<IpAddr> {
-    <[u8; 4]>::try_from(bytes)
-        .map(IpAddr::from)
-        .or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
-        .ok()
+        direct: DIRECT.observe(nft, &table)?,
+    }))
 }
 
 #[cfg(test)]

@@ -1,16 +1,18 @@
 //! Our nft tables: who is heard on the VXLAN port, what is not tracked, and masquerade.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::net::IpAddr;
 
 use weft_netlink::nft::{
-    Chain, ChainType, Datum, Element, Expr, Hook, Kind, Load, Nft, NftError, Reg, Rule, Set, SetData,
-    Transaction, Verdict, priority,
+    Chain, ChainType, Datum, Expr, Hook, Load, Nft, NftError, Rule, Transaction, Verdict, priority,
 };
 
-use super::names::{UPLINK, table};
+use super::{
+    addresses::AddressSets,
+    names::{UPLINK, table},
+};
 use crate::plan::{HostRules, Uplink};
 
-const MEMBERS: [&str; 2] = ["members4", "members6"];
+const MEMBERS: AddressSets = AddressSets(["members4", "members6"]);
 const MASQUERADE: &str = "masquerade";
 const IPPROTO_UDP: u8 = 17;
 
@@ -19,34 +21,18 @@ pub(super) fn host(rules: &HostRules) -> Transaction {
     let table = table();
     let mut change = Transaction::new();
     change.delete_table(&table).add_table(&table);
-    for (name, ipv6) in MEMBERS.into_iter().zip([false, true]) {
-        let kind = if ipv6 { Kind::Addr6 } else { Kind::Addr4 };
-        let members = rules.members.iter().filter(|member| member.is_ipv6() == ipv6);
-        let elements = members
-            .map(|member| Element::key([Datum::from(*member)]))
-            .collect();
-        change
-            .add_set(&table, Set::new(name, [kind], SetData::None))
-            .add_elements(&table, name, elements);
-    }
+    MEMBERS.add(&mut change, &table, &rules.members);
     change.add_chain(
         &table,
         Chain::base("input", ChainType::Filter, Hook::Input, priority::FILTER),
     );
     for port in &rules.ports {
-        for (name, ipv6) in MEMBERS.into_iter().zip([false, true]) {
-            let source = if ipv6 { Load::Ip6Saddr } else { Load::Ip4Saddr };
-            let rule = Rule::new()
+        for (ipv6, source) in [(false, Load::Ip4Saddr), (true, Load::Ip6Saddr)] {
+            let to_port = Rule::new()
                 .equal(Load::L4Proto, Datum::Proto(IPPROTO_UDP))
-                .equal(Load::Dport, Datum::Port(*port))
-                .then(Expr::Version { ipv6 })
-                .then(Expr::Load(source, Reg(0)))
-                .then(Expr::Lookup {
-                    set: name.into(),
-                    key: Reg(0),
-                    to: None,
-                    invert: true,
-                })
+                .equal(Load::Dport, Datum::Port(*port));
+            let rule = MEMBERS
+                .miss(to_port, ipv6, source)
                 .then(Expr::Counter)
                 .then(Expr::Verdict(Verdict::Drop))
                 .comment(format!("vxlan {port}"));
@@ -123,19 +109,9 @@ pub(super) fn observe_host(nft: &Nft) -> Result<Option<HostRules>, NftError> {
     }
     let comments = nft.rule_comments(&table)?;
     let port = |comment: &str| comment.strip_prefix("vxlan ")?.parse().ok();
-    let mut members = BTreeSet::new();
-    for name in MEMBERS {
-        members.extend(nft.elements(&table, name)?.iter().filter_map(|element| {
-            let key = element.key.as_slice();
-            <[u8; 4]>::try_from(key)
-                .map(IpAddr::from)
-                .or_else(|_| <[u8; 16]>::try_from(key).map(IpAddr::from))
-                .ok()
-        }));
-    }
     Ok(Some(HostRules {
         ports: comments.iter().filter_map(|(_, comment)| port(comment)).collect(),
-        members,
+        members: MEMBERS.observe(nft, &table)?,
         masquerade: comments.iter().any(|(_, comment)| comment == MASQUERADE),
     }))
 }

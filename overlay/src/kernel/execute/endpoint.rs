@@ -149,14 +149,7 @@ impl Run<'_> {
             .mac(mac)
             .mtu(mtu)
             .netns(open.netns.as_fd());
-        let pair: Vec<Request> = NewLink::veth(names::port(endpoint), peer)
-            .index(port)
-            .mtu(mtu)
-            .alias(names::endpoint_alias(endpoint))
-            .master(bridge)
-            .up()
-            .into_iter()
-            .collect();
+        let pair = on_bridge(endpoint, port, bridge, mtu, peer);
         let handle = Handle {
             port,
             far_end: Some(FarEnd {
@@ -183,14 +176,7 @@ impl Run<'_> {
         let (port, bridge) = (space.next_port, space.links.bridge);
         space.next_port += 1;
         let peer = VethPeer::new(ifname).mac(mac).mtu(mtu).netns(host.as_fd());
-        let pair: Vec<Request> = NewLink::veth(names::port(endpoint), peer)
-            .index(port)
-            .mtu(mtu)
-            .alias(names::endpoint_alias(endpoint))
-            .master(bridge)
-            .up()
-            .into_iter()
-            .collect();
+        let pair = on_bridge(endpoint, port, bridge, mtu, peer);
         let handle = Handle { port, far_end: None };
         self.add_port(id, endpoint, handle, pair, mac)?;
         // The message names the host by a descriptor that must be open until it is sent.
@@ -279,6 +265,18 @@ impl Open {
             route,
         })
     }
+}
+
+/// A pair of which one end is a port of the network's bridge.
+fn on_bridge(endpoint: EndpointId, port: u32, bridge: u32, mtu: u32, peer: VethPeer<'_>) -> Vec<Request> {
+    NewLink::veth(names::port(endpoint), peer)
+        .index(port)
+        .mtu(mtu)
+        .alias(names::endpoint_alias(endpoint))
+        .master(bridge)
+        .up()
+        .into_iter()
+        .collect()
 }
 
 fn sandbox_route(route: &EndpointRoute, link: u32) -> Route {
