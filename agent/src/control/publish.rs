@@ -122,7 +122,13 @@ impl Control {
         let mut seen = BTreeSet::new();
         for port in &spec.publish {
             let shown = format!("{}/{}", port.host_port, port.protocol);
-            if port.host_port == 0 || target(spec, port).is_none() {
+            if port.host_port == 0 || port.port == 0 {
+                return Err(
+                    ApiError::invalid(format!("`{port}` cannot be published: there is no port 0"))
+                        .with_help("a port is 1 to 65535, as in `8080:80`"),
+                );
+            }
+            if target(spec, port).is_none() {
                 return Err(no_such_port(spec, port));
             }
             if !seen.insert(slot(port)) {
