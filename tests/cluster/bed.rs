@@ -89,11 +89,7 @@ pub struct Ended {
 impl Bed {
     /// Hosts with agents that are in no cluster.
     pub fn apart(names: &[&str]) -> Self {
-        Self::apart_on(&["10.1.0.0/24"], names)
-    }
-
-    fn apart_on(subnets: &[&str], names: &[&str]) -> Self {
-        Self::apart_with("auto", subnets, names)
+        Self::apart_with("auto", &["10.1.0.0/24"], names)
     }
 
     fn apart_with(datapath: &'static str, subnets: &[&str], names: &[&str]) -> Self {
@@ -130,7 +126,14 @@ impl Bed {
 
     /// The same with IPv6 addresses on the underlay beside the others.
     pub fn dual_cluster(names: &[&str]) -> Self {
-        Self::joined(Self::apart_on(&["10.1.0.0/24", "fd10::/64"], names), names)
+        Self::dual_cluster_with("auto", names)
+    }
+
+    pub fn dual_cluster_with(datapath: &'static str, names: &[&str]) -> Self {
+        Self::joined(
+            Self::apart_with(datapath, &["10.1.0.0/24", "fd10::/64"], names),
+            names,
+        )
     }
 
     fn joined(bed: Self, names: &[&str]) -> Self {

@@ -13,6 +13,8 @@ mod publish;
 mod refusals;
 mod restart;
 mod rolling;
+mod scenarios;
 mod services;
 mod state;
+mod swarm;
 mod traffic;
