@@ -332,6 +332,16 @@ impl Spaces {
         self.spaces.get(&key).map(Space::shares).unwrap_or_default()
     }
 
+    /// How many numbers are in use on this node.
+    #[cfg(test)]
+    pub(super) fn in_use(&self, key: SpaceKey) -> u128 {
+        let space = self.spaces.get(&key).into_iter();
+        space
+            .flat_map(Space::in_use)
+            .map(|run| run.end() - run.start() + 1)
+            .sum()
+    }
+
     pub(super) fn is_seeking(&self, key: SpaceKey) -> bool {
         self.quests.contains_key(&key)
     }

@@ -13,7 +13,7 @@ use weft_types::{ClusterId, EndpointId};
 
 use super::{
     ClusterFacts, Command, Control, CountOrder, HealthProbe, HealthResult, HostReport, Now, Pools, Responder,
-    Settings, Stored,
+    Settings, Stored, docker::DockerCommand,
 };
 use crate::api::ApiError;
 
@@ -58,6 +58,8 @@ pub(super) struct World {
     pub(super) losses: usize,
     /// Whether hosts are there even if their agents are not.
     pub(super) hosts_answer: bool,
+    /// How many answers were given.
+    answered: usize,
 }
 
 /// An answer that may have come.
@@ -127,6 +129,7 @@ impl World {
             packets: VecDeque::new(),
             losses: 0,
             hosts_answer: false,
+            answered: 0,
         };
         for node in 1..usize::from(count) {
             let (responder, joined) = Responder::new();
@@ -156,6 +159,14 @@ impl World {
             result.is_some()
         });
         result.expect("until it was there")
+    }
+
+    /// Asks what Docker asks, and lets time pass until it is answered.
+    pub(super) fn docker(&mut self, node: usize, command: DockerCommand) {
+        let answered = self.answered;
+        self.nodes[node].control.handle_docker(command, self.now);
+        self.carry_out();
+        self.until(Duration::from_secs(60), |world| world.answered > answered);
     }
 
     pub(super) fn pass(&mut self, time: Duration) {
@@ -277,6 +288,7 @@ impl World {
             }
         }
         let (from, is_cut_off) = (node.address, node.is_cut_off);
+        self.answered += turn.replies.len();
         turn.replies.into_iter().for_each(|reply| reply());
         for output in turn.send.into_iter().filter(|_| !is_cut_off) {
             match output {

@@ -15,7 +15,7 @@ use crate::{
         Responder,
         docker::{
             CreateDockerNetwork, CreateEndpoint, DockerCommand, Join, NetworkPool, RequestAddress,
-            RequestPool,
+            RequestPool, first_half,
         },
     },
 };
@@ -221,9 +221,8 @@ fn option(options: &Options, name: &str) -> Option<String> {
     (!value.is_empty()).then(|| value.to_owned())
 }
 
-/// Docker's ids have 256 bits; half of them are as good.
 fn endpoint_id(docker: &str) -> Result<EndpointId, Failure> {
-    let half = docker.get(..32).and_then(|half| half.parse().ok());
+    let half = first_half(docker).and_then(|half| half.parse().ok());
     half.ok_or_else(|| Failure::Malformed(format!("`{docker}` is not an id of an endpoint of Docker's")))
 }
 

@@ -19,6 +19,8 @@ mod networks;
 mod owner;
 mod protocol;
 mod server;
+#[cfg(test)]
+mod tests;
 mod watcher;
 
 pub use owner::Owner;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use axum::{
     Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, State},
+    extract::{DefaultBodyLimit, State, rejection::BytesRejection},
     http::{Method, StatusCode, Uri, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
@@ -72,7 +72,12 @@ fn router(driver: Driver) -> Router {
 }
 
 /// dockerd sends no content type: a request is its path and the bytes of its body.
-async fn answer(State(driver): State<Driver>, method: Method, uri: Uri, body: Bytes) -> Response {
+async fn answer(
+    State(driver): State<Driver>,
+    method: Method,
+    uri: Uri,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
     let name = uri.path().trim_start_matches('/');
     if method != Method::POST {
         return failure(
@@ -80,6 +85,10 @@ async fn answer(State(driver): State<Driver>, method: Method, uri: Uri, body: By
             "every request to a plugin is a POST",
         );
     }
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => return failure(rejection.status(), &rejection.body_text()),
+    };
     let started = std::time::Instant::now();
     let answer = driver.handle(name, &body).await;
     let took = started.elapsed();

@@ -10,6 +10,8 @@
 
 mod endpoints;
 mod networks;
+#[cfg(test)]
+mod plugged;
 mod pools;
 
 use std::{
@@ -32,6 +34,8 @@ use crate::api::{
 
 pub use endpoints::{CreateEndpoint, Description, EndpointGrant, Join, JoinGrant};
 pub use networks::{ClusterNetwork, CreateDockerNetwork, NetworkPool};
+#[cfg(test)]
+pub(crate) use plugged::Plugged;
 pub use pools::{PoolGrant, RequestAddress, RequestPool};
 
 use endpoints::EndpointTask;
@@ -100,6 +104,12 @@ pub(super) enum DockerAnswer {
     Pool(PoolGrant),
     Address(IpNet),
     Endpoint(EndpointGrant),
+}
+
+/// Docker's ids of networks and endpoints have 256 bits, in hexadecimal. Half of one is as good.
+pub fn first_half(docker: &str) -> Option<&str> {
+    let is_id = docker.len() == 64 && docker.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_id.then(|| &docker[..32])
 }
 
 impl Docker {

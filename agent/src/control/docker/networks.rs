@@ -5,11 +5,14 @@ use std::{collections::BTreeMap, net::IpAddr};
 use ipnet::IpNet;
 use weft_types::NetworkId;
 
-use super::super::{
-    Control, Now, Responder, names,
-    networks::CreateNetwork,
-    operations::Operation,
-    records::{NetworkSpec, Register, encode, network_key},
+use super::{
+    super::{
+        Control, Now, Responder, names,
+        networks::CreateNetwork,
+        operations::Operation,
+        records::{NetworkSpec, Register, encode, network_key},
+    },
+    first_half,
 };
 use crate::api::{
     ApiError, ErrorKind,
@@ -249,7 +252,7 @@ impl Control {
 
 /// Half of Docker's id: enough to be one of a kind, and the same when asked again.
 fn network_id(docker: &str) -> Result<NetworkId, ApiError> {
-    let half = docker.get(..32).and_then(|half| half.parse().ok());
+    let half = first_half(docker).and_then(|half| half.parse().ok());
     half.ok_or_else(|| ApiError::invalid(format!("`{docker}` is not an id of a network of Docker's")))
 }
 

@@ -12,7 +12,7 @@ use super::{
         networks::{first_usable, subnets_space},
         operations::Stop,
         pools::{address, number, unusable},
-        records::{NetworkSpec, SpaceKey, SubnetSpec},
+        records::{NetworkSpec, SpaceKey, SubnetSpec, encode, endpoint_key},
     },
     Lease,
 };
@@ -354,8 +354,9 @@ impl Control {
         Ok(asked)
     }
 
-    /// What an endpoint still has means that Docker has forgotten the endpoint: it was killed and says no
-    /// more than this after its restart.
+    /// An address that an endpoint still has is taken from it: Docker does so where a container has one of the
+    /// families switched off. Without any left Docker has forgotten the endpoint: it was killed and says no more
+    /// than this after its restart.
     pub(super) fn release_address(&mut self, pool: &str, address: IpAddr, now: Now) {
         let Ok(Pool::Subnet(network, ..)) = pool.parse().and_then(|pool| self.find_pool(&pool)) else {
             return;
@@ -364,14 +365,23 @@ impl Control {
             self.end_lease(network, address, now);
             return;
         }
+        let is_it = |net: &IpNet| net.addr() == address;
         let holder = self.local_endpoints().find(|(of, _, endpoint)| {
-            *of == network
-                && endpoint.spec.docker().is_some()
-                && endpoint.spec.addresses.iter().any(|net| net.addr() == address)
+            *of == network && endpoint.spec.docker().is_some() && endpoint.spec.addresses.iter().any(is_it)
         });
-        if let Some((_, id, _)) = holder {
+        let Some((_, id, mut spec)) = holder.map(|(of, id, known)| (of, id, known.spec.clone())) else {
+            return;
+        };
+        spec.addresses.retain(|net| !is_it(net));
+        if spec.addresses.is_empty() {
             tracing::info!(endpoint = %id.short(), %address, "Docker has forgotten an endpoint: it is removed");
             self.drop_endpoint(network, id, now);
+        } else if self
+            .publish(endpoint_key(network, id), encode(&spec), now)
+            .is_ok()
+        {
+            self.spaces
+                .release_addresses(network, [address].into_iter(), &self.catalogue, now.instant);
         }
     }
 
