@@ -13,3 +13,4 @@ pub mod daemon;
 mod docker;
 pub mod lab;
 pub mod options;
+mod socket;

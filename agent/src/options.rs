@@ -14,6 +14,9 @@ pub const DEFAULT_RUN_DIR: &str = "/run/weft";
 /// Where Docker's API is, when no socket is given.
 pub const DEFAULT_DOCKER_SOCKET: &str = "/run/docker.sock";
 
+/// Where `weft docker proxy` serves Docker's API, when no socket is given.
+pub const DEFAULT_PROXY_SOCKET: &str = "unix:///run/weft/docker.sock";
+
 /// How the agent writes its log, on standard error.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {

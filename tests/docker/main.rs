@@ -2,4 +2,5 @@
 
 mod cluster;
 mod driver;
+mod proxy;
 mod site;

@@ -53,8 +53,13 @@ pub struct DockerHost {
 }
 
 impl Site {
-    /// One cluster of agents, each beside a dockerd that has the image.
+    /// One cluster of agents, each beside a dockerd that has the image and asks them for names.
     pub fn new(name: &str, count: usize) -> Self {
+        Self::with(name, count, r#"{"dns": ["169.254.53.53"]}"#)
+    }
+
+    /// The same with other settings of Docker's.
+    pub fn with(name: &str, count: usize, settings: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("weft-docker-").tempdir().unwrap();
         let lab = Lab::new(name).unwrap();
         let options = SwitchOptions::new().subnet("192.0.2.0/24".parse::<ipnet::IpNet>().unwrap());
@@ -74,7 +79,7 @@ impl Site {
             .collect();
         for host in &mut hosts {
             fs::create_dir(&host.dir).unwrap();
-            fs::write(host.dir.join("daemon.json"), r#"{"dns": ["169.254.53.53"]}"#).unwrap();
+            fs::write(host.dir.join("daemon.json"), settings).unwrap();
             host.start_agent();
             host.start_dockerd();
         }
@@ -215,10 +220,44 @@ impl DockerHost {
     }
 
     fn try_docker_with<'a>(&self, args: impl Iterator<Item = &'a str>) -> Result<String, LabError> {
+        self.run(self.docker_command().args(args))
+    }
+
+    fn docker_command(&self) -> Command {
         let mut command = Command::new("docker");
-        command.args(args).env("DOCKER_HOST", "unix:///run/docker.sock");
+        command.env("DOCKER_HOST", "unix:///run/docker.sock");
         command.env_remove("HTTP_PROXY").env_remove("http_proxy");
-        self.run(&mut command)
+        command
+    }
+
+    /// What a shell on the host says, with `docker` and `weft` of its own.
+    #[track_caller]
+    pub fn shell(&self, script: &str) -> String {
+        let weft = weft_tests::weft_binary();
+        let mut command = Command::new("sh");
+        command
+            .args(["-euc", script])
+            .env("DOCKER_HOST", "unix:///run/docker.sock")
+            .env("weft", weft)
+            .env("dir", &self.dir)
+            .env_remove("HTTP_PROXY")
+            .env_remove("http_proxy");
+        let said = self.run(&mut command);
+        said.unwrap_or_else(|error| {
+            panic!(
+                "{script}\non {}: {error}\n{}",
+                self.host.name(),
+                self.log("agent")
+            )
+        })
+    }
+
+    /// Runs `weft` until it is dropped.
+    pub fn spawn_weft(&self, line: &str) -> Process {
+        let mut command = Command::new(weft_tests::weft_binary());
+        command.args(line.split_whitespace()).env("WEFT_LOG", "debug");
+        let log = Output::File(self.dir.join("weft.log"));
+        self.host.spawn(&mut command, log).unwrap()
     }
 
     pub fn try_weft(&self, line: &str) -> Result<String, LabError> {

@@ -24,7 +24,7 @@ use crate::{
     },
 };
 use failure::Failure;
-use nouns::{cluster, event, network, node, service, status, token};
+use nouns::{cluster, docker, event, network, node, service, status, token};
 use session::{Host, Session};
 
 /// One network for containers, namespaces and processes on many hosts.
@@ -83,6 +83,9 @@ enum Command {
     /// Services: a name and an address in front of several endpoints
     #[command(subcommand)]
     Service(service::ServiceCommand),
+    /// Docker on this host: its command `overlay` without Swarm, and names for containers
+    #[command(subcommand)]
+    Docker(docker::DockerCommand),
     /// Clusters in namespaces on this machine, from a Compose file, without root
     #[command(subcommand)]
     Lab(LabCommand),
@@ -226,6 +229,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Failure> {
     match cli.command {
         Command::Agent(args) => crate::daemon::run(args.options())?,
         Command::Lab(command) => return Ok(crate::lab::run(command)?),
+        Command::Docker(command) => docker::run(command)?,
         Command::Whoami(args) => whoami::run(args)?,
         Command::Completion(args) => {
             clap_complete::generate(args.shell, &mut Cli::command(), "weft", &mut std::io::stdout());
@@ -248,7 +252,7 @@ impl Command {
     fn talks_to_an_agent(&self) -> bool {
         !matches!(
             self,
-            Self::Agent(_) | Self::Lab(_) | Self::Whoami(_) | Self::Completion(_)
+            Self::Agent(_) | Self::Docker(_) | Self::Lab(_) | Self::Whoami(_) | Self::Completion(_)
         )
     }
 }

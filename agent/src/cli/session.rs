@@ -15,8 +15,22 @@ impl FromStr for Host {
         if path.starts_with('/') {
             return Ok(Self(path.into()));
         }
-        Err("the agent is reached over a Unix socket: expected unix:///PATH".to_owned())
+        Err("it is a Unix socket: expected unix:///PATH".to_owned())
     }
+}
+
+impl Host {
+    pub(super) fn into_path(self) -> PathBuf {
+        self.0
+    }
+}
+
+/// A runtime of one thread.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(format!("the command cannot start its event loop: {error}")))
 }
 
 /// What a command needs in order to ask the agent something.
@@ -43,11 +57,7 @@ impl Session {
 
     /// Does `work` on a runtime of one thread.
     pub(super) fn run<T>(&self, work: impl AsyncFnOnce(&Client) -> Result<T, Failure>) -> Result<T, Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Failure::new(format!("the command cannot start its event loop: {error}")))?;
-        runtime.block_on(work(&self.client))
+        runtime()?.block_on(work(&self.client))
     }
 
     /// Does the same to each of `references`, goes on after a failure, and fails with the first.

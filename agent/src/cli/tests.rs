@@ -273,6 +273,7 @@ fn every_noun_explains_itself() {
     }
     for (noun, verbs) in [
         ("token", &["create", "ls"][..]),
+        ("docker", &["proxy", "setup"]),
         ("node", &["ls", "inspect", "drain", "activate", "rm"]),
         (
             "network",

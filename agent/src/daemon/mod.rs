@@ -37,6 +37,7 @@ use crate::{
     control::{HealthResult, Now, docker::DockerCommand},
     docker::{self, Owner, Plugin, Watcher},
     options::{AgentOptions, DockerPlugin, LogFormat},
+    socket,
 };
 use cluster::Membership;
 use events::EventLog;
@@ -313,7 +314,7 @@ fn serve_docker(wanted: &DockerPlugin, owner: Owner) -> anyhow::Result<Option<Pl
             None => return Ok(None),
         },
     };
-    match server::listen(&socket) {
+    match socket::listen(&socket) {
         Ok(listener) => {
             tracing::info!(socket = %socket.display(), "Docker's driver is served");
             Ok(Some(Plugin::serve(listener, socket, owner)))

@@ -1,10 +1,6 @@
 //! The API server: HTTP and JSON on a Unix socket, one request one message to the owner of the state.
 
-use std::{
-    io,
-    os::unix::fs::PermissionsExt,
-    path::{Path as FilePath, PathBuf},
-};
+use std::path::{Path as FilePath, PathBuf};
 
 use axum::{
     Json, Router,
@@ -19,7 +15,6 @@ use axum::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
-    net::UnixListener,
     sync::{broadcast::error::RecvError, mpsc},
     task::JoinHandle,
 };
@@ -72,7 +67,7 @@ impl Api {
         events: EventLog,
         datapath: DatapathStatus,
     ) -> anyhow::Result<Self> {
-        let listener = listen(socket)?;
+        let listener = crate::socket::listen(socket)?;
         let router = router().with_state(Context {
             requests,
             events,
@@ -89,21 +84,6 @@ impl Api {
             socket: socket.to_owned(),
         })
     }
-}
-
-/// Takes over the socket of an agent that is gone, not that of one that runs.
-pub(super) fn listen(socket: &FilePath) -> anyhow::Result<UnixListener> {
-    if let Some(dir) = socket.parent() {
-        std::fs::create_dir_all(dir)?;
-    }
-    match std::os::unix::net::UnixStream::connect(socket) {
-        Ok(_) => anyhow::bail!("another agent serves it; stop that one, or give this one its own --socket"),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(_) => std::fs::remove_file(socket)?,
-    }
-    let listener = UnixListener::bind(socket)?;
-    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o660))?;
-    Ok(listener)
 }
 
 fn router() -> Router<Context> {

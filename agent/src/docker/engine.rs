@@ -185,6 +185,13 @@ pub struct NewNetwork<'a> {
     pub option: (&'a str, &'a str),
 }
 
+impl EngineNetwork {
+    /// Whether Docker takes `reference` for this network: its name, or its id or the beginning of it.
+    pub fn is_called(&self, reference: &str) -> bool {
+        self.name == reference || (!reference.is_empty() && self.id.starts_with(reference))
+    }
+}
+
 fn lenient<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }

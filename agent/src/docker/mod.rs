@@ -9,6 +9,9 @@
 //! one of Docker's and the other way round, [`containers`] tells the cluster what containers are called and what
 //! they serve.
 //!
+//! [`proxy`] and [`setup`] are commands of their own: Docker's API with its driver `overlay` as ours, and what Docker's
+//! settings need for names.
+//!
 //! dockerd knows a network by an id of its own on each host, never tells a driver a network's or container's
 //! name, and moves the interface to the container by itself. See `docs/docker.md` for what follows from that.
 
@@ -18,7 +21,9 @@ mod engine;
 mod networks;
 mod owner;
 mod protocol;
+pub mod proxy;
 mod server;
+pub mod setup;
 #[cfg(test)]
 mod tests;
 mod watcher;

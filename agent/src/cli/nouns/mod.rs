@@ -1,6 +1,7 @@
 //! A file per noun: its verbs and flags, what they ask the agent, and how the answer is shown.
 
 pub(super) mod cluster;
+pub(super) mod docker;
 mod drain;
 pub(super) mod event;
 mod health;

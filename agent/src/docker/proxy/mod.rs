@@ -1,0 +1,102 @@
+//! Docker's API on a second socket, on which the driver `overlay` is ours.
+//!
+//! Everything passes through as it is, in both directions and as it comes. Two requests are read as a whole, with a
+//! bound, and changed by [`rewrite`]: the creation of a network and of a container.
+
+mod forward;
+mod rewrite;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs, io,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context;
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::UnixListener,
+    signal::unix::{SignalKind, signal},
+    sync::Semaphore,
+};
+
+use forward::Forward;
+
+/// Connections at one time; more wait to be accepted. Each that follows logs, events or a terminal stays open.
+const MAX_CONNECTIONS: usize = 1024;
+
+/// What `weft docker proxy` is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyOptions {
+    pub listen: PathBuf,
+    pub docker: PathBuf,
+    /// The name by which Docker knows our driver.
+    pub driver: String,
+}
+
+/// Serves until it is told to stop by SIGTERM or SIGINT. Whoever is connected is cut off then.
+pub async fn serve(options: ProxyOptions) -> anyhow::Result<()> {
+    let ProxyOptions {
+        listen,
+        docker,
+        driver,
+    } = options;
+    let listener = crate::socket::listen(&listen)
+        .with_context(|| format!("Docker's API cannot be served at {}", listen.display()))?;
+    if let Err(error) = open_as(&listen, &docker) {
+        tracing::info!(%error, "only root can use the proxy: Docker's own socket does not say who may");
+    }
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    eprintln!(
+        "serving Docker's API at {}; use it with `docker -H unix://{}` or DOCKER_HOST",
+        listen.display(),
+        listen.display()
+    );
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        error = accept(listener, Forward { docker, driver }) => {
+            return Err(error).context("no more connections can be accepted");
+        }
+    }
+    // Gone already is as good.
+    let _ = fs::remove_file(&listen);
+    Ok(())
+}
+
+/// Who may use Docker's socket may use this one.
+fn open_as(socket: &Path, docker: &Path) -> io::Result<()> {
+    let of = fs::metadata(docker)?;
+    std::os::unix::fs::chown(socket, Some(of.uid()), Some(of.gid()))?;
+    fs::set_permissions(socket, fs::Permissions::from_mode(of.mode() & 0o777))
+}
+
+async fn accept(listener: UnixListener, forward: Forward) -> io::Error {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let permit = permits.clone().acquire_owned().await;
+        let permit = Arc::new(permit.expect("it is never closed"));
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            // Of one connection, or for want of descriptors, which those that end give back.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(error) => return error,
+        };
+        let forward = forward.clone();
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let (forward, permit) = (forward.clone(), permit.clone());
+                async move { forward.handle(request, permit).await }
+            });
+            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "a client of Docker's API is gone");
+            }
+        });
+    }
+}
