@@ -1,4 +1,6 @@
-//! Medians and ratios with their spread, as a plain table.
+//! Medians and ratios with their spread, as plain tables.
+
+#![allow(dead_code, reason = "each of two programs makes one kind of them")]
 
 use std::fmt;
 
@@ -11,6 +13,8 @@ pub enum Unit {
     Rate,
     /// Seconds.
     Time,
+    /// Seconds of processor time for one of something.
+    Work,
 }
 
 impl Unit {
@@ -19,6 +23,7 @@ impl Unit {
             Self::Bits => format!("{:.2} Gbit/s", value / 1e9),
             Self::Rate => format!("{value:.0} /s"),
             Self::Time => format!("{:.2} ms", value * 1e3),
+            Self::Work => format!("{:.1} µs", value * 1e6),
         }
     }
 }
@@ -55,27 +60,77 @@ const HEAD: [&str; 6] = ["measured", "weft", "beside", "its figure", "ratio", "m
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let head = HEAD.map(str::to_owned);
-        let lines = || std::iter::once(&head).chain(&self.rows);
-        let width = |column: usize| {
-            let widths = lines().map(|line| line[column].chars().count());
-            widths.max().unwrap_or_default()
-        };
-        let widths: [usize; 6] = std::array::from_fn(width);
-        for line in lines() {
-            let mut text = String::new();
-            for (column, (cell, width)) in line.iter().zip(widths).enumerate() {
-                // Words to the left, figures to the right.
-                if [0, 2].contains(&column) {
-                    text.push_str(&format!("{cell:<width$}  "));
-                } else {
-                    text.push_str(&format!("{cell:>width$}  "));
-                }
-            }
-            writeln!(f, "{}", text.trim_end())?;
-        }
-        Ok(())
+        let head = [HEAD.map(str::to_owned)];
+        // Words to the left, figures to the right.
+        columns(f, head.iter().chain(&self.rows), |column| {
+            [0, 2].contains(&column)
+        })
     }
+}
+
+/// Several ways beside one that all are compared with, a line for each thing measured.
+#[derive(Debug, Default)]
+pub struct Matrix {
+    rows: Vec<Vec<String>>,
+}
+
+impl Matrix {
+    /// `series` is of `ways`, one after the other; the values at one place of all are of one round. What is compared with
+    /// comes first, with its figure; the others with their ratio to it and what the middle half of the ratios lies between.
+    pub fn compare(&mut self, what: &str, unit: Unit, ways: &[&str], series: &[Vec<f64>]) {
+        let Some((first, others)) = series.split_first() else {
+            return;
+        };
+        let head: Vec<String> = ["measured"]
+            .iter()
+            .chain(ways)
+            .map(|&word| word.to_owned())
+            .collect();
+        if self.rows.iter().rfind(|row| row[0] == head[0]) != Some(&head) {
+            self.rows.push(head);
+        }
+        let mut row = vec![what.to_owned(), unit.show(quartiles(first)[1])];
+        row.extend(others.iter().map(|series| {
+            let ratios: Vec<f64> = series
+                .iter()
+                .zip(first)
+                .map(|(value, first)| value / first)
+                .collect();
+            let [low, middle, high] = quartiles(&ratios);
+            format!("{middle:.2} ({low:.2}–{high:.2})")
+        }));
+        self.rows.push(row);
+    }
+}
+
+impl fmt::Display for Matrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        columns(f, self.rows.iter(), |column| column == 0)
+    }
+}
+
+fn columns<'a, R: AsRef<[String]> + 'a>(
+    f: &mut fmt::Formatter<'_>,
+    rows: impl Iterator<Item = &'a R> + Clone,
+    to_the_left: impl Fn(usize) -> bool,
+) -> fmt::Result {
+    let mut widths: Vec<usize> = Vec::new();
+    for (column, cell) in rows.clone().flat_map(|row| row.as_ref().iter().enumerate()) {
+        widths.resize(widths.len().max(column + 1), 0);
+        widths[column] = widths[column].max(cell.chars().count());
+    }
+    for row in rows {
+        let mut text = String::new();
+        for (column, (cell, width)) in row.as_ref().iter().zip(&widths).enumerate() {
+            if to_the_left(column) {
+                text.push_str(&format!("{cell:<width$}  "));
+            } else {
+                text.push_str(&format!("{cell:>width$}  "));
+            }
+        }
+        writeln!(f, "{}", text.trim_end())?;
+    }
+    Ok(())
 }
 
 /// The median, and what the middle half lies between.
