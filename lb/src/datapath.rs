@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     error::Error,
+    time::Instant,
 };
 
 use weft_netlink::netns::Netns;
@@ -34,6 +35,13 @@ pub trait Datapath: Send + Sync {
     fn retain(&self, sandboxes: &BTreeSet<String>) -> Result<(), DatapathError> {
         let _ = sandboxes;
         Ok(())
+    }
+
+    /// Ends the connections of a sandbox that were idle for longer than their service allows, where the kernel does not
+    /// do so itself, and says how many. Call it about once a second; it looks when it is time to.
+    fn expire(&self, sandbox: &str, netns: &Netns, now: Instant) -> Result<usize, DatapathError> {
+        let _ = (sandbox, netns, now);
+        Ok(0)
     }
 
     /// Somebody else may have changed what was installed: the next sync of each sandbox reads it back.

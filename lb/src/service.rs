@@ -1,6 +1,6 @@
 //! The words: services, their ports and backends, and what one client sees of them.
 
-use std::{fmt, net::IpAddr, num::NonZeroU16};
+use std::{fmt, net::IpAddr, num::NonZeroU16, time::Duration};
 
 use weft_types::{EndpointId, NetworkId, ServiceId};
 
@@ -17,6 +17,8 @@ pub struct Service {
     pub scheduler: Scheduler,
     /// Who serves it, in any order.
     pub backends: Vec<Backend>,
+    /// A connection that was idle for so long is forgotten, and reset when it next speaks. None: as the datapath has it.
+    pub idle_timeout: Option<Duration>,
 }
 
 /// An endpoint that serves a service.
@@ -127,6 +129,12 @@ pub struct ClientTable {
 }
 
 impl Service {
+    /// How long its connections may be idle, in whole seconds, as the kernel counts; less than one would be none at all.
+    pub(crate) fn idle_secs(&self) -> Option<u32> {
+        let secs = self.idle_timeout?.as_secs();
+        Some(u32::try_from(secs).unwrap_or(u32::MAX).max(1))
+    }
+
     /// The backends that get new connections, each with its address of one IP version, in order of their ids.
     pub(crate) fn active(&self, ipv6: bool) -> Vec<(&Backend, IpAddr)> {
         let mut active: Vec<_> = self

@@ -19,6 +19,7 @@ fn service(states: &[(u8, BackendState)], scheduler: Scheduler) -> Service {
         ports: vec![],
         scheduler,
         backends: states.iter().map(backend).collect(),
+        idle_timeout: None,
     }
 }
 

@@ -4,6 +4,7 @@ use std::{
     io,
     net::{IpAddr, Ipv6Addr},
     os::fd::{AsFd, AsRawFd},
+    time::Duration,
 };
 
 use netlink_sys::{Socket as Netlink, SocketAddr};
@@ -22,6 +23,9 @@ const SOCK_DESTROY: u16 = 21;
 const REQ_SK_BPF_STORAGES: u16 = 2;
 const REQ_MAP_FD: u16 = 1;
 const INET_DIAG_SK_BPF_STORAGES: u16 = 20;
+const INET_DIAG_INFO: u16 = 2;
+/// When it last sent data, got data and got an acknowledgement, in milliseconds before now (`struct tcp_info`).
+const LAST_AT: [usize; 3] = [44, 52, 56];
 const SK_DIAG_BPF_STORAGE: u16 = 1;
 const SK_DIAG_BPF_STORAGE_MAP_VALUE: u16 = 3;
 /// States of sockets: of a TCP one that listens, and of a UDP one without a peer.
@@ -91,6 +95,8 @@ pub struct ConnectedSocket {
     pub cookie: u64,
     /// What the asked map keeps with it; the kernel does not say for UDP.
     pub stored: Option<Vec<u8>>,
+    /// For how long a TCP one was silent, in both directions, if that was asked for.
+    pub idle: Option<Duration>,
     family: u8,
     id: [u8; ID_LEN],
 }
@@ -133,8 +139,8 @@ impl Diag {
     }
 
     /// All sockets that have a peer, with what a map of [`MapKind::Sockets`](crate::bpf::MapKind::Sockets) keeps
-    /// with them.
-    pub fn connected(&self, map: &Map) -> Result<Vec<ConnectedSocket>, DiagError> {
+    /// with them, and on demand for how long they were silent.
+    pub fn connected(&self, map: &Map, with_idle: bool) -> Result<Vec<ConnectedSocket>, DiagError> {
         let mut found = Vec::new();
         // INET_DIAG_REQ_SK_BPF_STORAGES { SK_DIAG_BPF_STORAGE_REQ_MAP_FD: fd }
         let mut attrs = Vec::new();
@@ -144,7 +150,8 @@ impl Diag {
         }
         attrs.extend(map.as_fd().as_raw_fd().to_ne_bytes());
         for (transport, family) in EVERY {
-            let sockets = self.dump(transport, family, &attrs, connected);
+            let asked = if with_idle { 1 << (INET_DIAG_INFO - 1) } else { 0 };
+            let sockets = self.dump(transport, family, asked, &attrs, connected);
             found.extend(sockets.map_err(DiagError::listing)?);
         }
         Ok(found)
@@ -154,7 +161,7 @@ impl Diag {
     pub fn listeners(&self) -> Result<Vec<Listener>, DiagError> {
         let mut found = Vec::new();
         for (transport, family) in EVERY {
-            let sockets = self.dump(transport, family, &[], listener);
+            let sockets = self.dump(transport, family, 0, &[], listener);
             found.extend(sockets.map_err(DiagError::listing)?);
         }
         Ok(found)
@@ -166,7 +173,7 @@ impl Diag {
         let mut ended = 0;
         for (transport, family) in EVERY {
             if transport == Transport::Tcp {
-                let orphans = self.dump(transport, family, &[], orphan);
+                let orphans = self.dump(transport, family, 0, &[], orphan);
                 for orphan in orphans.map_err(DiagError::listing)? {
                     ended += usize::from(self.close(&orphan)?);
                 }
@@ -182,7 +189,7 @@ impl Diag {
             SOCK_DESTROY,
             (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16,
             socket.transport,
-            socket.family,
+            (socket.family, 0),
             &socket.id,
             &[],
         );
@@ -212,11 +219,19 @@ impl Diag {
         &self,
         transport: Transport,
         family: u8,
+        asked: u8,
         attrs: &[u8],
         read: impl Fn(Transport, &[u8]) -> Option<T>,
     ) -> io::Result<Vec<T>> {
         let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
-        let request = request(SOCK_DIAG_BY_FAMILY, flags, transport, family, &[0; ID_LEN], attrs);
+        let request = request(
+            SOCK_DIAG_BY_FAMILY,
+            flags,
+            transport,
+            (family, asked),
+            &[0; ID_LEN],
+            attrs,
+        );
         self.socket.send(&request, 0)?;
         let (mut found, mut done) = (Vec::new(), None);
         while done.is_none() {
@@ -245,12 +260,12 @@ impl Diag {
     }
 }
 
-/// A message with `struct inet_diag_req_v2`.
+/// A message with `struct inet_diag_req_v2`; `asked` are bits for what is wanted besides.
 fn request(
     kind: u16,
     flags: u16,
     transport: Transport,
-    family: u8,
+    (family, asked): (u8, u8),
     id: &[u8; ID_LEN],
     attrs: &[u8],
 ) -> Vec<u8> {
@@ -263,7 +278,7 @@ fn request(
     message.extend(kind.to_ne_bytes());
     message.extend(flags.to_ne_bytes());
     message.extend([0; 8]);
-    message.extend([family, protocol as u8, 0, 0]);
+    message.extend([family, protocol as u8, asked, 0]);
     message.extend(u32::MAX.to_ne_bytes());
     message.extend(id);
     message.extend(attrs);
@@ -314,7 +329,8 @@ fn connected(transport: Transport, body: &[u8]) -> Option<ConnectedSocket> {
     } else {
         Ipv6Addr::from(<[u8; 16]>::try_from(&id[20..36]).ok()?).to_canonical()
     };
-    let storages = attribute(body.get(MESSAGE_LEN..)?, INET_DIAG_SK_BPF_STORAGES);
+    let attrs = body.get(MESSAGE_LEN..)?;
+    let storages = attribute(attrs, INET_DIAG_SK_BPF_STORAGES);
     let stored = storages.and_then(|storages| {
         let of_map = attributes(storages).find(|(kind, _)| *kind == SK_DIAG_BPF_STORAGE)?;
         Some(attribute(of_map.1, SK_DIAG_BPF_STORAGE_MAP_VALUE)?.to_vec())
@@ -325,9 +341,17 @@ fn connected(transport: Transport, body: &[u8]) -> Option<ConnectedSocket> {
         peer_port,
         cookie: u64::from_ne_bytes(id[40..48].try_into().ok()?),
         stored,
+        idle: attribute(attrs, INET_DIAG_INFO).and_then(idle),
         family,
         id,
     })
+}
+
+/// From `struct tcp_info`.
+fn idle(info: &[u8]) -> Option<Duration> {
+    let millis = |at: usize| Some(u32::from_ne_bytes(info.get(at..at + 4)?.try_into().ok()?));
+    let silent = LAST_AT.into_iter().filter_map(millis).min()?;
+    Some(Duration::from_millis(silent.into()))
 }
 
 /// Splits a datagram into messages: their kind and what follows the header.

@@ -18,3 +18,4 @@ mod services;
 mod state;
 mod swarm;
 mod traffic;
+mod tuning;

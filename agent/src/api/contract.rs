@@ -36,7 +36,7 @@ macro_rules! for_every_type {
             NodeActivateResponse EndpointDrainRequest EndpointDrainResponse EndpointActivateRequest
             EndpointActivateResponse BackendName ClientConnections NetworkCreateRequest Subnet NetworkSummary NetworkDetail
             AddressShare NetworkRemoveResponse Endpoint ConnectRequest ConnectResponse EndpointDns
-            DisconnectRequest DisconnectResponse HealthCheck HealthUpdate ServiceCreateRequest
+            DisconnectRequest DisconnectResponse HealthCheck HealthUpdate Tuning ServiceCreateRequest
             ServiceUpdateRequest ServiceQuery ServicePort PublishedPort ServiceSummary ServiceChanged ServiceDetail Backend
             ServiceRemoveResponse Unconfirmed StatusResponse ClusterStatus DatapathStatus VersionResponse
             Event EventObject EventsQuery ApiError ErrorBody

@@ -49,6 +49,8 @@ fn every_flag_is_read() {
         "service update --network app --lb wrr --endpoint-mode vip --port 80 web",
         "service update --health none web",
         "service update --interval 1s web",
+        "service create --network app --idle-timeout 1h web",
+        "service update --idle-timeout none web",
         "service drain --network app --grace 1m web-1",
         "service activate --network app web-1",
         "service rm --network app web api",

@@ -13,7 +13,7 @@ use weft_ipam::Block;
 use weft_types::{EndpointId, Mac, NetworkId, NodeId, ServiceId, Vni};
 
 use super::finding::EndpointHealth;
-use crate::api::types::{EndpointMode, HealthCheck, PublishedPort, Scheduler, ServicePort};
+use crate::api::types::{EndpointMode, HealthCheck, PublishedPort, Scheduler, ServicePort, Tuning};
 
 /// The scope of records that concern the whole cluster.
 pub const CLUSTER: NetworkId = NetworkId([0; 16]);
@@ -128,6 +128,7 @@ pub struct ServiceSpec {
     pub ports: Vec<ServicePort>,
     pub health: Option<HealthCheck>,
     pub publish: Vec<PublishedPort>,
+    pub tuning: Tuning,
 }
 
 /// A node's own place on a network, without a sandbox: where connections come from that it lets in by published ports.

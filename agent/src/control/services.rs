@@ -52,6 +52,7 @@ impl Control {
                 request.network
             )));
         }
+        let tuning = request.tuning.apply(&request.name, Tuning::default())?;
         let spec = ServiceSpec {
             network,
             name: request.name,
@@ -64,6 +65,7 @@ impl Control {
             ports: request.ports,
             health: request.health,
             publish: request.publish,
+            tuning,
         };
         Ok(SetService {
             id: ServiceId(self.rng.random()),
@@ -112,6 +114,7 @@ impl Control {
         if let Some(publish) = request.publish {
             spec.publish = publish;
         }
+        spec.tuning = request.tuning.apply(&spec.name, spec.tuning)?;
         Ok(SetService {
             id,
             spec,
@@ -276,6 +279,7 @@ impl Control {
             ready_count: states.get(&BackendState::Ready).copied().unwrap_or(0),
             health: spec.health.clone(),
             backend_states: states,
+            tuning: spec.tuning,
         }
     }
 

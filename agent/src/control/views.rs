@@ -238,6 +238,7 @@ impl Control {
                 Scheduler::Maglev => weft_lb::Scheduler::Maglev,
             },
             backends: self.balanced_backends(spec.network, &spec.name),
+            idle_timeout: spec.tuning.idle_timeout(),
         }
     }
 

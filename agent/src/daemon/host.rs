@@ -229,8 +229,32 @@ impl Host {
         }
     }
 
+    /// Has the datapath end what was idle for too long.
+    fn expire(&self) {
+        let sandboxes = self.state.iter().flat_map(|state| &state.sandboxes);
+        for SandboxTables { sandbox, tables } in sandboxes {
+            let mut services = tables.iter().flat_map(|table| &table.services);
+            if services.all(|service| service.idle_timeout.is_none()) || !target::still_there(sandbox) {
+                continue;
+            }
+            let name = sandbox_name(sandbox);
+            let expired = Netns::open(&sandbox.path)
+                .map_err(|error| sentence(&error))
+                .and_then(|netns| {
+                    let expired = self.datapath.expire(&name, &netns, Instant::now());
+                    expired.map_err(|error| sentence(&error))
+                });
+            match expired {
+                Ok(0) => {}
+                Ok(count) => tracing::debug!(sandbox = name, count, "idle connections were ended"),
+                Err(error) => tracing::warn!(sandbox = name, %error, "idle connections are not ended"),
+            }
+        }
+    }
+
     /// Applies the state again if a sandbox that it names is gone, or if it is time to read back the kernel.
     fn look(&mut self) {
+        self.expire();
         let Some(state) = &self.state else { return };
         let gone = !vanished(state).is_empty();
         let due = self.read_back.elapsed() >= READ_BACK_EVERY;

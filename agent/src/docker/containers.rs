@@ -296,5 +296,6 @@ fn service_request(
         ports: ports.collect::<Result<_, _>>()?,
         health: health_check(labels)?,
         publish: Vec::new(),
+        tuning: Default::default(),
     })
 }

@@ -17,6 +17,7 @@ pub(super) struct Found {
     pub(super) fingerprint: String,
     pub(super) elements: BTreeMap<Key, String>,
     pub(super) chains: BTreeSet<String>,
+    pub(super) timeouts: BTreeSet<String>,
 }
 
 /// A table as it stands in the kernel.
@@ -62,6 +63,11 @@ fn read_table(nft: &Nft, table: &Table, chains: Vec<String>) -> Result<FoundTabl
     for chain in chains {
         if let Some(service) = service_of_chain(&chain) {
             services.entry(service).or_default().chains.insert(chain);
+        }
+    }
+    for timeout in nft.timeouts(table)? {
+        if let Some(service) = service_of_chain(&timeout) {
+            services.entry(service).or_default().timeouts.insert(timeout);
         }
     }
     let mut layout = false;

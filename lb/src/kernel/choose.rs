@@ -13,6 +13,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
+    time::Instant,
 };
 
 use weft_netlink::netns::Netns;
@@ -149,6 +150,10 @@ impl Datapath for OverNft {
     fn retain(&self, sandboxes: &BTreeSet<String>) -> Result<(), DatapathError> {
         self.settled().retain(|sandbox| sandboxes.contains(sandbox));
         self.current.retain(sandboxes)
+    }
+
+    fn expire(&self, sandbox: &str, netns: &Netns, now: Instant) -> Result<usize, DatapathError> {
+        self.current.expire(sandbox, netns, now)
     }
 
     fn resync(&self) {

@@ -8,17 +8,21 @@
 //!   chain refuse                 TCP reset, else port unreachable
 //!   chain svc-ID-tcp-80          the next slot: numgen counts through a map of backend addresses
 //!   chain svc-ID                 the same for the rest of the address, or refuse
+//!   ct timeout svc-ID-tcp-3600   for how long connections to a service may be idle, if it says so
 //! ```
 //!
 //! However many services there are, a packet asks at most two maps; and it is only asked the first packet of a
 //! connection. A change of a service touches its own chains and elements. The slots stand in a map that belongs to
 //! one rule; replacing the rule makes `numgen` start with the first slot again, on which least connection relies.
+//!
+//! Of TCP only what opens a connection gets a backend. What comes in the middle of one was forgotten, and is reset: its
+//! backend is not known any more.
 
 use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
 
 use weft_netlink::nft::{
     CT_NEW, Chain, ChainType, Datum, Element, Expr, Family, Hook, Kind, Load, Reg, Reject, Rule, Set,
-    SetData, Table, Transaction, Verdict, priority,
+    SetData, TCP_OPENING, TCP_SYN, Table, Timeout, TimeoutProtocol, Transaction, Verdict, priority,
 };
 use weft_types::{NetworkId, ServiceId};
 
@@ -156,7 +160,7 @@ fn port_chain(service: ServiceId, port: &PortMap) -> String {
     format!("{SERVICE_PREFIX}{service}-{}-{}", port.protocol, port.port)
 }
 
-/// The service to which a chain belongs.
+/// The service to which a chain or a time-out belongs.
 pub(super) fn service_of_chain(chain: &str) -> Option<ServiceId> {
     chain.strip_prefix(SERVICE_PREFIX)?.get(..32)?.parse().ok()
 }
@@ -190,6 +194,32 @@ pub(super) fn chains(service: &Service) -> Vec<String> {
     chains.sort();
     chains.dedup();
     chains
+}
+
+/// How long connections to a service may be idle, by protocol.
+pub(super) fn timeouts(service: &Service) -> Vec<Timeout> {
+    let Some(secs) = service.idle_secs() else {
+        return Vec::new();
+    };
+    let has = |protocol: &TimeoutProtocol| {
+        let of = |port: &PortMap| timeout_protocol(port.protocol) == *protocol;
+        service.ports.is_empty() || service.ports.iter().any(of)
+    };
+    let protocols = TimeoutProtocol::ALL.into_iter().filter(has);
+    protocols
+        .map(|protocol| Timeout {
+            name: format!("{SERVICE_PREFIX}{}-{}-{secs}", service.id, protocol.name()),
+            protocol,
+            secs,
+        })
+        .collect()
+}
+
+fn timeout_protocol(protocol: Protocol) -> TimeoutProtocol {
+    match protocol {
+        Protocol::Tcp => TimeoutProtocol::Tcp,
+        Protocol::Udp => TimeoutProtocol::Udp,
+    }
 }
 
 /// The addresses to translate to, one after the other, for IPv4 and IPv6.
@@ -383,6 +413,14 @@ pub(super) fn write_rules(
     for port in ports {
         let chain = port_chain(service.id, port);
         change.flush_chain(table, &chain);
+        if port.protocol == Protocol::Tcp {
+            change.add_rule(table, &chain, stale_tcp(Rule::new()));
+        }
+        for timeout in timeouts(service) {
+            if timeout.protocol == timeout_protocol(port.protocol) {
+                change.add_rule(table, &chain, Rule::new().then(Expr::Timeout(timeout.name)));
+            }
+        }
         let target = (port.port != port.target).then(|| port.target.get());
         for ipv6 in [false, true] {
             if !slots.of_version(ipv6).is_empty() {
@@ -394,6 +432,13 @@ pub(super) fn write_rules(
     }
     let chain = main_chain(service.id);
     change.flush_chain(table, &chain);
+    if service.ports.is_empty() && slots.side == Side::Client {
+        let tcp = Rule::new().equal(Load::L4Proto, Datum::Proto(protocol_number(Protocol::Tcp)));
+        change.add_rule(table, &chain, stale_tcp(tcp));
+        for timeout in timeouts(service) {
+            change.add_rule(table, &chain, Rule::new().then(Expr::Timeout(timeout.name)));
+        }
+    }
     let mut comment = Some(fingerprint);
     for ipv6 in [false, true] {
         // Nobody comes by this chain to an address that is not the service's alone.
@@ -420,6 +465,21 @@ pub(super) fn write_rules(
             last
         },
     );
+}
+
+/// Refuses what is in the middle of a connection.
+fn stale_tcp(tcp: Rule) -> Rule {
+    tcp.then(Expr::Load(Load::TcpFlags, Reg(0)))
+        .then(Expr::Mask {
+            reg: Reg(0),
+            mask: Datum::Bits(TCP_OPENING),
+        })
+        .then(Expr::Compare {
+            reg: Reg(0),
+            equal: false,
+            value: Datum::Bits(TCP_SYN),
+        })
+        .then(Expr::Verdict(Verdict::Goto(REFUSE_CHAIN.to_owned())))
 }
 
 fn goto_refuse() -> Rule {

@@ -17,7 +17,7 @@ use super::{
     flows::AllLoads,
     program::{
         Key, Side, Slots, add_elements, chains, delete_elements, elements, fingerprint, fnv, table_of,
-        write_rules, write_table,
+        timeouts, write_rules, write_table,
     },
     watch::Watch,
 };
@@ -322,6 +322,9 @@ fn sync_table(
             old.found.chains.iter().for_each(|chain| {
                 change.flush_chain(table, chain).delete_chain(table, chain);
             });
+            old.found.timeouts.iter().for_each(|name| {
+                change.delete_timeout(table, name);
+            });
         }
         batch.add(change)?;
     }
@@ -359,6 +362,12 @@ fn sync_table(
         for chain in new_chains.difference(&old.found.chains) {
             change.add_chain(table, Chain::regular(chain.clone()));
         }
+        let new_timeouts = timeouts(&service).into_iter().map(|timeout| {
+            let name = timeout.name.clone();
+            change.add_timeout(table, timeout);
+            name
+        });
+        let new_timeouts: BTreeSet<String> = new_timeouts.collect();
         let slots = slots(&service, loads, (seed, side));
         write_rules(&mut change, table, &service, &slots, &mark);
         let before = std::mem::take(&mut old.found);
@@ -372,6 +381,9 @@ fn sync_table(
         for chain in before.chains.difference(&new_chains) {
             change.flush_chain(table, chain).delete_chain(table, chain);
         }
+        for name in before.timeouts.difference(&new_timeouts) {
+            change.delete_timeout(table, name);
+        }
         batch.add(change)?;
         outcome.written.changed += 1;
         *old = Installed {
@@ -379,6 +391,7 @@ fn sync_table(
                 fingerprint: mark,
                 elements: new_elements,
                 chains: new_chains,
+                timeouts: new_timeouts,
             },
             service: Some(service),
             slots: Some(slots),

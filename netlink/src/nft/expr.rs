@@ -1,11 +1,12 @@
 //! The expressions of a rule: what they are called, how the kernel reads them, how a person does.
 
-use std::{fmt, net::IpAddr};
+use std::fmt;
 
 use super::{
     model::{Datum, Family, Verdict},
     nfnl::Attrs,
     set::SetRef,
+    timeout::OBJECT_TIMEOUT,
 };
 
 /// `NFT_FIB_RESULT_ADDRTYPE` and `NFTA_FIB_F_DADDR`
@@ -48,6 +49,8 @@ pub enum Load {
     Ip6Daddr,
     /// TCP or UDP destination port.
     Dport,
+    /// The flags of a TCP header, such as [`TCP_SYN`].
+    TcpFlags,
     /// State of the tracked connection, such as [`CT_NEW`]. A rule that asks for it, whether it is reached
     /// or not, has the kernel track connections in this namespace.
     CtState,
@@ -60,6 +63,12 @@ pub const CT_NEW: u32 = 1 << 3;
 
 /// An address of this namespace itself, as [`Load::DaddrKind`] reads it (`RTN_LOCAL`).
 pub const FIB_LOCAL: u32 = libc::RTN_LOCAL as u32;
+
+/// The flags of a first packet among those of [`TCP_OPENING`], as [`Load::TcpFlags`] reads them.
+pub const TCP_SYN: u8 = 1 << 1;
+
+/// The flags that tell the packet that opens a TCP connection from all later ones: FIN, SYN, RST, ACK.
+pub const TCP_OPENING: u8 = 1 | TCP_SYN | 1 << 2 | 1 << 4;
 
 enum Source {
     Meta(i32),
@@ -89,6 +98,7 @@ impl Load {
             Self::Ip6Saddr => network(8, 16),
             Self::Ip6Daddr => network(24, 16),
             Self::Dport => transport(2, 2),
+            Self::TcpFlags => transport(13, 1),
             Self::CtState => Source::Ct(libc::NFT_CT_STATE),
             Self::DaddrKind => Source::Fib,
         }
@@ -104,6 +114,7 @@ impl Load {
             Self::Ip6Saddr => "ip6 saddr",
             Self::Ip6Daddr => "ip6 daddr",
             Self::Dport => "dport",
+            Self::TcpFlags => "tcp flags",
             Self::CtState => "ct state",
             Self::DaddrKind => "fib daddr type",
         }
@@ -138,12 +149,12 @@ pub enum Expr {
         /// The value.
         value: Datum,
     },
-    /// Clears the bits of an address beyond a prefix.
+    /// Clears the bits of a value that are not in the mask.
     Mask {
         /// The register.
         reg: Reg,
-        /// A mask of the address's length, as an address.
-        mask: IpAddr,
+        /// A mask of the value's kind and length.
+        mask: Datum,
     },
     /// Goes on if the key (or not, `invert`) is in the set; with `to`, the map's value is put there.
     Lookup {
@@ -213,6 +224,10 @@ pub enum Expr {
     Reject(Reject),
     /// Counts packets and bytes.
     Counter,
+    /// Has a connection that begins with this packet be forgotten when it was idle for as long as the named policy of the
+    /// table says; see [`Transaction::add_timeout`](super::Transaction::add_timeout). Connections of other protocols go on
+    /// untouched.
+    Timeout(String),
     /// Ends the rule.
     Verdict(Verdict),
 }
@@ -262,6 +277,7 @@ impl Expr {
             Self::Notrack => "notrack",
             Self::Reject(_) => "reject",
             Self::Counter => "counter",
+            Self::Timeout(_) => "objref",
         }
     }
 
@@ -300,7 +316,7 @@ impl Expr {
             }
             // NFTA_BITWISE_SREG, _DREG, _LEN, _MASK, _XOR
             Self::Mask { reg, mask } => {
-                let mask = Datum::from(*mask).bytes();
+                let mask = mask.bytes();
                 data.u32(1, reg.number());
                 data.u32(2, reg.number());
                 data.u32(3, mask.len() as u32);
@@ -365,6 +381,11 @@ impl Expr {
             Self::Reject(Reject::PortUnreachable) => {
                 data.u32(1, libc::NFT_REJECT_ICMPX_UNREACH as u32);
                 data.bytes(2, &[libc::NFT_REJECT_ICMPX_PORT_UNREACH as u8]);
+            }
+            // NFTA_OBJREF_IMM_TYPE, _IMM_NAME
+            Self::Timeout(name) => {
+                data.u32(1, OBJECT_TIMEOUT);
+                data.string(2, name);
             }
             Self::Version { .. } | Self::Masquerade | Self::Notrack | Self::Counter => {}
         }
@@ -463,6 +484,7 @@ impl fmt::Display for Expr {
             Self::Reject(Reject::TcpReset) => f.write_str("reject with tcp reset"),
             Self::Reject(Reject::PortUnreachable) => f.write_str("reject with port unreachable"),
             Self::Counter => f.write_str("counter"),
+            Self::Timeout(name) => write!(f, "ct timeout {name}"),
             Self::Verdict(verdict) => write!(f, "{verdict}"),
         }
     }

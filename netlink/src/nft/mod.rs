@@ -34,6 +34,7 @@ pub(crate) mod nfnl;
 mod read;
 mod rule;
 mod set;
+mod timeout;
 mod transaction;
 
 #[cfg(test)]
@@ -41,11 +42,12 @@ mod tests;
 
 use std::io;
 
-pub use expr::{CT_NEW, Expr, FIB_LOCAL, Load, Reg, Reject};
+pub use expr::{CT_NEW, Expr, FIB_LOCAL, Load, Reg, Reject, TCP_OPENING, TCP_SYN};
 pub use model::{Chain, ChainType, Datum, Family, Hook, Kind, Table, Verdict};
 pub use read::Installed;
 pub use rule::Rule;
 pub use set::{Element, Set, SetData, SetRef};
+pub use timeout::{Timeout, TimeoutProtocol};
 pub use transaction::Transaction;
 
 use nfnl::NfSocket;

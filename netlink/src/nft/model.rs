@@ -208,6 +208,8 @@ pub enum Datum {
     Addr6(Ipv6Addr),
     /// A transport protocol (`IPPROTO_…`).
     Proto(u8),
+    /// Bits of one byte, such as TCP flags.
+    Bits(u8),
     /// A port.
     Port(u16),
     /// A number in the kernel's own byte order, such as `numgen` makes.
@@ -221,7 +223,7 @@ impl Datum {
         match self {
             Self::Addr4(addr) => addr.octets().to_vec(),
             Self::Addr6(addr) => addr.octets().to_vec(),
-            Self::Proto(proto) => vec![*proto],
+            Self::Proto(byte) | Self::Bits(byte) => vec![*byte],
             Self::Port(number) => number.to_be_bytes().to_vec(),
             Self::Number(number) => number.to_ne_bytes().to_vec(),
             Self::Ifname(name) => {
@@ -266,6 +268,7 @@ impl fmt::Display for Datum {
                 libc::IPPROTO_ICMPV6 => f.write_str("icmpv6"),
                 other => write!(f, "{other}"),
             },
+            Self::Bits(bits) => write!(f, "{bits:#04x}"),
             Self::Port(number) => write!(f, "{number}"),
             Self::Number(number) => write!(f, "{number}"),
             Self::Ifname(name) => write!(f, "\"{name}\""),

@@ -5,6 +5,7 @@ use std::io;
 use super::{
     Family, Nft, NftError, Table,
     nfnl::{DUMP, Messages, attribute, attributes, number, text},
+    timeout::OBJECT_TIMEOUT,
     transaction::message_type,
 };
 
@@ -40,6 +41,16 @@ impl Nft {
         // NFTA_CHAIN_TABLE, _NAME. The kernel does not filter chains by table.
         self.dump("chains", table.family, libc::NFT_MSG_GETCHAIN, None, |attrs| {
             (text(attrs, 1)? == table.name).then(|| text(attrs, 3))?
+        })
+    }
+
+    /// The names of a table's time-out policies; none if there is no such table.
+    pub fn timeouts(&self, table: &Table) -> Result<Vec<String>, NftError> {
+        // NFTA_OBJ_TABLE, _NAME, _TYPE
+        let within = Some((table, None));
+        self.dump("objects", table.family, libc::NFT_MSG_GETOBJ, within, |attrs| {
+            let is_ours = text(attrs, 1)? == table.name && number(attrs, 3)? == OBJECT_TIMEOUT;
+            is_ours.then(|| text(attrs, 2))?
         })
     }
 

@@ -74,7 +74,10 @@ impl Rule {
         };
         self.then(Expr::Version { ipv6: addr.is_ipv6() })
             .then(Expr::Load(load, Reg(0)))
-            .then(Expr::Mask { reg: Reg(0), mask })
+            .then(Expr::Mask {
+                reg: Reg(0),
+                mask: mask.into(),
+            })
             .then(Expr::Compare {
                 reg: Reg(0),
                 equal: true,

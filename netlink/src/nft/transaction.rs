@@ -8,6 +8,7 @@ use super::{
     nfnl::{ACK, APPEND, Attrs, CREATE, Messages},
     rule::Rule,
     set::{Element, ElementData, Set, SetData, SetRef},
+    timeout::{OBJECT_TIMEOUT, Timeout},
 };
 
 /// Keeps every nest of elements far below the 64 KiB of a netlink attribute.
@@ -24,6 +25,8 @@ pub struct Transaction {
 enum Op {
     AddTable(Table),
     DeleteTable(Table),
+    AddTimeout(Table, Timeout),
+    DeleteTimeout(Table, String),
     AddChain(Table, Chain),
     FlushChain(Table, String),
     DeleteChain(Table, String),
@@ -54,6 +57,17 @@ impl Transaction {
         // Kernels before 6.3 know no "delete if there"; adding it first comes to the same.
         self.push(Op::AddTable(table.clone()))
             .push(Op::DeleteTable(table.clone()))
+    }
+
+    /// Adds a policy, if it is not there.
+    pub fn add_timeout(&mut self, table: &Table, timeout: Timeout) -> &mut Self {
+        self.push(Op::AddTimeout(table.clone(), timeout))
+    }
+
+    /// Deletes a policy that no rule names any more. Connections that began under it have the namespace's own time from
+    /// their next packet on.
+    pub fn delete_timeout(&mut self, table: &Table, name: &str) -> &mut Self {
+        self.push(Op::DeleteTimeout(table.clone(), name.to_owned()))
     }
 
     /// Adds a chain, if it is not there.
@@ -178,6 +192,8 @@ impl fmt::Display for Op {
         match self {
             Self::AddTable(table) => write!(f, "add table {table}"),
             Self::DeleteTable(table) => write!(f, "delete table {table}"),
+            Self::AddTimeout(table, timeout) => write!(f, "add timeout {table} {timeout}"),
+            Self::DeleteTimeout(table, name) => write!(f, "delete timeout {table} {name}"),
             Self::AddChain(table, chain) => write!(f, "add chain {table} {chain}"),
             Self::FlushChain(table, chain) => write!(f, "flush chain {table} {chain}"),
             Self::DeleteChain(table, chain) => write!(f, "delete chain {table} {chain}"),
@@ -211,6 +227,18 @@ impl Op {
                     m.string(1, &table.name)
                 });
             }
+            // NFTA_OBJ_TABLE, _NAME, _TYPE
+            Self::AddTimeout(table, timeout) => {
+                push(batch, libc::NFT_MSG_NEWOBJ, flags | CREATE, table, |m| {
+                    m.string(1, &table.name);
+                    timeout.encode(m);
+                });
+            }
+            Self::DeleteTimeout(table, name) => push(batch, libc::NFT_MSG_DELOBJ, flags, table, |m| {
+                m.string(1, &table.name);
+                m.string(2, name);
+                m.u32(3, OBJECT_TIMEOUT);
+            }),
             Self::AddChain(table, chain) => {
                 push(batch, libc::NFT_MSG_NEWCHAIN, flags | CREATE, table, |m| {
                     encode_chain(m, table, chain)

@@ -53,7 +53,7 @@ pub(super) fn host(ports: &HostPorts) -> Transaction {
             .then(Expr::Load(Load::Ip4Daddr, Reg(0)))
             .then(Expr::Mask {
                 reg: Reg(0),
-                mask: Ipv4Addr::new(255, 0, 0, 0).into(),
+                mask: Datum::Addr4(Ipv4Addr::new(255, 0, 0, 0)),
             })
             .then(Expr::Compare {
                 reg: Reg(0),
@@ -68,7 +68,10 @@ pub(super) fn host(ports: &HostPorts) -> Transaction {
         let rule = Rule::new()
             .then(Expr::Version { ipv6: ends.is_ipv6() })
             .then(Expr::Load(load, Reg(0)))
-            .then(Expr::Mask { reg: Reg(0), mask })
+            .then(Expr::Mask {
+                reg: Reg(0),
+                mask: mask.into(),
+            })
             .then(Expr::Compare {
                 reg: Reg(0),
                 equal: true,

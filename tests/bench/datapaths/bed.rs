@@ -156,6 +156,7 @@ pub fn tables(scheduler: Scheduler) -> Vec<ClientTable> {
         vips: vec![VIP.into()],
         ports: Vec::new(),
         scheduler,
+        idle_timeout: None,
         backends: backends.collect(),
     };
     vec![ClientTable {

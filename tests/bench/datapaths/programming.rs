@@ -78,6 +78,7 @@ fn tables() -> Vec<ClientTable> {
             vips: vec![IpAddr::from([10, 10, high, low])],
             ports: vec![port.clone()],
             scheduler: Scheduler::RoundRobin,
+            idle_timeout: None,
             backends: backends.clone(),
         }
     };

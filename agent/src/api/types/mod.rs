@@ -23,6 +23,7 @@ mod port;
 mod publish;
 mod service;
 mod status;
+mod tuning;
 
 pub use cluster::*;
 pub use drain::*;
@@ -34,6 +35,7 @@ pub use port::{ParsePortError, Protocol, ServicePort};
 pub use publish::{ParsePublishError, PublishMode, PublishedPort};
 pub use service::*;
 pub use status::*;
+pub use tuning::Tuning;
 
 use super::ApiError;
 

@@ -5,7 +5,7 @@ use weft_types::{EndpointId, NetworkId, NodeId, ServiceId};
 
 use crate::api::Timestamp;
 
-use super::{ClientConnections, HealthCheck, HealthUpdate, PublishedPort, ServicePort, Unconfirmed};
+use super::{ClientConnections, HealthCheck, HealthUpdate, PublishedPort, ServicePort, Tuning, Unconfirmed};
 
 /// How a service chooses the backend of a new connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -66,6 +66,9 @@ pub struct ServiceCreateRequest {
     /// Ports of the hosts that lead to it. A port of a host leads to one service of the cluster.
     #[serde(default)]
     pub publish: Vec<PublishedPort>,
+    /// How it treats connections.
+    #[serde(default)]
+    pub tuning: Tuning,
 }
 
 /// `PATCH /v1/services/{ref}`: change a service while it is in use. What is not given stays.
@@ -87,6 +90,8 @@ pub struct ServiceUpdateRequest {
     /// All ports of the hosts that lead to it from now on; empty for none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub publish: Option<Vec<PublishedPort>>,
+    /// How it treats connections from now on.
+    pub tuning: Tuning,
 }
 
 /// The query of every request under `/v1/services`.
@@ -127,6 +132,8 @@ pub struct ServiceSummary {
     pub health: Option<HealthCheck>,
     /// How many of its backends are in each state; states that none is in are left out.
     pub backend_states: BTreeMap<BackendState, u32>,
+    /// How it treats connections.
+    pub tuning: Tuning,
 }
 
 /// A service that was made or changed: what `POST` and `PATCH` answer.

@@ -10,6 +10,7 @@ pub(super) mod node;
 pub(super) mod service;
 pub(super) mod status;
 pub(super) mod token;
+mod tuning;
 
 /// Reads `KEY=VALUE`.
 fn key_value(text: &str) -> Result<(String, String), String> {

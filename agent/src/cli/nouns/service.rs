@@ -1,6 +1,9 @@
 use clap::{ArgGroup, Args, Subcommand};
 
-use super::health::{HealthArgs, HealthUpdateArgs, states};
+use super::{
+    health::{HealthArgs, HealthUpdateArgs, states},
+    tuning::{TuningArgs, idle_timeout},
+};
 use crate::{
     api::types::{
         Backend, EndpointActivateRequest, EndpointDrainRequest, EndpointMode, HealthCheck, PublishedPort,
@@ -46,6 +49,7 @@ Examples:
   weft service create --network app --port 80 --health http=/ready --interval 2s shop
   weft service update --lb lc web
   weft service update --publish 53:53/udp --publish 53:53,mode=host dns
+  weft service update --idle-timeout 1h web           (a silent connection is reset after an hour)
   weft service update --health tcp web                (--health none: no check any more)
   weft service inspect web
   weft service drain web-1 --grace 1m                 (then stop it: no request is lost)
@@ -78,6 +82,8 @@ pub(in crate::cli) struct CreateArgs {
     /// A port that is open on every host of the cluster, and the port of the service it leads to
     #[arg(long, value_name = "[IP:]HOSTPORT:PORT[/PROTO][,mode=host]")]
     publish: Vec<PublishedPort>,
+    #[command(flatten)]
+    tuning: TuningArgs,
 }
 
 /// What `weft service ls` takes.
@@ -102,7 +108,7 @@ pub(in crate::cli) struct InspectArgs {
 
 /// What `weft service update` takes.
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("change").args(["scheduler", "endpoint_mode", "ports", "publish", "unpublish", "health", "interval", "timeout", "retries", "start_period"]).required(true).multiple(true)))]
+#[command(group(ArgGroup::new("change").args(["scheduler", "endpoint_mode", "ports", "publish", "unpublish", "health", "interval", "timeout", "retries", "start_period", "idle_timeout"]).required(true).multiple(true)))]
 pub(in crate::cli) struct UpdateArgs {
     /// Its name, id or the beginning of its id
     service: String,
@@ -129,6 +135,8 @@ pub(in crate::cli) struct UpdateArgs {
     /// Close all ports of the hosts that lead to it
     #[arg(long)]
     unpublish: bool,
+    #[command(flatten)]
+    tuning: TuningArgs,
 }
 
 /// What `weft service rm` takes.
@@ -183,6 +191,7 @@ pub(in crate::cli) fn run(session: &Session, command: ServiceCommand) -> Result<
                 endpoint_mode: args.endpoint_mode,
                 ports: args.ports,
                 publish: args.publish,
+                tuning: args.tuning.change(),
             };
             let doing = format!("making service {}", request.name);
             let answer = session.ask(&doing, async |client| client.service_create(&request).await)?;
@@ -215,6 +224,7 @@ pub(in crate::cli) fn run(session: &Session, command: ServiceCommand) -> Result<
                 ports: Some(args.ports).filter(|ports| !ports.is_empty()),
                 health: args.health.update(),
                 publish: Some(args.publish).filter(|publish| args.unpublish || !publish.is_empty()),
+                tuning: args.tuning.change(),
             };
             let doing = format!("changing service {}", args.service);
             let network = args.which.network.as_deref();
@@ -371,6 +381,7 @@ fn show(service: &ServiceDetail) -> String {
         .add("ports", ports(&service.summary.ports))
         .add("published", join(&service.summary.published))
         .add("health", health(service.summary.health.as_ref()))
+        .add("idle time-out", idle_timeout(&service.summary.tuning))
         .add("made", format!("on node {}", service.created_by.short()));
     let mut backends = Table::new([
         "ENDPOINT",

@@ -101,6 +101,8 @@ pub(super) mod vip {
     /// 0: as it is.
     pub(in super::super) const TARGET: i16 = 16;
     pub(in super::super) const REFUSE: i16 = 18;
+    /// After so many seconds of silence a conversation of datagrams may go on at another backend; 0: `FLOW_IDLE_SECS`.
+    pub(in super::super) const IDLE: i16 = 20;
     pub(in super::super) const LEN: usize = 24;
 }
 
@@ -219,6 +221,8 @@ pub(super) struct VipEntry {
     pub(super) service: ServiceId,
     pub(super) target: Option<u16>,
     pub(super) refuse: bool,
+    /// In seconds; 0 is the default.
+    pub(super) idle: u32,
 }
 
 /// A value of `services`.
@@ -272,6 +276,7 @@ impl VipEntry {
             &self.target.unwrap_or_default().to_be_bytes(),
         );
         put(&mut bytes, vip::REFUSE, &[u8::from(self.refuse)]);
+        put(&mut bytes, vip::IDLE, &self.idle.to_ne_bytes());
         bytes
     }
 
@@ -281,6 +286,7 @@ impl VipEntry {
             service: ServiceId(take(bytes, vip::SERVICE)),
             target: (target != 0).then_some(target),
             refuse: take(bytes, vip::REFUSE) != [0],
+            idle: u32::from_ne_bytes(take(bytes, vip::IDLE)),
         }
     }
 }

@@ -30,7 +30,7 @@ use std::{
     os::fd::AsFd,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use weft_netlink::{
@@ -47,7 +47,7 @@ use self::{
     table::{Maps, Table, TableError},
 };
 use super::{Failure, program::fnv};
-use crate::{ClientTable, Datapath, DatapathError, Written};
+use crate::{ClientTable, Datapath, DatapathError, Service, Written};
 
 /// The protocol number of our routes (`ip route` shows `proto 119`), as everywhere in Weft.
 const ROUTE_PROTOCOL: u8 = 119;
@@ -101,6 +101,8 @@ struct Sandbox {
     looked: u64,
     /// What it was last given, if all of that is there.
     synced: Option<Vec<ClientTable>>,
+    /// When its sockets were last looked through for such as were idle for too long.
+    expired: Option<Instant>,
 }
 
 impl EbpfDatapath {
@@ -260,6 +262,11 @@ impl Datapath for EbpfDatapath {
         ))
     }
 
+    fn expire(&self, sandbox: &str, netns: &Netns, now: Instant) -> Result<usize, DatapathError> {
+        let closed = self.lock().expire(sandbox, netns, now);
+        closed.map_err(DatapathError::of("end idle connections", sandbox))
+    }
+
     fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {
         let mut state = self.lock();
         state.table().ok()?;
@@ -323,6 +330,7 @@ impl State {
             routes: None,
             looked: 0,
             synced: None,
+            expired: None,
         };
         self.sandboxes.insert(name.to_owned(), sandbox);
         Ok(cookie)
@@ -401,6 +409,42 @@ impl State {
         }
     }
 
+    /// Closes the TCP sockets that were idle for longer than their service allows, and says how many. A tenth of the
+    /// shortest limit is how much too late that may be.
+    fn expire(&mut self, name: &str, netns: &Netns, now: Instant) -> Result<usize, Failure> {
+        let Some(table) = &self.table else { return Ok(0) };
+        let Some(sandbox) = self.sandboxes.get_mut(name) else {
+            return Ok(0);
+        };
+        let tables = sandbox.synced.iter().flatten();
+        let services = tables.flat_map(|table| &table.services);
+        let Some(shortest) = services.filter_map(Service::idle_secs).min() else {
+            return Ok(0);
+        };
+        let every = Duration::from_secs(shortest.into()) / 10;
+        if sandbox
+            .expired
+            .is_some_and(|last| now.saturating_duration_since(last) < every)
+        {
+            return Ok(0);
+        }
+        sandbox.expired = Some(now);
+        let limits = table.idle_limits();
+        let diag = netns.run(Diag::open)??;
+        let mut closed = 0;
+        for socket in diag.connected(self.maps.of(MapId::Sockets), true)? {
+            let stored = socket.stored.as_deref().and_then(SocketEntry::decode);
+            let limit = stored
+                .filter(|stored| {
+                    stored.peer == socket.peer && table.living().get(&stored.number) == Some(&stored.tag)
+                })
+                .and_then(|stored| limits.get(&stored.number));
+            let is_over = limit.zip(socket.idle).is_some_and(|(limit, idle)| idle >= *limit);
+            closed += usize::from(is_over && diag.close(&socket)?);
+        }
+        Ok(closed)
+    }
+
     /// Closes the sockets whose backend is down or gone, and says how many.
     fn cut(&mut self, name: &str, netns: &Netns) -> Result<usize, Failure> {
         self.table()?;
@@ -418,7 +462,7 @@ impl State {
         let close = || -> Result<usize, Failure> {
             let diag = netns.run(Diag::open)??;
             let mut cut = 0;
-            for socket in diag.connected(sockets)? {
+            for socket in diag.connected(sockets, false)? {
                 let backend = match socket.transport {
                     Transport::Tcp => socket.stored.as_deref().and_then(SocketEntry::decode),
                     // What is kept with datagram sockets is not shown.

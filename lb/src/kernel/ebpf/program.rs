@@ -31,7 +31,7 @@ mod addr {
 const TCP: i32 = 6;
 const UDP: i32 = 17;
 /// A conversation of datagrams that pauses for longer may go on at another backend.
-const FLOW_IDLE_NANOS: u64 = 60_000_000_000;
+const FLOW_IDLE_SECS: i32 = 60;
 // The stack frame, from its end.
 const COOKIE: i16 = -8;
 const VIP_KEY: i16 = -40;
@@ -242,6 +242,7 @@ fn find_vip(a: &mut Asm, not_ours: Label) {
 
 /// Goes on with the backend that this socket's datagrams to this address go to.
 fn resume_flow(a: &mut Asm, choose: Label, apply: Label) {
+    let limit = a.label();
     a.set(R1, R6)
         .call(Helper::GetSocketCookie)
         .store(D, R10, FLOW_KEY + flow::KEY_COOKIE, R0);
@@ -259,8 +260,12 @@ fn resume_flow(a: &mut Asm, choose: Label, apply: Label) {
     a.jump_if(Equal, R0, 0, choose)
         .set(R7, R0)
         .call(Helper::KtimeGetNs)
+        .load(W, R2, R8, vip::IDLE)
+        .jump_if(NotEqual, R2, 0, limit)
+        .set(R2, FLOW_IDLE_SECS)
+        .bind(limit)
+        .calc(Mul, R2, 1_000_000_000)
         .load(D, R1, R7, flow::SEEN)
-        .set_wide(R2, FLOW_IDLE_NANOS)
         .calc(Add, R1, R2)
         .jump_if(Greater, R0, R1, choose)
         .store(D, R7, flow::SEEN, R0)

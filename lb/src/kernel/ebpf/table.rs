@@ -5,7 +5,7 @@ use std::{
     fmt::Write as _,
     hash::{BuildHasher, RandomState},
     net::IpAddr,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use weft_netlink::bpf::{BpfError, Map};
@@ -267,6 +267,16 @@ impl Table {
         &self.tags
     }
 
+    /// How long a connection may be idle, by the number of its backend, as far as services say so.
+    pub(super) fn idle_limits(&self) -> HashMap<u32, Duration> {
+        let limited = self.services.values().filter_map(|installed| {
+            let idle = installed.service.as_ref()?.idle_secs()?;
+            let numbers = installed.backends.values().map(|(number, _)| *number);
+            Some(numbers.map(move |number| (number, Duration::from_secs(idle.into()))))
+        });
+        limited.flatten().collect()
+    }
+
     /// Open connections by backend.
     pub(super) fn open(&self, maps: &Maps, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {
         let installed = self.services.get(&service)?;
@@ -511,6 +521,7 @@ fn keys(view: u64, service: &Service, vips: &[IpAddr]) -> impl Iterator<Item = (
             target: None,
             // With ports of its own a service refuses the others.
             refuse: !service.ports.is_empty(),
+            idle: service.idle_secs().unwrap_or(0),
         };
         let ports = service.ports.iter().map(move |port| {
             let key = Some((protocol_number(port.protocol), port.port.get()));

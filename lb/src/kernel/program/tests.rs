@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use weft_types::EndpointId;
 
 use super::*;
@@ -16,6 +18,7 @@ fn service() -> Service {
         ports: vec![PortMap::tcp(80, 8080), PortMap::udp(53, 53)],
         scheduler: Scheduler::RoundRobin,
         backends: vec![backend(2), backend(1)],
+        idle_timeout: None,
     }
 }
 
@@ -59,6 +62,7 @@ add rule TABLE svc-ID-udp-53 ip; r0 = numgen inc mod 2; r4 = @#1[r0]; dnat ip to
 add rule TABLE svc-ID-udp-53 ip; r4 = 10.0.0.1; dnat ip to r4
 add rule TABLE svc-ID-udp-53 goto refuse
 flush chain TABLE svc-ID-tcp-80
+add rule TABLE svc-ID-tcp-80 r0 = tcp flags; r0 &= 0x17; r0 != 0x02; goto refuse
 add set TABLE @#2 { type mark : ipv4_addr; }
 add elements TABLE @#2
   0 : 10.0.0.1
@@ -97,6 +101,41 @@ fn one_backend_needs_no_map_and_none_refuses() {
 }
 
 #[test]
+fn idle_time_is_said_of_each_protocol_before_a_backend_is_chosen() {
+    let mut service = service();
+    service.backends.pop();
+    service.idle_timeout = Some(Duration::from_millis(90_700));
+    let rules = |text: &str| -> Vec<String> {
+        let rules = text.lines().filter(|line| line.contains("timeout"));
+        rules.map(str::to_owned).collect()
+    };
+    assert_eq!(
+        rules(&text(&service)),
+        [
+            "add rule TABLE svc-ID-udp-53 ct timeout svc-ID-udp-90",
+            "add rule TABLE svc-ID-tcp-80 ct timeout svc-ID-tcp-90",
+        ]
+    );
+    service.ports.truncate(1);
+    let names = |service: &Service| {
+        timeouts(service)
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        names(&service),
+        [format!("svc-{}-tcp-90 {{ protocol tcp; idle 90s; }}", service.id)]
+    );
+    service.ports.clear();
+    assert_eq!(names(&service).len(), 2);
+    let text = text(&service);
+    let at = |what: &str| text.find(what).unwrap();
+    assert!(at("r0 == tcp; r0 = tcp flags") < at("ct timeout svc-ID-tcp-90"));
+    assert!(at("ct timeout svc-ID-udp-90") < at("dnat"));
+}
+
+#[test]
 fn the_fingerprint_changes_with_what_is_written_and_with_nothing_else() {
     let base = service();
     let print = fingerprint(&base, 0, Side::Client);
@@ -108,7 +147,8 @@ fn the_fingerprint_changes_with_what_is_written_and_with_nothing_else() {
     });
     same.ports.reverse();
     assert_eq!(fingerprint(&same, 0, Side::Client), print);
-    let changes: [fn(&mut Service); 6] = [
+    let changes: [fn(&mut Service); 7] = [
+        |s| s.idle_timeout = Some(Duration::from_secs(60)),
         |s| s.vips.push(IpAddr::from([10, 0, 0, 101])),
         |s| s.vips = vec!["fd00::100".parse().unwrap()],
         |s| s.ports[0].target = s.ports[0].port,
@@ -163,6 +203,7 @@ fn who_comes_in_finds_ports_only_and_under_maglev_a_backend_by_its_own_address()
     assert_eq!(
         rules,
         [
+            "add rule TABLE svc-ID-tcp-80 r0 = tcp flags; r0 &= 0x17; r0 != 0x02; goto refuse",
             "add rule TABLE svc-ID-tcp-80 ip; r4 = ip saddr; r0 = hash r4 mod 1021; r4 = @#1[r0]; r8 = 8080; \
              dnat ip to r4 port r8",
             "add rule TABLE svc-ID-tcp-80 ip; r4 = 10.0.0.2; r8 = 8080; dnat ip to r4 port r8",

@@ -219,6 +219,7 @@ pub(in crate::kernel) fn service(scheduler: Scheduler) -> Service {
         ports: vec![],
         scheduler,
         backends: [1, 2, 3].map(backend).to_vec(),
+        idle_timeout: None,
     }
 }
 

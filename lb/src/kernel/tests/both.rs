@@ -82,6 +82,8 @@ macro_rules! scenarios {
     };
 }
 
+mod idle;
+
 scenarios! {
     round_robin_spreads_calls_exactly_and_keeps_the_clients_address
     weights_are_kept

@@ -1,0 +1,44 @@
+//! The flags about how a service treats connections, and how that is shown.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::api::types::Tuning;
+
+#[derive(Debug, Args)]
+pub(super) struct TuningArgs {
+    /// Forget a connection that was silent for so long, and reset it when it next speaks; none for the default: TCP five
+    /// days or for ever, UDP 30 to 120 seconds, by the host's datapath
+    #[arg(long, value_name = "TIME", value_parser = secs)]
+    idle_timeout: Option<u32>,
+}
+
+fn secs(text: &str) -> Result<u32, String> {
+    if text == "none" {
+        return Ok(0);
+    }
+    let time = humantime::parse_duration(text).ok().map(|time| time.as_secs());
+    time.and_then(|secs| u32::try_from(secs).ok())
+        .filter(|secs| *secs > 0)
+        .ok_or_else(|| "expected a time of at least 1s, such as 90s, 1h or 2days, or none".to_owned())
+}
+
+impl TuningArgs {
+    /// The change that the flags ask for.
+    pub(super) fn change(&self) -> Tuning {
+        Tuning {
+            idle_timeout_secs: self.idle_timeout,
+        }
+    }
+}
+
+/// What a service says of idle connections.
+pub(super) fn idle_timeout(tuning: &Tuning) -> String {
+    let of_datapath = || "the datapath's own".to_owned();
+    tuning.idle_timeout().map_or_else(of_datapath, shown)
+}
+
+fn shown(time: Duration) -> String {
+    humantime::format_duration(time).to_string()
+}
