@@ -32,8 +32,9 @@
 //! # Serving it
 //!
 //! [`Server::spawn`] takes sockets that are bound already, because they live in a network's namespace, and
-//! a function that tells who has an address. Datagrams are answered one after the other in one task, where
-//! an answer takes a few microseconds; only forwarding waits, in tasks of its own. Everything is bounded:
+//! a function that tells who has an address. Datagrams are taken, answered and sent by up to 64 at a time in one
+//! task, since an answer takes a microsecond and a datagram of its own several in the kernel; only forwarding
+//! waits, in tasks of its own. Everything is bounded:
 //!
 //! | what | bound | beyond it |
 //! | --- | --- | --- |
@@ -41,6 +42,7 @@
 //! | a datagram | 512 bytes, with EDNS up to 1,232 | truncated, asked again over TCP |
 //! | a message over TCP | 64 KiB: about 1,100 AAAA records of `tasks.web` | a random choice |
 //! | a question | 4,096 bytes | the connection is closed, the datagram is malformed |
+//! | datagrams of one address while the queue is never empty | 128 of 1,024 | dropped and counted |
 //! | TCP connections of a server | 128 | the oldest idle one is closed and counted |
 //! | TCP connections of one address | 8 | closed at once and counted |
 //! | one question or reply on a connection | 5 s | closed |

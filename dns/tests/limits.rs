@@ -2,10 +2,13 @@
 
 mod support;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use proptest::{collection::vec, prelude::*, strategy::ValueTree, test_runner::TestRunner};
-use support::{Running, nobody, start};
+use support::{Running, nobody, serve, sockets, start};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream, UdpSocket},
@@ -197,6 +200,44 @@ async fn garbage_datagrams_do_not_disturb() {
     }
     assert_eq!(running.dig("one +short").await, "10.32.0.11");
     assert!(running.server.counts().malformed > 100);
+}
+
+#[tokio::test]
+async fn a_flood_of_one_client_costs_another_none_of_its_answers() {
+    let sockets = sockets();
+    let server = sockets.0.local_addr().unwrap();
+    let client = |last| {
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::new(127, 0, 0, last), 0)).unwrap();
+        socket.connect(server).unwrap();
+        socket
+    };
+    let (flood, quiet) = (client(1), client(3));
+    // All of it is in the queue before the server sees the first. The quiet client comes last.
+    for _ in 0..200 {
+        flood.send(&QUESTION[2..]).unwrap();
+    }
+    for _ in 0..5 {
+        quiet.send(&QUESTION[2..]).unwrap();
+    }
+    let running = serve(sockets, nobody());
+    let answers = async |socket: std::net::UdpSocket, count: usize| {
+        socket.set_nonblocking(true).unwrap();
+        let socket = UdpSocket::from_std(socket).unwrap();
+        let mut buffer = [0; 512];
+        for _ in 0..count {
+            let reply = tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut buffer));
+            reply.await.expect("an answer").unwrap();
+        }
+        socket
+    };
+    let _quiet = answers(quiet, 5).await;
+    // Replies are sent in the order of the questions, so the flood has had all of its own.
+    let flood = answers(flood, 128).await;
+    assert!(flood.try_recv(&mut [0; 512]).is_err());
+    assert_eq!(running.server.counts().dropped, 72);
+    // It is not punished afterwards.
+    flood.send(&QUESTION[2..]).await.unwrap();
+    answers(flood.into_std().unwrap(), 1).await;
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 
 pub mod bpf;
 pub mod conntrack;
+pub mod datagrams;
 pub mod diag;
 pub mod netns;
 pub mod nft;

@@ -13,7 +13,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("weft-gossip", &["weft-types"]),
         ("weft-overlay", &["weft-types", "weft-netlink"]),
         ("weft-lb", &["weft-types", "weft-netlink"]),
-        ("weft-dns", &["weft-types"]),
+        ("weft-dns", &["weft-types", "weft-netlink"]),
         ("netns-harness", &["weft-types", "weft-netlink"]),
         (
             "weft",

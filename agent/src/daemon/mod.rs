@@ -56,7 +56,7 @@ const MAX_REQUESTS: usize = 64;
 /// Runs the agent until it is told to stop by SIGTERM or SIGINT. The data plane stays.
 pub fn run(options: AgentOptions) -> anyhow::Result<()> {
     start_log(options.log_format);
-    // Two threads: one for the owner of the state, one for names and the API beside it.
+    // Two threads: one for the owner of the state, one for the API and gossip beside it.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -148,7 +148,7 @@ impl Daemon {
             docker,
             join_sender,
             host,
-            names: Names::new(DOMAIN),
+            names: Names::new(DOMAIN)?,
             resolvers: ResolverFiles::new(resolv::ROOT),
             prober: Prober::new(options.health_commands),
             events,

@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
+use anyhow::Context as _;
 use arc_swap::ArcSwap;
+use tokio::{runtime, sync::oneshot};
 use weft_dns::{Asker, Forwarder, ForwarderConfig, Server, Zone};
 use weft_types::NetworkId;
 
@@ -27,11 +29,34 @@ pub(super) struct Names {
     askers: Arc<ArcSwap<Askers>>,
     forwarder: Forwarder,
     servers: BTreeMap<NetworkId, Vec<Server>>,
+    thread: Thread,
+}
+
+/// Where questions are answered: beside everything else the agent does, so that neither waits for the other,
+/// however many come or however large a change is.
+struct Thread {
+    runtime: runtime::Handle,
+    _until_dropped: oneshot::Sender<()>,
+}
+
+impl Thread {
+    fn start() -> anyhow::Result<Self> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (until_dropped, dropped) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("names".into())
+            .spawn(move || runtime.block_on(dropped))?;
+        Ok(Self {
+            runtime: handle,
+            _until_dropped: until_dropped,
+        })
+    }
 }
 
 impl Names {
-    pub(super) fn new(domain: &'static str) -> Self {
-        Self {
+    pub(super) fn new(domain: &'static str) -> anyhow::Result<Self> {
+        Ok(Self {
             domain,
             zone: Arc::new(ArcSwap::from_pointee(empty(domain))),
             askers: Arc::default(),
@@ -41,7 +66,8 @@ impl Names {
                 ..ForwarderConfig::default()
             }),
             servers: BTreeMap::new(),
-        }
+            thread: Thread::start().context("the thread for names cannot be started")?,
+        })
     }
 
     /// From now on every answer is computed from `state`. Servers of networks this host has left are
@@ -54,6 +80,7 @@ impl Names {
     }
 
     pub(super) fn serve(&mut self, opened: Vec<DnsSockets>) {
+        let _there = self.thread.runtime.enter();
         for DnsSockets { network, udp, tcp } in opened {
             let askers = Arc::clone(&self.askers);
             let find = move |address: IpAddr| {

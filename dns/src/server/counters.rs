@@ -38,6 +38,8 @@ counters! {
     rebinding,
     /// Messages that were no questions.
     malformed,
+    /// Datagrams not even read, because their sender had sent more than its share.
+    dropped,
     /// TCP connections closed because there were too many.
     connections_refused,
 }

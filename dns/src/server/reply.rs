@@ -1,9 +1,6 @@
 //! Where replies go: hickory's [`ResponseHandler`], filled in for our own loops.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hickory_proto::{
     ProtoError,
@@ -16,7 +13,6 @@ use hickory_server::{
     server::{Request, ResponseHandler, ResponseInfo},
     zone_handler::MessageResponse,
 };
-use tokio::net::UdpSocket;
 
 use super::request::{HEADER, limit};
 
@@ -26,42 +22,22 @@ pub(crate) struct Reply {
     limit: u16,
     /// Where the question ends.
     question_end: usize,
-    to: Destination,
-}
-
-#[derive(Clone)]
-enum Destination {
-    Datagram(Arc<UdpSocket>, SocketAddr),
-    /// The connection's own loop writes it.
-    Stream(Arc<Mutex<Vec<u8>>>),
+    /// Our loops send it.
+    bytes: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Reply {
-    pub(crate) fn datagram(request: &Request, socket: Arc<UdpSocket>) -> Self {
-        let client = request.src();
-        Self::new(request, Destination::Datagram(socket, client))
-    }
-
-    pub(crate) fn stream(request: &Request) -> Self {
-        Self::new(request, Destination::Stream(Arc::default()))
-    }
-
-    fn new(request: &Request, to: Destination) -> Self {
+    pub(crate) fn new(request: &Request) -> Self {
         Self {
             limit: limit(request),
             question_end: HEADER + request.queries.as_bytes().len(),
-            to,
+            bytes: Arc::default(),
         }
     }
 
-    /// The bytes of a reply over a stream; empty when there was none.
+    /// The bytes of the reply; empty when there was none.
     pub(crate) fn take(&self) -> Vec<u8> {
-        match &self.to {
-            Destination::Datagram(..) => Vec::new(),
-            Destination::Stream(bytes) => {
-                std::mem::take(&mut *bytes.lock().unwrap_or_else(PoisonError::into_inner))
-            }
-        }
+        std::mem::take(&mut *self.bytes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// What the encoder had to cut has no records any more, only the question and OPT: the encoder
@@ -99,14 +75,7 @@ impl ResponseHandler for Reply {
         if info.truncation && !was_cut {
             self.cut(&mut bytes, edns)?;
         }
-        match &self.to {
-            Destination::Datagram(socket, client) => {
-                socket.send_to(&bytes, *client).await?;
-            }
-            Destination::Stream(place) => {
-                *place.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
-            }
-        }
+        *self.bytes.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
         Ok(info)
     }
 }

@@ -102,7 +102,7 @@ async fn converse(mut stream: TcpStream, answerer: &Answerer, is_busy: &AtomicBo
         is_busy.store(true, Relaxed);
         let bytes = match read(&message, client, Protocol::Tcp) {
             Ok(request) => {
-                let reply = Reply::stream(&request);
+                let reply = Reply::new(&request);
                 answerer
                     .handle_request::<_, TokioTime>(&request, reply.clone())
                     .await;

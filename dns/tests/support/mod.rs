@@ -38,7 +38,11 @@ pub(crate) struct Running {
 
 /// 127.0.0.1 is on `front`, 127.0.0.2 on `back`, which is internal, 127.0.0.3 on both, others on none.
 pub(crate) fn start(forwarder: ForwarderConfig) -> Running {
-    let (udp, tcp) = sockets();
+    serve(sockets(), forwarder)
+}
+
+/// The same on sockets that may have been sent something already.
+pub(crate) fn serve((udp, tcp): Sockets, forwarder: ForwarderConfig) -> Running {
     let address = tcp.local_addr().unwrap();
     let zone = Arc::new(ArcSwap::from_pointee(zone()));
     let asker = Arc::new(|client: IpAddr| Asker {
@@ -60,8 +64,10 @@ pub(crate) fn start(forwarder: ForwarderConfig) -> Running {
     }
 }
 
+type Sockets = (std::net::UdpSocket, std::net::TcpListener);
+
 /// One port on which both protocols are free.
-fn sockets() -> (std::net::UdpSocket, std::net::TcpListener) {
+pub(crate) fn sockets() -> Sockets {
     (0..100)
         .find_map(|_| {
             let tcp = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();

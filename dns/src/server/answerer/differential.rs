@@ -288,7 +288,7 @@ async fn ask(handler: &impl RequestHandler, query: &Query) -> Shown {
     let mut message = Message::query();
     message.add_query(query.clone());
     let request = read(&message.to_vec().unwrap(), CLIENT, Protocol::Tcp).unwrap();
-    let reply = Reply::stream(&request);
+    let reply = Reply::new(&request);
     handler
         .handle_request::<_, TokioTime>(&request, reply.clone())
         .await;

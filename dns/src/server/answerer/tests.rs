@@ -57,7 +57,7 @@ async fn sent(request: &Request, records: &[Record], addresses: &[Record], is_fi
         [],
         &sections.additionals,
     );
-    let mut reply = Reply::stream(request);
+    let mut reply = Reply::new(request);
     reply.send_response(response).await.unwrap();
     reply.take()
 }
@@ -149,7 +149,7 @@ proptest! {
         }
         prop_assert!(plain.len() <= usize::from(limit(&request)));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let reply = Reply::stream(&request);
+        let reply = Reply::new(&request);
         let edns = edns(&request);
         let response = MessageResponseBuilder::new(&request.queries, edns.as_ref()).build(
             sections.metadata,
