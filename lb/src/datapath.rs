@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     error::Error,
+    ops::AddAssign,
     time::Instant,
 };
 
@@ -61,6 +62,42 @@ pub trait Datapath: Send + Sync {
     ) -> Result<BTreeMap<EndpointId, u64>, DatapathError> {
         let _ = (sandbox, netns, services);
         Ok(BTreeMap::new())
+    }
+
+    /// What this host's clients have tried so far with the backends of a service; `None` where each sandbox has to be asked
+    /// by [`attempts_of`](Self::attempts_of).
+    fn attempts(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, Attempts>> {
+        let _ = service;
+        None
+    }
+
+    /// What a sandbox has tried so far with the backends of these services and [`attempts`](Self::attempts) does not count.
+    fn attempts_of(
+        &self,
+        sandbox: &str,
+        netns: &Netns,
+        services: &[&Service],
+    ) -> Result<BTreeMap<EndpointId, Attempts>, DatapathError> {
+        let _ = (sandbox, netns, services);
+        Ok(BTreeMap::new())
+    }
+}
+
+/// Connections that were tried; conversations, where the protocol knows no connections. The counters stand in the kernel:
+/// they outlive an agent, and begin anew when a backend or a sandbox does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Attempts {
+    /// All of them.
+    pub total: u64,
+    /// Those over TCP that were never made: refused, reset before, nothing could lead there, or, where the datapath can
+    /// tell, without an answer for too long.
+    pub failed: u64,
+}
+
+impl AddAssign for Attempts {
+    fn add_assign(&mut self, other: Self) {
+        self.total += other.total;
+        self.failed += other.failed;
     }
 }
 

@@ -25,7 +25,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
-pub use datapath::{Datapath, DatapathError, Written};
+pub use datapath::{Attempts, Datapath, DatapathError, Written};
 pub use fake::FakeDatapath;
 pub use health::{Health, Monitor, Timing};
 pub use service::{Backend, BackendState, ClientTable, PortMap, Protocol, Scheduler, Service};

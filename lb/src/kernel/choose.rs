@@ -20,7 +20,7 @@ use weft_netlink::netns::Netns;
 use weft_types::{EndpointId, ServiceId};
 
 use super::{EbpfDatapath, EbpfError, NftDatapath};
-use crate::{ClientTable, Datapath, DatapathError, Service, Written};
+use crate::{Attempts, ClientTable, Datapath, DatapathError, Service, Written};
 
 /// What a user asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -165,6 +165,22 @@ impl Datapath for OverNft {
         self.current.connections(service)
     }
 
+    fn attempts(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, Attempts>> {
+        self.current.attempts(service)
+    }
+
+    fn attempts_of(
+        &self,
+        sandbox: &str,
+        netns: &Netns,
+        services: &[&Service],
+    ) -> Result<BTreeMap<EndpointId, Attempts>, DatapathError> {
+        if self.settled().contains(sandbox) {
+            return Ok(BTreeMap::new());
+        }
+        self.earlier.attempts_of(sandbox, netns, services)
+    }
+
     fn count(
         &self,
         sandbox: &str,
@@ -230,6 +246,15 @@ impl Datapath for OverEbpf {
 
     fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {
         self.current.connections(service)
+    }
+
+    fn attempts_of(
+        &self,
+        sandbox: &str,
+        netns: &Netns,
+        services: &[&Service],
+    ) -> Result<BTreeMap<EndpointId, Attempts>, DatapathError> {
+        self.current.attempts_of(sandbox, netns, services)
     }
 
     fn count(

@@ -7,6 +7,7 @@
 //! its namespace alive: call [`Datapath::remove`] when a sandbox goes.
 
 mod adopt;
+mod attempts;
 mod choose;
 mod ebpf;
 mod flows;
@@ -43,7 +44,7 @@ use self::{
     sandbox::{Sandbox, cut_stale, is_counted},
     watch::{Shared, Watch},
 };
-use crate::{ClientTable, Datapath, DatapathError, Service, Written};
+use crate::{Attempts, ClientTable, Datapath, DatapathError, Service, Written};
 
 const EVENTS_SETTING: &str = "net/netfilter/nf_conntrack_events";
 
@@ -273,6 +274,15 @@ impl Datapath for NftDatapath {
         let is_left = |service, flow: &Flow| !(followed.contains(&service) && flow.is_open());
         let side = self.shared.lock().side;
         count(netns, services, side, is_left).map_err(DatapathError::of("count connections", sandbox))
+    }
+
+    fn attempts_of(
+        &self,
+        sandbox: &str,
+        netns: &Netns,
+        services: &[&Service],
+    ) -> Result<BTreeMap<EndpointId, Attempts>, DatapathError> {
+        attempts::read(netns, services).map_err(DatapathError::of("read the counters", sandbox))
     }
 }
 

@@ -6,6 +6,7 @@
 //!   map vips4  { VIP : goto svc-ID }                                map vips6 likewise
 //!   chain vips (nat, output)     asks ports4, vips4, ports6, vips6
 //!   chain refuse                 TCP reset, else port unreachable
+//!   made4, failed4, chains of the same names, and likewise for IPv6: see [`super::attempts`]
 //!   chain svc-ID-tcp-80          the next slot: numgen counts through a map of backend addresses
 //!   chain svc-ID                 the same for the rest of the address, or refuse
 //!   ct timeout svc-ID-tcp-3600   for how long connections to a service may be idle, if it says so
@@ -29,10 +30,11 @@ use weft_types::{NetworkId, ServiceId};
 #[cfg(test)]
 mod tests;
 
+use super::attempts;
 use crate::{Loads, PortMap, Protocol, Scheduler, Service, choices};
 
 /// The comment of the first rule of the base chain. Another one means another layout, which is replaced whole.
-pub(super) const LAYOUT: &str = "weft virtual addresses, layout 1";
+pub(super) const LAYOUT: &str = "weft virtual addresses, layout 2";
 pub(super) const BASE_CHAIN: &str = "vips";
 const REFUSE_CHAIN: &str = "refuse";
 const SERVICE_PREFIX: &str = "svc-";
@@ -367,6 +369,7 @@ pub(super) fn write_table(change: &mut Transaction, table: &Table, side: Side) {
             REFUSE_CHAIN,
             Rule::new().then(Expr::Reject(Reject::PortUnreachable)),
         );
+    attempts::write(change, table, side);
 }
 
 /// Adds what leads to a service.

@@ -10,10 +10,11 @@ use weft_netlink::{
     netns::NetnsId,
     nft::{Chain, Family, Nft, NftError, Table, Transaction},
 };
-use weft_types::ServiceId;
+use weft_types::{EndpointId, ServiceId};
 
 use super::{
     adopt::{self, Found, FoundTable},
+    attempts,
     flows::AllLoads,
     program::{
         Key, Side, Slots, add_elements, chains, delete_elements, elements, fingerprint, fnv, table_of,
@@ -21,7 +22,7 @@ use super::{
     },
     watch::Watch,
 };
-use crate::{BackendState, ClientTable, Scheduler, Service, Written};
+use crate::{Backend, BackendState, ClientTable, Scheduler, Service, Written};
 
 /// An unprivileged sender may send about 400 KiB at once; larger changes are cut between services.
 const BATCH_BYTES: usize = 200 * 1024;
@@ -57,11 +58,14 @@ pub(super) struct Outcome {
     pub(super) may_be_stale: bool,
     /// Addresses at which something led to a service that does not any more.
     pub(super) gone: HashSet<IpAddr>,
+    /// Whether something may be counted for backends that are gone.
+    pub(super) has_lost: bool,
 }
 
 impl Outcome {
     fn removed(&mut self, old: &Installed) {
         self.written.removed += 1;
+        self.has_lost = true;
         self.gone.extend(old.found.elements.keys().map(|key| key.vip));
     }
 }
@@ -119,6 +123,7 @@ impl Sandbox {
         loads: &AllLoads,
     ) -> Result<Outcome, NftError> {
         let mut outcome = Outcome::default();
+        let known = self.known();
         let mut batch = Batch {
             nft,
             change: Transaction::new(),
@@ -167,7 +172,30 @@ impl Sandbox {
             )?;
         }
         batch.flush()?;
+        if outcome.has_lost {
+            self.forget_attempts(nft, &known)?;
+        }
         Ok(outcome)
+    }
+
+    /// Whoever gets the address of a backend that is gone begins with nothing.
+    fn forget_attempts(&self, nft: &Nft, before: &HashSet<(EndpointId, IpAddr)>) -> Result<(), NftError> {
+        let mut change = Transaction::new();
+        for (name, services) in &self.tables {
+            let services = services
+                .values()
+                .filter_map(|installed| installed.service.as_ref());
+            let stays = attempts::pairs(services, |backend| before.contains(backend));
+            attempts::forget(nft, &Table::new(Family::Inet, name.clone()), &stays, &mut change)?;
+        }
+        nft.commit(&change)
+    }
+
+    /// The addresses of all backends that are known, and of whom they are.
+    fn known(&self) -> HashSet<(EndpointId, IpAddr)> {
+        let backends = self.services().flat_map(|service| &service.backends);
+        let addrs = backends.flat_map(|backend| backend.addrs.iter().map(|addr| (backend.endpoint, *addr)));
+        addrs.collect()
     }
 
     /// Lays out the slots of services with least connection anew, after their loads changed.
@@ -335,6 +363,7 @@ fn sync_table(
         let old = installed.entry(service.id).or_default();
         let new_elements = elements(&service, side);
         outcome.may_be_stale |= may_be_stale(old, &service, new_elements.keys());
+        outcome.has_lost |= old.service.as_ref().is_some_and(|old| has_lost(old, &service));
         let mark = fingerprint(&service, seed, side);
         // The fingerprint stands in a rule; who leads there somebody else may have taken away.
         if old.found.fingerprint == mark && old.found.elements == new_elements {
@@ -398,6 +427,15 @@ fn sync_table(
         };
     }
     Ok(())
+}
+
+/// Whether a service has fewer backends or addresses than before, or others.
+fn has_lost(old: &Service, new: &Service) -> bool {
+    let is_there = |old: &Backend| {
+        let mut backends = new.backends.iter();
+        backends.any(|new| (new.endpoint, &new.addrs) == (old.endpoint, &old.addrs))
+    };
+    !old.backends.iter().all(is_there) || !old.vips.iter().all(|vip| new.vips.contains(vip))
 }
 
 /// Whether there may be connections that lead to no living backend.

@@ -12,6 +12,9 @@ use super::{
 /// `NFT_FIB_RESULT_ADDRTYPE` and `NFTA_FIB_F_DADDR`
 const FIB_ADDRTYPE: u32 = 3;
 const FIB_DADDR: u32 = 1 << 1;
+/// `IP_CT_DIR_ORIGINAL`, `IP_CT_DIR_REPLY`
+const ORIGINAL: u8 = 0;
+const REPLY: u8 = 1;
 const HASH_SEED: u32 = 0x7765_6674;
 
 /// One of the sixteen 32-bit registers. A value longer than four bytes fills the following ones too.
@@ -56,10 +59,30 @@ pub enum Load {
     CtState,
     /// What kind of address the destination is to this namespace, such as [`FIB_LOCAL`].
     DaddrKind,
+    /// Marks of a tracked connection, such as [`CT_ASSURED`].
+    CtStatus,
+    /// 0 for a packet in the direction of the connection's first, 1 for one of the other direction.
+    CtDirection,
+    /// Transport protocol of the connection: for an ICMP error that of the packet it is about.
+    CtProtocol,
+    /// IPv4 destination address of a connection before it was translated.
+    CtOriginalIp4Daddr,
+    /// IPv6 destination address of a connection before it was translated.
+    CtOriginalIp6Daddr,
+    /// IPv4 address that answers.
+    CtReplyIp4Saddr,
+    /// IPv6 address that answers.
+    CtReplyIp6Saddr,
 }
 
 /// The connection state of a first packet, as [`Load::CtState`] reads it.
 pub const CT_NEW: u32 = 1 << 3;
+/// Packets have gone to and fro: over TCP, the connection was made. See [`Load::CtStatus`].
+pub const CT_ASSURED: u32 = 1 << 2;
+/// The destination was translated. See [`Load::CtStatus`].
+pub const CT_DNAT: u32 = 1 << 5;
+/// See [`Load::TcpFlags`].
+pub const TCP_RST: u8 = 1 << 2;
 
 /// An address of this namespace itself, as [`Load::DaddrKind`] reads it (`RTN_LOCAL`).
 pub const FIB_LOCAL: u32 = libc::RTN_LOCAL as u32;
@@ -73,8 +96,14 @@ pub const TCP_OPENING: u8 = 1 | TCP_SYN | 1 << 2 | 1 << 4;
 enum Source {
     Meta(i32),
     Ct(i32),
+    /// Of one direction.
+    CtSide(i32, u8),
     Fib,
-    Payload { base: i32, offset: u32, len: u32 },
+    Payload {
+        base: i32,
+        offset: u32,
+        len: u32,
+    },
 }
 
 impl Load {
@@ -101,6 +130,13 @@ impl Load {
             Self::TcpFlags => transport(13, 1),
             Self::CtState => Source::Ct(libc::NFT_CT_STATE),
             Self::DaddrKind => Source::Fib,
+            Self::CtStatus => Source::Ct(libc::NFT_CT_STATUS),
+            Self::CtDirection => Source::Ct(libc::NFT_CT_DIRECTION),
+            Self::CtProtocol => Source::Ct(libc::NFT_CT_PROTOCOL),
+            Self::CtOriginalIp4Daddr => Source::CtSide(libc::NFT_CT_DST_IP, ORIGINAL),
+            Self::CtOriginalIp6Daddr => Source::CtSide(libc::NFT_CT_DST_IP6, ORIGINAL),
+            Self::CtReplyIp4Saddr => Source::CtSide(libc::NFT_CT_SRC_IP, REPLY),
+            Self::CtReplyIp6Saddr => Source::CtSide(libc::NFT_CT_SRC_IP6, REPLY),
         }
     }
 
@@ -117,6 +153,13 @@ impl Load {
             Self::TcpFlags => "tcp flags",
             Self::CtState => "ct state",
             Self::DaddrKind => "fib daddr type",
+            Self::CtStatus => "ct status",
+            Self::CtDirection => "ct direction",
+            Self::CtProtocol => "ct protocol",
+            Self::CtOriginalIp4Daddr => "ct original ip daddr",
+            Self::CtOriginalIp6Daddr => "ct original ip6 daddr",
+            Self::CtReplyIp4Saddr => "ct reply ip saddr",
+            Self::CtReplyIp6Saddr => "ct reply ip6 saddr",
         }
     }
 }
@@ -228,6 +271,14 @@ pub enum Expr {
     /// table says; see [`Transaction::add_timeout`](super::Transaction::add_timeout). Connections of other protocols go on
     /// untouched.
     Timeout(String),
+    /// Counts packets by a key, in a set of [`Set::counting`](super::Set::counting); ends the rule if there is no room for the
+    /// key.
+    Count {
+        /// The set.
+        set: SetRef,
+        /// The first register of the key.
+        key: Reg,
+    },
     /// Ends the rule.
     Verdict(Verdict),
 }
@@ -253,7 +304,7 @@ impl Expr {
     /// The set it looks up.
     pub(super) fn set_mut(&mut self) -> Option<&mut SetRef> {
         match self {
-            Self::Lookup { set, .. } | Self::Vmap { set, .. } => Some(set),
+            Self::Lookup { set, .. } | Self::Vmap { set, .. } | Self::Count { set, .. } => Some(set),
             _ => None,
         }
     }
@@ -262,7 +313,7 @@ impl Expr {
         match self {
             Self::Load(load, _) => match load.source() {
                 Source::Meta(_) => "meta",
-                Source::Ct(_) => "ct",
+                Source::Ct(_) | Source::CtSide(..) => "ct",
                 Source::Fib => "fib",
                 Source::Payload { .. } => "payload",
             },
@@ -278,6 +329,7 @@ impl Expr {
             Self::Reject(_) => "reject",
             Self::Counter => "counter",
             Self::Timeout(_) => "objref",
+            Self::Count { .. } => "dynset",
         }
     }
 
@@ -287,6 +339,11 @@ impl Expr {
             Self::Load(load, to) => match load.source() {
                 // NFTA_CT_DREG, _KEY have the same numbers.
                 Source::Meta(key) | Source::Ct(key) => encode_meta(data, *to, key),
+                // NFTA_CT_DREG, _KEY, _DIRECTION
+                Source::CtSide(key, side) => {
+                    encode_meta(data, *to, key);
+                    data.bytes(3, &[side]);
+                }
                 // NFTA_FIB_DREG, _RESULT, _FLAGS
                 Source::Fib => {
                     data.u32(1, to.number());
@@ -387,6 +444,13 @@ impl Expr {
                 data.u32(1, OBJECT_TIMEOUT);
                 data.string(2, name);
             }
+            // NFTA_DYNSET_SET_NAME, _OP, _SREG_KEY, _EXPR; NFTA_EXPR_NAME
+            Self::Count { set, key } => {
+                data.string(1, set.name());
+                data.u32(3, libc::NFT_DYNSET_OP_ADD as u32);
+                data.u32(4, key.number());
+                data.nest(7, |expr| expr.string(1, Self::Counter.kernel_name()));
+            }
             Self::Version { .. } | Self::Masquerade | Self::Notrack | Self::Counter => {}
         }
     }
@@ -398,6 +462,11 @@ fn encode_expr(list: &mut Attrs, name: &str, data: impl FnOnce(&mut Attrs)) {
         expr.string(1, name);
         expr.nest(2, data);
     });
+}
+
+/// NFTA_SET_EXPR, NFTA_EXPR_NAME: every element counts what finds it.
+pub(super) fn encode_set_counter(m: &mut Attrs) {
+    m.nest(17, |expr| expr.string(1, Expr::Counter.kernel_name()));
 }
 
 /// NFTA_META_DREG, _KEY
@@ -485,6 +554,7 @@ impl fmt::Display for Expr {
             Self::Reject(Reject::PortUnreachable) => f.write_str("reject with port unreachable"),
             Self::Counter => f.write_str("counter"),
             Self::Timeout(name) => write!(f, "ct timeout {name}"),
+            Self::Count { set, key } => write!(f, "count {set}[{key}]"),
             Self::Verdict(verdict) => write!(f, "{verdict}"),
         }
     }

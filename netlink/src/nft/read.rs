@@ -73,6 +73,21 @@ impl Nft {
 
     /// The elements of a named set; none if there is no such table or set.
     pub fn elements(&self, table: &Table, set: &str) -> Result<Vec<Installed>, NftError> {
+        self.each_element(table, set, installed)
+    }
+
+    /// How many packets have found each element of a set that counts them, with the bytes of its key; none if there is no
+    /// such table or set.
+    pub fn counters(&self, table: &Table, set: &str) -> Result<Vec<(Vec<u8>, u64)>, NftError> {
+        self.each_element(table, set, counter)
+    }
+
+    fn each_element<T>(
+        &self,
+        table: &Table,
+        set: &str,
+        read: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, NftError> {
         // NFTA_SET_ELEM_LIST_ELEMENTS
         let lists = self.dump(
             "elements",
@@ -82,7 +97,7 @@ impl Nft {
             |attrs| {
                 Some(
                     attributes(attribute(attrs, 3)?)
-                        .filter_map(|(_, element)| installed(element))
+                        .filter_map(|(_, element)| read(element))
                         .collect::<Vec<_>>(),
                 )
             },
@@ -123,6 +138,13 @@ fn installed(element: &[u8]) -> Option<Installed> {
         .filter(|verdict| number(verdict, 1).is_some())
         .and_then(|verdict| text(verdict, 2));
     Some(Installed { key, chain })
+}
+
+/// NFTA_SET_ELEM_KEY, NFTA_DATA_VALUE; NFTA_SET_ELEM_EXPR, NFTA_EXPR_DATA, NFTA_COUNTER_PACKETS
+fn counter(element: &[u8]) -> Option<(Vec<u8>, u64)> {
+    let key = attribute(attribute(element, 1)?, 1)?.to_vec();
+    let packets = attribute(attribute(attribute(element, 7)?, 2)?, 2)?;
+    Some((key, u64::from_be_bytes(packets.try_into().ok()?)))
 }
 
 fn comment(userdata: &[u8]) -> Option<String> {

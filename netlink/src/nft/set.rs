@@ -21,6 +21,8 @@ pub struct Set {
     pub(super) name: String,
     pub(super) key: Vec<Kind>,
     pub(super) data: SetData,
+    /// How many elements rules may add; 0 where only transactions do.
+    pub(super) counters: u32,
 }
 
 impl Set {
@@ -30,6 +32,15 @@ impl Set {
             name: name.into(),
             key: key.into(),
             data,
+            counters: 0,
+        }
+    }
+
+    /// A set to which [`Expr::Count`](super::Expr::Count) adds keys, `most` at most, and in which it counts packets.
+    pub fn counting(name: impl Into<String>, key: impl Into<Vec<Kind>>, most: u32) -> Self {
+        Self {
+            counters: most,
+            ..Self::new(name, key, SetData::None)
         }
     }
 
@@ -48,9 +59,13 @@ impl fmt::Display for Set {
             write!(f, "{}{}", if i == 0 { "" } else { " . " }, kind.name())?;
         }
         match self.data {
-            SetData::None => f.write_str("; }"),
-            SetData::Value(kind) => write!(f, " : {}; }}", kind.name()),
-            SetData::Verdict => f.write_str(" : verdict; }"),
+            SetData::None => {}
+            SetData::Value(kind) => write!(f, " : {}", kind.name())?,
+            SetData::Verdict => f.write_str(" : verdict")?,
+        }
+        match self.counters {
+            0 => f.write_str("; }"),
+            most => write!(f, "; size {most}; counter; }}"),
         }
     }
 }

@@ -359,3 +359,103 @@ fn an_ingress_chain_drops_by_source_on_one_device() {
     socket.send_to(b"healed", here).unwrap();
     assert_eq!(socket.recv(&mut buffer).unwrap(), 6);
 }
+
+#[test]
+fn rules_count_by_keys_of_their_own() {
+    let Some(netns) = namespace() else { return };
+    let nft = netns.run(Nft::open).unwrap().unwrap();
+    let table = Table::new(Family::Inet, "weft-count");
+    let mut change = Transaction::new();
+    let mask = |rule: Rule, load, mask: Datum, equal, value| {
+        rule.then(Expr::Load(load, Reg(0)))
+            .then(Expr::Mask { reg: Reg(0), mask })
+            .then(Expr::Compare {
+                reg: Reg(0),
+                equal,
+                value,
+            })
+    };
+    let made = Rule::new()
+        .then(Expr::Load(Load::CtOriginalIp4Daddr, Reg(0)))
+        .then(Expr::Load(Load::CtProtocol, Reg(1)))
+        .then(Expr::Load(Load::CtReplyIp4Saddr, Reg(2)))
+        .then(Expr::Count {
+            set: "made".into(),
+            key: Reg(0),
+        });
+    let reset = mask(
+        mask(
+            Rule::new().equal(Load::CtDirection, Datum::Bits(1)),
+            Load::CtStatus,
+            Datum::Number(CT_ASSURED | CT_DNAT),
+            false,
+            Datum::Number(CT_DNAT),
+        ),
+        Load::TcpFlags,
+        Datum::Bits(TCP_RST),
+        true,
+        Datum::Bits(TCP_RST),
+    );
+    let reset = reset.then(Expr::Load(Load::CtReplyIp6Saddr, Reg(0)));
+    change
+        .add_table(&table)
+        .add_set(
+            &table,
+            Set::counting("made", [Kind::Addr4, Kind::Proto, Kind::Addr4], 100),
+        )
+        .add_chain(
+            &table,
+            Chain::base("made", ChainType::Nat, Hook::Postrouting, priority::SNAT - 1),
+        )
+        .add_rule(&table, "made", made)
+        .add_chain(
+            &table,
+            Chain::base("reset", ChainType::Filter, Hook::Input, priority::FILTER),
+        )
+        .add_rule(&table, "reset", reset.then(Expr::Counter));
+    assert_eq!(
+        change.to_string(),
+        "\
+add table inet weft-count
+add set inet weft-count made { type ipv4_addr . inet_proto . ipv4_addr; size 100; counter; }
+add chain inet weft-count made { type nat hook postrouting priority 99; }
+add rule inet weft-count made r0 = ct original ip daddr; r1 = ct protocol; r2 = ct reply ip saddr; count @made[r0]
+add chain inet weft-count reset { type filter hook input priority 0; }
+add rule inet weft-count reset r0 = ct direction; r0 == 0x01; r0 = ct status; r0 &= 36; r0 != 32; \
+r0 = tcp flags; r0 &= 0x04; r0 == 0x04; r0 = ct reply ip6 saddr; counter
+"
+    );
+    nft.commit(&change).unwrap();
+    assert_eq!(nft.counters(&table, "made").unwrap(), []);
+    assert_eq!(nft.counters(&table, "absent").unwrap(), []);
+    netns
+        .run(|| {
+            Command::new("ip")
+                .args(["link", "set", "lo", "up"])
+                .status()
+                .unwrap();
+            for _ in 0..2 {
+                let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+                for _ in 0..3 {
+                    socket.send_to(b"?", "127.0.0.2:9").unwrap();
+                }
+            }
+        })
+        .unwrap();
+    let key = vec![127, 0, 0, 2, 17, 0, 0, 0, 127, 0, 0, 2];
+    // Once for each conversation, not for each packet.
+    assert_eq!(nft.counters(&table, "made").unwrap(), [(key, 2)]);
+    let Some(text) = listing(&netns) else { return };
+    for part in [
+        "set made { type ipv4_addr . inet_proto . ipv4_addr size 100 flags dynamic counter",
+        "add @made { ct original ip daddr . ct protocol . ct reply ip saddr }",
+        "ct direction reply ct status != dnat / assured,dnat",
+    ] {
+        assert!(text.contains(part), "`{part}` is missing in: {text}");
+    }
+    let mut change = Transaction::new();
+    let element = [ip("127.0.0.2").into(), Datum::Proto(17), ip("127.0.0.2").into()];
+    nft.commit(change.delete_elements(&table, "made", vec![Element::key(element)]))
+        .unwrap();
+    assert_eq!(nft.counters(&table, "made").unwrap(), []);
+}

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{
-    expr::{encode_value, encode_verdict},
+    expr::{encode_set_counter, encode_value, encode_verdict},
     model::{Chain, Datum, Kind, Table},
     nfnl::{ACK, APPEND, Attrs, CREATE, Messages},
     rule::Rule,
@@ -336,7 +336,7 @@ fn encode_chain(m: &mut Attrs, table: &Table, chain: &Chain) {
     }
 }
 
-/// NFTA_SET_TABLE, _NAME, _FLAGS, _KEY_TYPE, _KEY_LEN, _DATA_TYPE, _DATA_LEN, _DESC, _ID, _USERDATA
+/// NFTA_SET_TABLE, _NAME, _FLAGS, _KEY_TYPE, _KEY_LEN, _DATA_TYPE, _DATA_LEN, _DESC, _ID, _USERDATA, _EXPR
 fn encode_set(m: &mut Attrs, table: &Table, set: &Set, name: &SetRef, size: u32) {
     let anonymous = match name {
         SetRef::Named(_) => 0,
@@ -350,7 +350,8 @@ fn encode_set(m: &mut Attrs, table: &Table, set: &Set, name: &SetRef, size: u32)
     let (key_type, key_len) = Kind::type_and_len(&set.key);
     m.string(1, &table.name);
     m.string(2, name.name());
-    m.u32(3, (anonymous | map) as u32);
+    let dynamic = if set.counters > 0 { libc::NFT_SET_EVAL } else { 0 };
+    m.u32(3, (anonymous | map | dynamic) as u32);
     m.u32(4, key_type);
     m.u32(5, key_len);
     match set.data {
@@ -362,8 +363,9 @@ fn encode_set(m: &mut Attrs, table: &Table, set: &Set, name: &SetRef, size: u32)
         }
         SetData::Verdict => m.u32(6, libc::NFT_DATA_VERDICT),
     }
+    let size = size.max(set.counters);
     if size > 0 {
-        // Known beforehand, it lets the kernel choose a faster structure.
+        // Known beforehand, it lets the kernel choose a faster structure; and it bounds what rules may add.
         m.nest(9, |desc| desc.u32(1, size));
     }
     // Every set has a number within the batch, though only those without a name are called by it.
@@ -379,6 +381,9 @@ fn encode_set(m: &mut Attrs, table: &Table, set: &Set, name: &SetRef, size: u32)
         // Tells `nft list` that keys are in host byte order: type 0, length 4, value 1.
         let order = 1u32.to_ne_bytes();
         m.bytes(13, &[0, 4, order[0], order[1], order[2], order[3]]);
+    }
+    if set.counters > 0 {
+        encode_set_counter(m);
     }
 }
 

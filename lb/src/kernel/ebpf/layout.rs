@@ -6,7 +6,7 @@
 //! services   service id                           → scheduler, where its slots are
 //! slots      number                               → backend number, weight
 //! backends   number                               → addresses, tag             never changed while in use
-//! loads      number                               → open, total                changed by the programs only
+//! loads      number                               → open, total, failed        changed by the programs only
 //! sockets    a socket                             → what was translated last, and whether it counts
 //! flows      socket cookie . address . port       → for sockets that are not connected: backend, and back
 //! ledger     service id . endpoint id             → backend number             for the agent after a restart
@@ -24,7 +24,7 @@ use weft_types::{EndpointId, NetworkId, ServiceId};
 use crate::{Protocol, Scheduler};
 
 /// Maps of another layout are not adopted.
-pub(super) const LAYOUT: u32 = 1;
+pub(super) const LAYOUT: u32 = 2;
 
 const MAX_SANDBOXES: u32 = 65_536;
 const MAX_VIPS: u32 = 1 << 18;
@@ -140,7 +140,11 @@ pub(super) mod load {
     /// The turn at which it was last chosen.
     pub(in super::super) const CHOSEN: i16 = 8;
     pub(in super::super) const TOTAL: i16 = 16;
-    pub(in super::super) const LEN: usize = 24;
+    /// Of the total, those that were never made.
+    pub(in super::super) const FAILED: i16 = 24;
+    /// The failures since one was made last.
+    pub(in super::super) const IN_A_ROW: i16 = 32;
+    pub(in super::super) const LEN: usize = 40;
 }
 
 /// Value of `sockets`.

@@ -47,7 +47,7 @@ use self::{
     table::{Maps, Table, TableError},
 };
 use super::{Failure, program::fnv};
-use crate::{ClientTable, Datapath, DatapathError, Service, Written};
+use crate::{Attempts, ClientTable, Datapath, DatapathError, Service, Written};
 
 /// The protocol number of our routes (`ip route` shows `proto 119`), as everywhere in Weft.
 const ROUTE_PROTOCOL: u8 = 119;
@@ -271,6 +271,12 @@ impl Datapath for EbpfDatapath {
         let mut state = self.lock();
         state.table().ok()?;
         state.table.as_ref()?.open(&state.maps, service)
+    }
+
+    fn attempts(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, Attempts>> {
+        let mut state = self.lock();
+        state.table().ok()?;
+        state.table.as_ref()?.attempts(&state.maps, service)
     }
 }
 

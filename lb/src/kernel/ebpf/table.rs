@@ -20,7 +20,7 @@ use super::{
     },
     ranges::Ranges,
 };
-use crate::{BackendState, ClientTable, Loads, Scheduler, Service, Written, choices};
+use crate::{Attempts, BackendState, ClientTable, Loads, Scheduler, Service, Written, choices};
 
 /// The maps, by [`MapId`].
 #[derive(Debug)]
@@ -113,6 +113,16 @@ struct Installed {
     named: usize,
     /// What it was made from; unknown after an agent's restart.
     service: Option<Service>,
+}
+
+impl Installed {
+    /// Of each living backend what is read from its place in `loads`.
+    fn loads<T>(&self, maps: &Maps, read: impl Fn(&[u8]) -> T) -> impl Iterator<Item = (EndpointId, T)> {
+        self.backends.iter().map(move |(endpoint, (number, _))| {
+            let value = maps.of(MapId::Loads).get(&number.to_ne_bytes()).ok().flatten();
+            (*endpoint, read(&value.unwrap_or_default()))
+        })
+    }
 }
 
 impl Table {
@@ -280,19 +290,21 @@ impl Table {
     /// Open connections by backend.
     pub(super) fn open(&self, maps: &Maps, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {
         let installed = self.services.get(&service)?;
-        let open = |number: u32| {
-            let value = maps.of(MapId::Loads).get(&number.to_ne_bytes()).ok().flatten();
-            value.map_or(0, |value| number_at(&value, load::OPEN))
-        };
-        let mut counts: BTreeMap<EndpointId, u64> = installed
-            .backends
-            .iter()
-            .map(|(endpoint, (number, _))| (*endpoint, open(*number)))
-            .collect();
+        let open = |load: &[u8]| number_at(load, load::OPEN);
+        let mut counts: BTreeMap<EndpointId, u64> = installed.loads(maps, open).collect();
         for backend in installed.service.iter().flat_map(|service| &service.backends) {
             counts.entry(backend.endpoint).or_default();
         }
         Some(counts)
+    }
+
+    /// What was tried so far, by backend.
+    pub(super) fn attempts(&self, maps: &Maps, service: ServiceId) -> Option<BTreeMap<EndpointId, Attempts>> {
+        let attempts = |load: &[u8]| Attempts {
+            total: number_at(load, load::TOTAL),
+            failed: number_at(load, load::FAILED),
+        };
+        Some(self.services.get(&service)?.loads(maps, attempts).collect())
     }
 
     fn keys_of(&self, view: u64) -> impl Iterator<Item = (&VipKey, &VipEntry)> {

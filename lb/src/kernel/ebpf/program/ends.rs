@@ -1,17 +1,28 @@
-//! The end of a connection, which makes it count as open no more.
+//! The end of a connection, which makes it count as open no more, and its beginning, if it has one.
+//!
+//! It failed if TCP gave it up before it was made, for whatever reason: it was refused or reset, nothing can lead there, or
+//! nobody answered for too long. If its program gives it up, by a time-out of its own or because it ends, that is a failure once
+//! the first segment was sent again in vain, which takes a second; until then the backend had no time to answer. (One case is
+//! missed: an ICMP error that comes within the system call, as from a firewall on the same host, TCP tells the program and does not
+//! act on; a program that then gives up at once looks as if it had not waited.)
 
 use super::*;
 
 /// `struct bpf_sock_ops`
 mod ops {
     pub(super) const OP: i16 = 0;
+    pub(super) const OLD_STATE: i16 = 4;
     pub(super) const NEW_STATE: i16 = 8;
+    pub(super) const RETRANSMITTED: i16 = 136;
     pub(super) const SOCKET: i16 = 184;
     /// `BPF_SOCK_OPS_TCP_CONNECT_CB`, `BPF_SOCK_OPS_STATE_CB` and its flag
     pub(super) const CONNECTING: i32 = 3;
     pub(super) const STATE: i32 = 10;
     pub(super) const STATE_FLAG: i32 = 4;
-    /// `TCP_CLOSE`, `TCP_CLOSE_WAIT`
+    /// `TCP_ESTABLISHED`, `TCP_SYN_SENT`, `TCP_SYN_RECV`, `TCP_CLOSE`, `TCP_CLOSE_WAIT`
+    pub(super) const ESTABLISHED: i32 = 1;
+    pub(super) const SYN_SENT: i32 = 2;
+    pub(super) const SYN_RECEIVED: i32 = 3;
     pub(super) const CLOSED: i32 = 7;
     pub(super) const CLOSE_WAIT: i32 = 8;
 }
@@ -33,19 +44,21 @@ pub(super) fn on_release() -> Program {
     asm.finish()
 }
 
-/// A connection ends before its socket is closed: it was reset, timed out, was never made, or the other side has said
-/// that it is done.
+/// A connection is made, or ends before its socket is closed: it was reset, timed out, was never made, or the other side
+/// has said that it is done.
 pub(super) fn on_sock_ops() -> Program {
     let mut asm = Asm::new();
     let a = &mut asm;
-    let [known, connecting, ended, pass] = [(); 4].map(|()| a.label());
+    let [known, noted, made, ended, pass] = [(); 5].map(|()| a.label());
     a.set(R6, R1)
         .load(W, R7, R6, ops::OP)
+        .set(R8, 0)
         .jump_if(Equal, R7, ops::CONNECTING, known)
         .jump_if(NotEqual, R7, ops::STATE, pass)
-        .load(W, R1, R6, ops::NEW_STATE)
-        .jump_if(Equal, R1, ops::CLOSED, known)
-        .jump_if(NotEqual, R1, ops::CLOSE_WAIT, pass)
+        .load(W, R8, R6, ops::NEW_STATE)
+        .jump_if(Equal, R8, ops::ESTABLISHED, known)
+        .jump_if(Equal, R8, ops::CLOSED, known)
+        .jump_if(NotEqual, R8, ops::CLOSE_WAIT, pass)
         .bind(known)
         .set_map(R1, MapId::Sockets as usize)
         .load(D, R2, R6, ops::SOCKET)
@@ -54,36 +67,63 @@ pub(super) fn on_sock_ops() -> Program {
         .set(R4, 0)
         .call(Helper::SkStorageGet)
         .jump_if(Equal, R0, 0, pass)
-        .jump_if(Equal, R7, ops::CONNECTING, connecting)
-        .jump(ended);
-    a.bind(connecting)
+        .jump_if(NotEqual, R7, ops::CONNECTING, noted)
         .set(R1, R6)
         .set(R2, ops::STATE_FLAG)
         .call(Helper::SockOpsCbFlagsSet)
         .jump(pass);
-    a.bind(ended).set(R7, R0);
+    a.bind(noted)
+        .set(R7, R0)
+        .jump_if(Equal, R8, ops::ESTABLISHED, made);
+    note_failure(a, ended);
+    a.bind(ended);
     release(a);
+    a.jump(pass).bind(made);
+    load_of(a, pass);
+    a.set(R1, 0).atomic_swap(R0, load::IN_A_ROW, R1);
     a.bind(pass).set(R0, 1).exit();
     asm.finish()
 }
 
-/// What is noted at R7 does not count as open any more, if it did. A backend that was given up meanwhile has another
-/// tag, and its successor must not lose a connection for it.
+/// Counts a connection that ends in the state R8 and was never made.
+fn note_failure(a: &mut Asm, other: Label) {
+    let [never_made, failed] = [(); 2].map(|()| a.label());
+    a.jump_if(NotEqual, R8, ops::CLOSED, other)
+        .load(W, R1, R6, ops::OLD_STATE)
+        .jump_if(Equal, R1, ops::SYN_SENT, never_made)
+        .jump_if(NotEqual, R1, ops::SYN_RECEIVED, other)
+        .bind(never_made)
+        // What its program has closed counts as open no more.
+        .load(D, R1, R7, socket::COUNTED)
+        .jump_if(NotEqual, R1, 0, failed)
+        .load(W, R1, R6, ops::RETRANSMITTED)
+        .jump_if(Equal, R1, 0, other)
+        .bind(failed);
+    load_of(a, other);
+    for counter in [load::FAILED, load::IN_A_ROW] {
+        a.set(R1, 1).atomic_add(R0, counter, R1);
+    }
+}
+
+/// What is noted at R7 does not count as open any more, if it did.
 pub(super) fn release(a: &mut Asm) {
     let done = a.label();
     a.set(R1, 0)
         .atomic_swap(R7, socket::COUNTED, R1)
-        .jump_if(Equal, R1, 0, done)
-        .load(W, R1, R7, socket::BACKEND)
-        .store(W, R10, SCRATCH, R1);
+        .jump_if(Equal, R1, 0, done);
+    load_of(a, done);
+    a.set(R1, -1).atomic_add(R0, load::OPEN, R1).bind(done);
+}
+
+/// R0 is what is counted for the backend that is noted at R7. One that was given up meanwhile has another tag, and its
+/// successor has nothing to do with this.
+fn load_of(a: &mut Asm, gone: Label) {
+    a.load(W, R1, R7, socket::BACKEND).store(W, R10, SCRATCH, R1);
     lookup(a, MapId::Backends, R10, SCRATCH);
-    a.jump_if(Equal, R0, 0, done)
+    a.jump_if(Equal, R0, 0, gone)
         .load(D, R1, R0, backend::TAG)
         .load(D, R2, R7, socket::TAG)
-        .jump_if(NotEqual, R1, R2, done);
+        .jump_if(NotEqual, R1, R2, gone);
     lookup(a, MapId::Loads, R10, SCRATCH);
-    a.jump_if(Equal, R0, 0, done)
-        .set(R1, -1)
-        .atomic_add(R0, load::OPEN, R1)
-        .bind(done);
+    a.jump_if(Equal, R0, 0, gone);
 }
