@@ -24,7 +24,7 @@ fn backend(node: &Node, name: &str) -> Value {
 }
 
 fn clients(backend: &Value) -> Vec<(String, u64)> {
-    let clients = items(&backend["clients"]);
+    let clients = items(&backend["clients"]).filter(|client| client["open"] != 0);
     let one = |client: &Value| {
         (
             text(&client["node_name"]).to_owned(),

@@ -2,6 +2,7 @@
 
 mod applied;
 mod bed;
+mod counts;
 mod crash;
 mod drain;
 mod health;

@@ -24,7 +24,9 @@ fn state(node: &Node) -> Vec<String> {
         if let Some(backends) = said.get_mut("backends").and_then(|list| list.as_array_mut()) {
             for backend in backends {
                 let backend = backend.as_object_mut().unwrap();
-                backend.remove("open_connections");
+                for count in ["open_connections", "total_connections", "failed_connections"] {
+                    backend.remove(count);
+                }
                 backend.remove("clients");
             }
         }

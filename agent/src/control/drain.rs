@@ -450,7 +450,8 @@ impl Draining {
     /// Takes a count in: who has none left, or is believed dead, is not asked again.
     fn take(&mut self, outcome: Outcome) {
         for (node, counts) in &outcome.counts {
-            self.open.insert(*node, counts.values().sum());
+            self.open
+                .insert(*node, counts.values().map(|count| count.open).sum());
         }
         let silent: BTreeSet<NodeId> = outcome.unconfirmed.iter().map(|node| node.node_id).collect();
         self.open

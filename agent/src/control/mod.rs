@@ -30,6 +30,7 @@ mod spaces;
 mod timers;
 pub mod token;
 mod tokens;
+mod traffic;
 mod views;
 #[cfg(test)]
 mod world;
@@ -59,6 +60,7 @@ pub use polls::CountOrder;
 pub use pools::Pools;
 use publish::Entering;
 pub use publish::{Entered, EntryTable, host_port};
+pub use traffic::Traffic;
 pub use views::{DNS_V4, DNS_V6, HostState, Resolver, SandboxTables};
 
 use away::Away;

@@ -21,6 +21,7 @@ use super::{
     drain::Draining,
     records::{Drainee, Kind},
     spaces::Wire,
+    traffic::Traffic,
 };
 use crate::api::types::{
     EndpointActivateResponse, NodeActivateResponse, NodeState, ServiceChanged, ServiceDetail,
@@ -40,13 +41,13 @@ const MAX_KEPT: usize = 1024;
 /// What is said of a node whose agent is away.
 const AWAY: &str = "its agent is away; it hears of this when it is back";
 /// Counts that fit one message; for the others the rest is asked for.
-const MAX_COUNTS: usize = 40;
+const MAX_COUNTS: usize = 24;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Question {
     /// Whether this record, or a later one under its key, is in force in the kernel.
     InForce { author: NodeId, key: Key, version: u64 },
-    /// To which backends connections of this node's clients are open, and how many, in the order of their ids.
+    /// To which backends this node's clients have connections, and how many, in the order of their ids.
     Open { of: Backends, after: Option<EndpointId> },
 }
 
@@ -55,7 +56,7 @@ pub(super) enum Answer {
     /// It is, or the kernel did not take it, and why.
     InForce(Result<(), String>),
     Open {
-        counts: Vec<(EndpointId, u64)>,
+        counts: Vec<(EndpointId, Traffic)>,
         /// Whether there are others after these.
         more: bool,
     },
@@ -75,6 +76,8 @@ pub struct CountOrder {
     id: u64,
     /// Whose backends they are.
     pub services: BTreeSet<ServiceId>,
+    /// Whether what was tried so far is asked for too, and not only what is open.
+    pub with_attempts: bool,
     backends: BTreeSet<EndpointId>,
 }
 
@@ -92,14 +95,14 @@ pub(super) enum Then {
 pub(super) struct Outcome {
     /// Who did not answer, or could not.
     pub(super) unconfirmed: Vec<Unconfirmed>,
-    pub(super) counts: BTreeMap<NodeId, BTreeMap<EndpointId, u64>>,
+    pub(super) counts: BTreeMap<NodeId, BTreeMap<EndpointId, Traffic>>,
 }
 
 struct Poll {
     question: Question,
     missing: BTreeSet<NodeId>,
     refused: BTreeMap<NodeId, String>,
-    counts: BTreeMap<NodeId, BTreeMap<EndpointId, u64>>,
+    counts: BTreeMap<NodeId, BTreeMap<EndpointId, Traffic>>,
     patience: Duration,
     deadline: Instant,
     ask_at: Instant,
@@ -266,6 +269,7 @@ impl Control {
                     asker: from,
                     id,
                     services,
+                    with_attempts: matches!(of, Backends::Service(..)),
                     backends,
                 });
             }
@@ -294,12 +298,17 @@ impl Control {
     }
 
     /// What the host has counted; without an answer it is asked again.
-    pub fn handle_counted(&mut self, order: CountOrder, open: Option<&BTreeMap<EndpointId, u64>>, now: Now) {
+    pub fn handle_counted(
+        &mut self,
+        order: CountOrder,
+        counted: Option<&BTreeMap<EndpointId, Traffic>>,
+        now: Now,
+    ) {
         self.polls.counting.remove(&(order.asker, order.id));
-        let Some(open) = open else { return };
-        let open = open.iter().map(|(endpoint, count)| (*endpoint, *count));
-        let mut counts: Vec<_> = open
-            .filter(|(endpoint, count)| *count > 0 && order.backends.contains(endpoint))
+        let Some(counted) = counted else { return };
+        let counted = counted.iter().map(|(endpoint, count)| (*endpoint, *count));
+        let mut counts: Vec<_> = counted
+            .filter(|(endpoint, count)| *count != Traffic::default() && order.backends.contains(endpoint))
             .collect();
         let more = counts.len() > MAX_COUNTS;
         counts.truncate(MAX_COUNTS);

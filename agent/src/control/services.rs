@@ -314,18 +314,29 @@ impl Control {
     /// Adds what the nodes have counted.
     pub(super) fn with_counts(&self, mut detail: ServiceDetail, outcome: Outcome) -> ServiceDetail {
         for backend in &mut detail.backends {
-            let open = outcome.counts.iter().filter_map(|(node, counts)| {
+            let clients = outcome.counts.iter().filter_map(|(node, counts)| {
+                let count = counts.get(&backend.endpoint_id)?;
                 Some(ClientConnections {
                     node_id: *node,
                     node_name: self.catalogue.node_name(*node),
-                    open: *counts.get(&backend.endpoint_id)?,
+                    open: count.open,
+                    total: count.total,
+                    failed: count.failed,
                 })
             });
-            backend.clients = open.collect();
+            backend.clients = clients.collect();
             backend
                 .clients
                 .sort_by(|one, other| one.node_name.cmp(&other.node_name));
-            backend.open_connections = backend.clients.iter().map(|clients| clients.open).sum();
+            for clients in &backend.clients {
+                let sums = [
+                    (&mut backend.open_connections, clients.open),
+                    (&mut backend.total_connections, clients.total),
+                    (&mut backend.failed_connections, clients.failed),
+                ];
+                sums.into_iter()
+                    .for_each(|(sum, count)| *sum = sum.saturating_add(count));
+            }
         }
         detail.uncounted = outcome.unconfirmed;
         detail
@@ -349,6 +360,8 @@ impl Control {
                     weight: endpoint.spec.weight,
                     state: self.backend_state(network, endpoint_id, endpoint),
                     open_connections: 0,
+                    total_connections: 0,
+                    failed_connections: 0,
                     clients: Vec::new(),
                     reason,
                     since,

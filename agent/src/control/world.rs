@@ -13,7 +13,7 @@ use weft_types::{ClusterId, EndpointId};
 
 use super::{
     ClusterFacts, Command, Control, CountOrder, HealthProbe, HealthResult, HostReport, Now, Pools, Responder,
-    Settings, Stored, docker::DockerCommand,
+    Settings, Stored, Traffic, docker::DockerCommand,
 };
 use crate::api::ApiError;
 
@@ -40,7 +40,7 @@ pub(super) struct Node {
     /// How many there were.
     pub(super) probed: usize,
     /// Connections that its clients have open.
-    pub(super) open: BTreeMap<EndpointId, u64>,
+    pub(super) traffic: BTreeMap<EndpointId, Traffic>,
     /// Counts that a kernel that hangs was asked for.
     pub(super) uncounted: Vec<CountOrder>,
     /// Nothing reaches it and it says nothing.
@@ -116,7 +116,7 @@ impl World {
                 kernel: Kernel::Obeys,
                 probes: Probes::Hang(Vec::new()),
                 probed: 0,
-                open: BTreeMap::new(),
+                traffic: BTreeMap::new(),
                 uncounted: Vec::new(),
                 is_cut_off: false,
                 address: address(n),
@@ -251,7 +251,7 @@ impl World {
             _ => std::mem::take(&mut node.uncounted),
         };
         for order in counts {
-            node.control.handle_counted(order, Some(&node.open), self.now);
+            node.control.handle_counted(order, Some(&node.traffic), self.now);
             is_quiet = false;
         }
         if turn.host_changed {

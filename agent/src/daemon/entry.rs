@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_lb::{ClientTable, Datapath as _, kernel::NftDatapath};
+use weft_lb::{ClientTable, Datapath as _, DatapathError, Service, kernel::NftDatapath};
+use weft_netlink::netns::Netns;
 use weft_overlay::{
     kernel::Kernel,
     plan::{Desired, HostPort},
 };
 use weft_types::{EndpointId, NetworkId, ServiceId};
 
-use super::{host::sentence, listeners};
+use super::{host::sentence, listeners, tally::Shown};
 use crate::control::{Entered, EntryTable, HostReport};
 
 pub(super) struct Entry {
@@ -85,22 +86,57 @@ impl Entry {
         wanted: &BTreeSet<ServiceId>,
     ) -> Result<Vec<BTreeMap<EndpointId, u64>>, String> {
         let mut counts = Vec::new();
+        self.each_network(kernel, wanted, |name, netns, services| {
+            let followed = services
+                .iter()
+                .map(|service| self.datapath.connections(service.id));
+            counts.extend(followed.flatten());
+            counts.push(self.datapath.count(name, netns, services)?);
+            Ok(())
+        })?;
+        Ok(counts)
+    }
+
+    /// What came in so far to the backends of some services, and by what it is known.
+    pub(super) fn attempts(
+        &self,
+        kernel: &Kernel,
+        wanted: &BTreeSet<ServiceId>,
+    ) -> Result<Vec<(String, Shown)>, String> {
+        let mut attempts = Vec::new();
+        self.each_network(kernel, wanted, |name, netns, services| {
+            let shown = self.datapath.attempts_of(name, netns, services)?;
+            attempts.push((format!("entry {name}"), shown));
+            Ok(())
+        })?;
+        Ok(attempts)
+    }
+
+    /// All backends that something leads to.
+    pub(super) fn backends(&self) -> impl Iterator<Item = EndpointId> {
+        let entered = self.balanced.values().flatten();
+        let backends = entered.flat_map(|entered| &entered.balanced.backends);
+        backends.map(|backend| backend.endpoint)
+    }
+
+    /// Every network into whose namespace something leads to some of these services, and to which.
+    fn each_network(
+        &self,
+        kernel: &Kernel,
+        wanted: &BTreeSet<ServiceId>,
+        mut each: impl FnMut(&str, &Netns, &[&Service]) -> Result<(), DatapathError>,
+    ) -> Result<(), String> {
         for (id, entered) in &self.balanced {
             let entered = entered.iter().filter(|entered| wanted.contains(&entered.of));
             let services: Vec<_> = entered.map(|entered| &entered.balanced).collect();
             if services.is_empty() {
                 continue;
             }
-            let followed = services
-                .iter()
-                .map(|service| self.datapath.connections(service.id));
-            counts.extend(followed.flatten());
             if let Some(netns) = kernel.namespace(*id).map_err(|error| sentence(&error))? {
-                let counted = self.datapath.count(&id.short(), &netns, &services);
-                counts.push(counted.map_err(|error| sentence(&error))?);
+                each(&id.short(), &netns, &services).map_err(|error| sentence(&error))?;
             }
         }
-        Ok(counts)
+        Ok(())
     }
 
     /// Brings the tables of all networks up to date, and takes out those of networks that nothing leads into any more.

@@ -13,7 +13,7 @@ use std::{
 use anyhow::Context;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use weft_lb::{
-    Datapath,
+    Datapath, Service,
     kernel::{Choice, NftDatapath, choose},
 };
 use weft_netlink::{netns::Netns, route::RouteSocket};
@@ -23,10 +23,10 @@ use weft_overlay::{
 };
 use weft_types::{EndpointId, NetworkId, ServiceId};
 
-use super::{entry::Entry, names::DnsSockets, target, watch::Watch};
+use super::{entry::Entry, names::DnsSockets, tally::Tally, target, watch::Watch};
 use crate::{
     api::types::DatapathStatus,
-    control::{CountOrder, HostReport, HostState, SandboxTables, records::SandboxSpec},
+    control::{CountOrder, HostReport, HostState, SandboxTables, Traffic, records::SandboxSpec},
     options::{AgentOptions, DatapathChoice},
 };
 
@@ -39,7 +39,7 @@ const READ_BACK_EVERY: Duration = Duration::from_secs(30);
 pub(super) enum Said {
     Report(Report),
     /// `None` where it could not be found out.
-    Counted(CountOrder, Option<BTreeMap<EndpointId, u64>>),
+    Counted(CountOrder, Option<BTreeMap<EndpointId, Traffic>>),
 }
 
 pub(super) struct Report {
@@ -110,6 +110,7 @@ impl HostThread {
             state: None,
             served: BTreeSet::new(),
             balanced: BTreeMap::new(),
+            tally: Tally::default(),
             ifnames: BTreeMap::new(),
             read_back: Instant::now(),
             watch: Watch::new(orders.clone()),
@@ -185,8 +186,9 @@ struct Host {
     state: Option<HostState>,
     /// Networks whose DNS sockets are open.
     served: BTreeSet<NetworkId>,
-    /// Sandboxes that have tables, and where they were.
-    balanced: BTreeMap<String, SandboxSpec>,
+    /// Sandboxes that have tables, and what they last had.
+    balanced: BTreeMap<String, SandboxTables>,
+    tally: Tally,
     /// The interfaces of attached endpoints.
     ifnames: BTreeMap<EndpointId, String>,
     /// When the kernel was last read back.
@@ -360,29 +362,40 @@ impl Host {
     fn balance(&mut self, sandboxes: Vec<SandboxTables>, report: &mut HostReport) {
         let datapath = &*self.datapath;
         let mut before = std::mem::take(&mut self.balanced);
-        for SandboxTables { sandbox, tables } in sandboxes {
-            let name = sandbox_name(&sandbox);
+        for wanted in sandboxes {
+            let SandboxTables { sandbox, tables } = &wanted;
+            let name = sandbox_name(sandbox);
             before.remove(&name);
-            if !target::still_there(&sandbox) {
+            if !target::still_there(sandbox) {
                 continue;
             }
             let synced = Netns::open(&sandbox.path)
                 .map_err(|error| sentence(&error))
                 .and_then(|netns| {
                     datapath
-                        .sync(&name, &netns, &tables)
+                        .sync(&name, &netns, tables)
                         .map_err(|error| sentence(&error))
                 });
             if let Err(error) = synced {
                 report.unbalanced.get_or_insert_with(|| error.clone());
                 report.problems.push(error);
             }
-            self.balanced.insert(name, sandbox);
+            self.balanced.insert(name, wanted);
         }
-        for (name, sandbox) in before {
+        for (name, SandboxTables { sandbox, tables }) in before {
             let netns = target::still_there(&sandbox)
                 .then(|| Netns::open(&sandbox.path).ok())
                 .flatten();
+            if let Some(netns) = &netns {
+                let services: Vec<_> = tables.iter().flat_map(|table| &table.services).collect();
+                match datapath.attempts_of(&name, netns, &services) {
+                    Ok(last) => self.tally.take(&name, last),
+                    Err(error) => {
+                        tracing::debug!(sandbox = name, error = sentence(&error), "counters are lost")
+                    }
+                }
+            }
+            self.tally.end(&name);
             if let Err(error) = datapath.remove(&name, netns.as_ref()) {
                 report.problems.push(sentence(&error));
             }
@@ -393,10 +406,33 @@ impl Host {
         {
             report.problems.push(sentence(&error));
         }
+        self.tally.retain(&self.backends());
     }
 
-    fn count(&self, order: CountOrder) {
-        let counted = self.open_to(&order.services);
+    /// All backends of all services that clients on this host see.
+    fn backends(&self) -> BTreeSet<EndpointId> {
+        let tables = self.balanced.values().flat_map(|sandbox| &sandbox.tables);
+        let services = tables.flat_map(|table| &table.services);
+        let seen = services.flat_map(|service| &service.backends);
+        let mut backends: BTreeSet<EndpointId> = seen.map(|backend| backend.endpoint).collect();
+        backends.extend(self.entry.backends());
+        backends
+    }
+
+    fn count(&mut self, order: CountOrder) {
+        let counted = self.open_to(&order.services).and_then(|open| {
+            let mut counted: BTreeMap<_, _> = open
+                .into_iter()
+                .map(|(id, open)| (id, Traffic::open(open)))
+                .collect();
+            if order.with_attempts {
+                self.tally_up(&order.services)?;
+                for (endpoint, attempts) in self.tally.sums() {
+                    *counted.entry(*endpoint).or_default() += *attempts;
+                }
+            }
+            Ok(counted)
+        });
         let counted = counted.inspect_err(|error| tracing::warn!(%error, "connections cannot be counted"));
         let _ = self.said.send(Said::Counted(order, counted.ok()));
     }
@@ -406,6 +442,48 @@ impl Host {
         let datapath = &self.datapath;
         let counts = wanted.iter().filter_map(|service| datapath.connections(*service));
         let mut counts: Vec<_> = counts.collect();
+        self.each_client(wanted, |name, netns, services| {
+            let counted = datapath.count(name, netns, services);
+            counts.push(counted.map_err(|error| sentence(&error))?);
+            Ok(())
+        })?;
+        counts.extend(self.entry.count(&self.kernel, wanted)?);
+        let mut open = BTreeMap::new();
+        for (endpoint, count) in counts.into_iter().flatten() {
+            *open.entry(endpoint).or_default() += count;
+        }
+        Ok(open)
+    }
+
+    /// Takes in what clients here have tried so far with the backends of some services.
+    fn tally_up(&mut self, wanted: &BTreeSet<ServiceId>) -> Result<(), String> {
+        let datapath = &self.datapath;
+        let mut shown = Vec::new();
+        for service in wanted {
+            shown.extend(
+                datapath
+                    .attempts(*service)
+                    .map(|shows| (format!("host {service}"), shows)),
+            );
+        }
+        self.each_client(wanted, |name, netns, services| {
+            let shows = datapath.attempts_of(name, netns, services);
+            shown.push((name.to_owned(), shows.map_err(|error| sentence(&error))?));
+            Ok(())
+        })?;
+        shown.extend(self.entry.attempts(&self.kernel, wanted)?);
+        for (source, shows) in shown {
+            self.tally.take(&source, shows);
+        }
+        Ok(())
+    }
+
+    /// Every sandbox that has some of these services, and which.
+    fn each_client(
+        &self,
+        wanted: &BTreeSet<ServiceId>,
+        mut each: impl FnMut(&str, &Netns, &[&Service]) -> Result<(), String>,
+    ) -> Result<(), String> {
         for SandboxTables { sandbox, tables } in self.state.iter().flat_map(|state| &state.sandboxes) {
             let services = tables.iter().flat_map(|table| &table.services);
             let services: Vec<_> = services.filter(|service| wanted.contains(&service.id)).collect();
@@ -413,15 +491,9 @@ impl Host {
                 continue;
             }
             let netns = Netns::open(&sandbox.path).map_err(|error| sentence(&error))?;
-            let counted = datapath.count(&sandbox_name(sandbox), &netns, &services);
-            counts.push(counted.map_err(|error| sentence(&error))?);
+            each(&sandbox_name(sandbox), &netns, &services)?;
         }
-        counts.extend(self.entry.count(&self.kernel, wanted)?);
-        let mut open = BTreeMap::new();
-        for (endpoint, count) in counts.into_iter().flatten() {
-            *open.entry(endpoint).or_default() += count;
-        }
-        Ok(open)
+        Ok(())
     }
 
     /// Watches the host and every network's namespace for changes by others.

@@ -14,6 +14,7 @@ mod names;
 mod resolv;
 mod server;
 mod store;
+mod tally;
 pub(crate) mod target;
 mod watch;
 

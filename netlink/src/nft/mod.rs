@@ -42,7 +42,9 @@ mod tests;
 
 use std::io;
 
-pub use expr::{CT_ASSURED, CT_DNAT, CT_NEW, Expr, FIB_LOCAL, Load, Reg, Reject, TCP_OPENING, TCP_RST, TCP_SYN};
+pub use expr::{
+    CT_ASSURED, CT_DNAT, CT_NEW, Expr, FIB_LOCAL, Load, Reg, Reject, TCP_OPENING, TCP_RST, TCP_SYN,
+};
 pub use model::{Chain, ChainType, Datum, Family, Hook, Kind, Table, Verdict};
 pub use read::Installed;
 pub use rule::Rule;

@@ -245,6 +245,8 @@ fn connections_outlive_the_agent_and_its_restart_writes_nothing() {
         let mut streams = Vec::new();
         for to in &entries {
             answered_by("before", &|to| tcp(&outside, to), *to, &all);
+            // So that there is a counter for it already.
+            answered_by("before", &|to| udp(&outside, to), *to, &all);
             for n in 0..2 {
                 let call = call_at(&outside, *to, PUBLISHED).unwrap();
                 streams.push(Stream::over(&format!("{to} {n}"), call));

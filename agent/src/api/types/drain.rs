@@ -140,15 +140,19 @@ pub struct NodeActivateResponse {
     pub unconfirmed: Vec<Unconfirmed>,
 }
 
-/// Connections that the clients on one host have open to a backend.
+/// Connections of the clients on one host to a backend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientConnections {
     /// The host.
     pub node_id: NodeId,
     /// Its name.
     pub node_name: String,
-    /// How many.
+    /// How many are open.
     pub open: u64,
+    /// How many were tried.
+    pub total: u64,
+    /// How many of these failed.
+    pub failed: u64,
 }
 
 fn default_grace() -> u64 {

@@ -209,11 +209,15 @@ pub struct Backend {
     pub state: BackendState,
     /// Connections that are open to it, from all hosts that have said how many.
     pub open_connections: u64,
+    /// Connections that were tried, from all hosts that have said how many; over UDP, conversations.
+    pub total_connections: u64,
+    /// Of these, those over TCP that were never made: refused, reset before, or without an answer for too long.
+    pub failed_connections: u64,
     /// Why it is in that state; null where there is nothing to say.
     pub reason: Option<String>,
     /// Since when its health is what it is, by its own host's clock; null where it is not checked.
     pub since: Option<Timestamp>,
-    /// From which hosts connections are open to it.
+    /// From which hosts.
     pub clients: Vec<ClientConnections>,
 }
 

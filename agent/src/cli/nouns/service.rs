@@ -350,16 +350,22 @@ fn health(check: Option<&HealthCheck>) -> String {
     check.map_or_else(|| "not checked".to_owned(), HealthCheck::to_string)
 }
 
-/// How many there are, and from where.
-fn open(backend: &Backend) -> String {
-    let clients = backend.clients.iter();
-    let from: Vec<String> = clients
-        .map(|clients| format!("{} {}", clients.node_name, clients.open))
-        .collect();
-    match &from[..] {
-        [] => backend.open_connections.to_string(),
-        from => format!("{} ({})", backend.open_connections, from.join(", ")),
+/// Who has connections to which backend.
+fn clients(backends: &[Backend]) -> Option<String> {
+    let mut table = Table::new(["ENDPOINT", "FROM", "OPEN", "TOTAL", "FAILED"]);
+    for backend in backends {
+        for client in &backend.clients {
+            table.row([
+                backend.endpoint_name.clone(),
+                client.node_name.clone(),
+                client.open.to_string(),
+                client.total.to_string(),
+                client.failed.to_string(),
+            ]);
+        }
     }
+    let is_some = backends.iter().any(|backend| !backend.clients.is_empty());
+    is_some.then(|| format!("\nconnections by the clients' hosts\n{}", table.render("  ")))
 }
 
 fn show(service: &ServiceDetail) -> String {
@@ -390,7 +396,9 @@ fn show(service: &ServiceDetail) -> String {
         "WEIGHT",
         "STATE",
         "SINCE",
-        "OPEN CONNECTIONS",
+        "OPEN",
+        "TOTAL",
+        "FAILED",
         "WHY",
     ]);
     for backend in &service.backends {
@@ -401,9 +409,12 @@ fn show(service: &ServiceDetail) -> String {
             backend.weight.to_string(),
             backend.state.to_string(),
             backend.since.map(|since| since.to_string()).unwrap_or_default(),
-            open(backend),
+            backend.open_connections.to_string(),
+            backend.total_connections.to_string(),
+            backend.failed_connections.to_string(),
             backend.reason.clone().unwrap_or_default(),
         ]);
     }
-    format!("{}\nbackends\n{}", facts.render(), backends.render("  "))
+    let clients = clients(&service.backends).unwrap_or_default();
+    format!("{}\nbackends\n{}{clients}", facts.render(), backends.render("  "))
 }

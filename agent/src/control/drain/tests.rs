@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::control::{
-    Command,
+    Command, Traffic,
     records::SandboxSpec,
     world::{Answer, Kernel, World},
 };
@@ -59,18 +59,18 @@ fn states(world: &World, network: NetworkId) -> Vec<(weft_lb::BackendState, Back
 #[test]
 fn a_backend_gets_no_new_connections_anywhere_and_open_ones_are_counted_down_over_all_nodes() {
     let (mut world, network, id) = world();
-    world.nodes[0].open.insert(id, 1);
-    world.nodes[2].open.insert(id, 2);
+    world.nodes[0].traffic.insert(id, Traffic::open(1));
+    world.nodes[2].traffic.insert(id, Traffic::open(2));
     let mut answer = drain(&mut world, 0, Duration::from_secs(30));
     world.pass(Duration::from_secs(5));
     assert!(answer.get().is_none(), "three are open");
     let draining = (weft_lb::BackendState::Draining, BackendState::Draining);
     assert_eq!(states(&world, network), vec![draining; 3]);
 
-    world.nodes[2].open.clear();
+    world.nodes[2].traffic.clear();
     world.pass(Duration::from_secs(5));
     assert!(answer.get().is_none(), "one is open");
-    world.nodes[0].open.clear();
+    world.nodes[0].traffic.clear();
     let mut said = None;
     let took = world.until(Duration::from_secs(2), |_| {
         said = answer.get();
@@ -99,7 +99,7 @@ fn with_no_open_connection_it_takes_no_time() {
 #[test]
 fn what_is_open_when_time_is_up_is_reset_everywhere_before_the_answer() {
     let (mut world, network, id) = world();
-    world.nodes[2].open.insert(id, 2);
+    world.nodes[2].traffic.insert(id, Traffic::open(2));
     let mut answer = drain(&mut world, 0, Duration::from_secs(3));
     world.pass(Duration::from_millis(2_900));
     assert!(answer.get().is_none());
@@ -136,7 +136,7 @@ fn nothing_is_counted_before_new_connections_have_stopped() {
 #[test]
 fn who_does_not_wait_for_the_end_leaves_it_draining() {
     let (mut world, network, id) = world();
-    world.nodes[0].open.insert(id, 1);
+    world.nodes[0].traffic.insert(id, Traffic::open(1));
     let answer = drain(&mut world, 0, Duration::from_secs(3));
     drop(answer);
     world.pass(Duration::from_secs(10));
@@ -147,7 +147,7 @@ fn who_does_not_wait_for_the_end_leaves_it_draining() {
 #[test]
 fn a_drained_node_takes_all_its_backends_along() {
     let (mut world, network, id) = world();
-    world.nodes[0].open.insert(id, 1);
+    world.nodes[0].traffic.insert(id, Traffic::open(1));
     let request = NodeDrainRequest { grace_ms: 2_000 };
     let said = world.done(2, |to| Command::NodeDrain("h2".to_owned(), request, to));
     assert_eq!((said.backends, said.left), (1, 1));
@@ -167,7 +167,7 @@ fn a_drained_node_takes_all_its_backends_along() {
 fn an_endpoint_is_detached_when_nothing_is_open_to_it_or_time_is_up() {
     for ends in [true, false] {
         let (mut world, network, id) = world();
-        world.nodes[0].open.insert(id, 4);
+        world.nodes[0].traffic.insert(id, Traffic::open(4));
         let request = DisconnectRequest {
             target: BACKEND.to_owned(),
             grace_ms: 3_000,
@@ -178,7 +178,7 @@ fn an_endpoint_is_detached_when_nothing_is_open_to_it_or_time_is_up() {
         let draining = (weft_lb::BackendState::Draining, BackendState::Draining);
         assert_eq!(states(&world, network), vec![draining; 3]);
         if ends {
-            world.nodes[0].open.clear();
+            world.nodes[0].traffic.clear();
         }
         world.pass(if ends {
             LONGEST_PAUSE
@@ -247,10 +247,22 @@ fn an_inspection_says_how_many_are_open_from_where_however_many_backends_there_a
         };
         let connect = serde_json::from_value(connect).unwrap();
         let made = world.done(1, |to| Command::Connect("app".to_owned(), connect, sandbox, to));
-        world.nodes[0].open.insert(made.id, n);
-        world.nodes[2].open.insert(made.id, 1);
+        world.nodes[0].traffic.insert(made.id, Traffic::open(n));
+        let tried = Traffic {
+            open: 1,
+            total: 10 * n,
+            failed: n,
+        };
+        world.nodes[2].traffic.insert(made.id, tried);
     }
-    world.nodes[2].open.insert(first, 7);
+    world.nodes[2].traffic.insert(first, Traffic::open(7));
+    // It has nothing open, and has had no luck.
+    let unlucky = Traffic {
+        failed: u64::MAX,
+        total: u64::MAX,
+        open: 0,
+    };
+    world.nodes[1].traffic.insert(first, unlucky);
     world.pass(Duration::from_secs(1));
     let query = ServiceQuery::default();
     let detail = world.done(1, |to| Command::ServiceInspect("web".to_owned(), query, to));
@@ -263,11 +275,20 @@ fn an_inspection_says_how_many_are_open_from_where_however_many_backends_there_a
             .map(|clients| (clients.node_name.as_str(), clients.open))
             .collect();
         if n == 1 {
-            assert_eq!((backend.open_connections, clients), (7, vec![("h3", 7)]));
+            assert_eq!(
+                (backend.open_connections, clients),
+                (7, vec![("h2", 0), ("h3", 7)])
+            );
+            assert_eq!(backend.clients[0].failed, u64::MAX);
+            assert_eq!(backend.total_connections, u64::MAX);
         } else {
             assert_eq!(
                 (backend.open_connections, clients),
                 (n + 1, vec![("h1", n), ("h3", 1)])
+            );
+            assert_eq!(
+                (backend.total_connections, backend.failed_connections),
+                (10 * n, n)
             );
         }
     }
