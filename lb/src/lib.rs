@@ -21,6 +21,7 @@ mod health;
 pub mod kernel;
 mod service;
 mod slots;
+mod slow_start;
 
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ pub use fake::FakeDatapath;
 pub use health::{Health, Monitor, Timing};
 pub use service::{Backend, BackendState, ClientTable, PortMap, Protocol, Scheduler, Service};
 pub use slots::{Candidate, Loads, maglev, round_robin, weighted_round_robin};
+pub use slow_start::{Round, SlowStart};
 
 use weft_types::EndpointId;
 

@@ -108,15 +108,26 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// A port of a service and the port of its backends behind it.
+/// A port of a service and the port of its backends behind it, or a range of them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortMap {
     /// The port that clients use.
     pub port: NonZeroU16,
     /// The port on which backends listen.
     pub target: NonZeroU16,
+    /// How many ports: those that follow on the first lead to those that follow on its target.
+    pub count: NonZeroU16,
     /// The protocol.
     pub protocol: Protocol,
+}
+
+impl PortMap {
+    /// Every port with its target, as far as there are such numbers.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (u16, u16)> + use<> {
+        let (port, target) = (self.port.get(), self.target.get());
+        let pair = move |n| Some((port.checked_add(n)?, target.checked_add(n)?));
+        (0..self.count.get()).map_while(pair)
+    }
 }
 
 /// What one sandbox sees of one network.
@@ -161,8 +172,15 @@ impl PortMap {
         Self {
             port: port.try_into().unwrap(),
             target: target.try_into().unwrap(),
+            count: NonZeroU16::MIN,
             protocol: Protocol::Tcp,
         }
+    }
+
+    /// So many of them.
+    pub(crate) fn times(self, count: u16) -> Self {
+        let count = count.try_into().unwrap();
+        Self { count, ..self }
     }
 
     pub(crate) fn udp(port: u16, target: u16) -> Self {

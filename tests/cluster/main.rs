@@ -11,6 +11,7 @@ mod leftovers;
 mod networks;
 mod partition;
 mod publish;
+mod ranges;
 mod refusals;
 mod restart;
 mod rolling;

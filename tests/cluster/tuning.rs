@@ -1,7 +1,8 @@
-//! How a service treats connections: idle ones.
+//! How a service treats connections: idle ones, and those to new backends.
 
 use std::{
     io::{self, Read, Write},
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -9,7 +10,7 @@ use netns_harness::Inside as _;
 use weft_netlink::conntrack::Conntrack;
 
 use super::{
-    bed::{Bed, alone, has_ebpf, soon},
+    bed::{Bed, Endpoint, alone, has_ebpf, items, soon},
     traffic::{Call, PATIENCE, call_at},
 };
 
@@ -106,6 +107,63 @@ fn an_idle_connection_is_reset_by_programs() {
     alone(|| {
         if has_ebpf() {
             an_idle_connection_is_reset_and_not_swallowed("ebpf");
+        }
+    });
+}
+
+/// So many connections at once, and how many of them the newer backend has.
+fn opened(client: &Endpoint, vip: IpAddr, count: usize) -> (Vec<Call>, usize) {
+    let calls: Vec<_> = (0..count)
+        .map(|_| call_at(&client.sandbox, vip, 80).unwrap())
+        .collect();
+    let new = calls.iter().filter(|call| call.answer.name == "web-2").count();
+    (calls, new)
+}
+
+fn a_new_backend_is_not_flooded(datapath: &'static str) {
+    let bed = Bed::cluster_with(datapath, &["h1", "h2"]);
+    let h1 = &bed["h1"];
+    h1.weft("network create app");
+    h1.weft("service create --network app --port 80:8000 --lb lc --slow-start 4s web");
+    let first = bed["h2"].replica("web-1", "app", "--service web");
+    let client = h1.connected("c", "app", "");
+    let vip = h1.vip("web");
+    soon("a backend", || call_at(&client.sandbox, vip, 80));
+    let reason = |name: &str| {
+        let detail = h1.json("service inspect web");
+        let mut backends = items(&detail["backends"]);
+        let found = backends.find(|backend| backend["endpoint_name"] == name)?;
+        found["reason"].as_str().map(str::to_owned)
+    };
+    let grown = |name: &str| {
+        soon(format!("{name} has grown"), || reason(name).map_or(Ok(()), Err));
+    };
+    grown("web-1");
+    let (held, _) = opened(&client, vip, 20);
+    let second = bed["h2"].replica("web-2", "app", "--service web");
+    soon("the second is seen as new", || match reason("web-2") {
+        Some(reason) if reason.contains("/10 of its share so far") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    let (few, new) = opened(&client, vip, 12);
+    assert!(new <= 8, "{new} of 12 went to the new one");
+    grown("web-2");
+    let (more, new) = opened(&client, vip, 8);
+    assert!(new >= 7, "{new} of 8 went to the one with fewest connections");
+    drop((held, few, more, first, second, client));
+    bed.close();
+}
+
+#[test]
+fn a_new_backend_is_not_flooded_with_rules() {
+    alone(|| a_new_backend_is_not_flooded("nft"));
+}
+
+#[test]
+fn a_new_backend_is_not_flooded_with_programs() {
+    alone(|| {
+        if has_ebpf() {
+            a_new_backend_is_not_flooded("ebpf");
         }
     });
 }

@@ -51,6 +51,8 @@ fn every_flag_is_read() {
         "service update --interval 1s web",
         "service create --network app --idle-timeout 1h web",
         "service update --idle-timeout none web",
+        "service create --network app --lb lc --slow-start 30s web",
+        "service create --network app --port 5000-5001:6000-6001/udp --publish 7000-7001:5000-5001/udp web",
         "service drain --network app --grace 1m web-1",
         "service activate --network app web-1",
         "service rm --network app web api",

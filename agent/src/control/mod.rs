@@ -46,6 +46,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use serde::{Deserialize, Serialize};
 use weft_gossip::{Gossip, Key, Output, Record};
+use weft_lb::SlowStart;
 use weft_types::{ClusterId, EndpointId, NetworkId, NodeId};
 
 use crate::api::{
@@ -212,6 +213,7 @@ pub struct Control {
     checks: Checks,
     polls: Polls,
     drains: Drains,
+    slow_start: SlowStart,
     problems: BTreeSet<String>,
     /// Those of `problems` that the last report of the kernel named.
     host_problems: BTreeSet<String>,
@@ -291,6 +293,7 @@ impl Control {
             checks: Checks::default(),
             polls: Polls::default(),
             drains: Drains::default(),
+            slow_start: SlowStart::default(),
             problems: BTreeSet::new(),
             host_problems: BTreeSet::new(),
             generation: 1,

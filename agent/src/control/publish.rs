@@ -371,9 +371,12 @@ impl Control {
 
 /// The port that backends listen on behind a published one; `None` if the service has no such port.
 fn target(spec: &ServiceSpec, port: &PublishedPort) -> Option<NonZeroU16> {
-    let of_service = |known: &&ServicePort| (known.port, known.protocol) == (port.port, port.protocol);
-    let target = match spec.ports.iter().find(of_service) {
-        Some(known) => known.target,
+    let of_service = |known: &ServicePort| {
+        let same = known.protocol == port.protocol;
+        same.then(|| known.target_of(port.port)).flatten()
+    };
+    let target = match spec.ports.iter().find_map(of_service) {
+        Some(target) => target,
         None if spec.ports.is_empty() => port.port,
         None => return None,
     };
@@ -396,6 +399,7 @@ fn port_map(spec: &ServiceSpec, port: &PublishedPort) -> Option<weft_lb::PortMap
     Some(weft_lb::PortMap {
         port: NonZeroU16::new(port.host_port)?,
         target: target(spec, port)?,
+        count: NonZeroU16::MIN,
         protocol: match port.protocol {
             Protocol::Tcp => weft_lb::Protocol::Tcp,
             Protocol::Udp => weft_lb::Protocol::Udp,

@@ -18,6 +18,8 @@ use crate::api::{ApiError, types::*};
 /// The largest number of services of one network, and of ports of one service.
 const MAX_SERVICES: usize = 10_000;
 const MAX_PORTS: usize = 32;
+/// Of one service, those of ranges counted one by one: each is an entry in the kernel of every host.
+const MAX_RANGED_PORTS: u32 = 1_024;
 
 /// Makes a service or changes one: both end in a register being set.
 pub(super) struct SetService {
@@ -288,7 +290,7 @@ impl Control {
         Ok(ServiceDetail {
             summary: self.service_summary(id, &spec),
             created_by: spec.creator,
-            backends: self.backends(spec.network, &spec.name),
+            backends: self.growing_backends(id, &spec),
             uncounted: Vec::new(),
         })
     }
@@ -342,6 +344,17 @@ impl Control {
         detail
     }
 
+    /// Its backends; of those that have only a part of their share yet, that is said.
+    fn growing_backends(&self, id: ServiceId, spec: &ServiceSpec) -> Vec<Backend> {
+        let mut backends = self.backends(spec.network, &spec.name);
+        for backend in &mut backends {
+            if let (None, Some(tenths)) = (&backend.reason, self.slow_start.tenths(id, backend.endpoint_id)) {
+                backend.reason = Some(format!("it is new: it has {tenths}/10 of its share so far"));
+            }
+        }
+        backends
+    }
+
     /// The endpoints that serve a service, by name; a node believed dead serves nothing.
     pub(super) fn backends(&self, network: NetworkId, service: &str) -> Vec<Backend> {
         let serving = self
@@ -385,20 +398,39 @@ fn check_ports(service: &str, ports: &[ServicePort]) -> Result<(), ApiError> {
             "service `{service}` asks for more than {MAX_PORTS} ports"
         )));
     }
+    let all: u32 = ports.iter().map(|port| u32::from(port.count)).sum();
+    if all > MAX_RANGED_PORTS {
+        return Err(ApiError::invalid(format!(
+            "service `{service}` asks for {all} ports; {MAX_RANGED_PORTS} is the most, with those of ranges"
+        ))
+        .with_help("without any port given a service has all of them"));
+    }
     for (index, port) in ports.iter().enumerate() {
+        if port.count == 0 || port.last().is_none() || port.last_target().is_none() {
+            return Err(ApiError::invalid(format!(
+                "service `{service}` asks for {} ports from {} on, which there are not",
+                port.count,
+                port.port.max(port.target)
+            ))
+            .with_help("ports are 1 to 65535"));
+        }
+        if port.count > 1 && port.name.is_some() {
+            return Err(ApiError::invalid(format!(
+                "service `{service}` has a name for the ports {port}, and SRV records name one port"
+            ))
+            .with_help("give the range no name, or name single ports"));
+        }
         if port.port == 0 || port.target == 0 {
             return Err(ApiError::invalid(format!(
                 "service `{service}` cannot have port 0"
             )));
         }
-        let twice = ports[..index]
-            .iter()
-            .any(|other| (other.port, other.protocol) == (port.port, port.protocol));
-        if twice {
-            return Err(ApiError::conflict(format!(
-                "service `{service}` gives port {}/{} twice",
-                port.port, port.protocol
-            ))
+        if let Some(other) = ports[..index].iter().find(|other| other.overlaps(port)) {
+            let both = port.port.max(other.port);
+            return Err(ApiError::conflict(match (port.count, other.count) {
+                (1, 1) => format!("service `{service}` gives port {both}/{} twice", port.protocol),
+                _ => format!("service `{service}` gives port {both} twice, in {other} and in {port}"),
+            })
             .with_help("give each port once; one port of the service leads to one port of its backends"));
         }
         let named = port.name.is_some() && ports[..index].iter().any(|other| other.name == port.name);

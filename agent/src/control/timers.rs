@@ -24,6 +24,7 @@ impl Control {
             self.spaces.poll_timeout(),
             self.polls.poll_timeout(),
             self.drains.poll_timeout(),
+            self.slow_start.poll_timeout(),
             self.parked.iter().map(|parked| parked.deadline).min(),
         ]
         .into_iter()
@@ -55,6 +56,9 @@ impl Control {
         if due(self.unsaved_since.map(|since| since + SAVE_AFTER)) {
             self.unsaved_since = None;
             self.turn.commit.append(&mut self.unsaved);
+        }
+        if self.slow_start.handle_timeout(now.instant) {
+            self.host_changed();
         }
         if self.next_look <= now.instant {
             self.next_look = now.instant + LOOK_EVERY;

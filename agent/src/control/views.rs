@@ -12,7 +12,7 @@ use weft_overlay::plan;
 use weft_types::{EndpointId, NetworkId, ServiceId};
 
 use super::{
-    Control, EntryTable,
+    Control, EntryTable, Now,
     catalogue::Endpoint,
     records::{Attachment, DockerSpec, NetworkSpec, SandboxSpec, ServiceSpec},
 };
@@ -53,7 +53,8 @@ pub struct Resolver {
 }
 
 impl Control {
-    pub fn host_state(&self) -> HostState {
+    pub fn host_state(&mut self, now: Now) -> HostState {
+        self.look_who_is_new(now);
         HostState {
             generation: self.generation,
             overlay: self.overlay(),
@@ -226,7 +227,27 @@ impl Control {
             .collect()
     }
 
+    /// Takes note of which backends are new, where that counts.
+    fn look_who_is_new(&mut self, now: Now) {
+        let services = self.catalogue.all_services();
+        let slow = services.filter_map(|(id, spec)| Some((id, spec, spec.tuning.slow_start()?)));
+        let slow: Vec<_> = slow
+            .map(|(id, spec, time)| (self.whole_service(id, spec), time))
+            .collect();
+        let mut round = self.slow_start.begin();
+        for (service, time) in &slow {
+            round.observe(service, *time, now.instant);
+        }
+    }
+
     pub(super) fn balanced_service(&self, id: ServiceId, spec: &ServiceSpec) -> weft_lb::Service {
+        let mut service = self.whole_service(id, spec);
+        self.slow_start.apply(&mut service);
+        service
+    }
+
+    /// The same with all backends at their whole weights.
+    fn whole_service(&self, id: ServiceId, spec: &ServiceSpec) -> weft_lb::Service {
         weft_lb::Service {
             id,
             vips: spec.vips.clone(),
@@ -313,7 +334,7 @@ impl Control {
                         mode,
                         vips: service.vips.clone(),
                         backends,
-                        ports: service.ports.iter().map(dns_port).collect(),
+                        ports: service.ports.iter().filter_map(dns_port).collect(),
                     },
                 );
             }
@@ -381,8 +402,9 @@ fn local_endpoint(spec: &super::records::EndpointSpec, network: &NetworkSpec) ->
     }
 }
 
-fn dns_port(port: &ServicePort) -> weft_dns::Port {
-    weft_dns::Port {
+/// A range is in no SRV record, as it has no name.
+fn dns_port(port: &ServicePort) -> Option<weft_dns::Port> {
+    (port.count == 1).then(|| weft_dns::Port {
         name: port.name.clone(),
         port: port.port,
         target: port.target,
@@ -390,7 +412,7 @@ fn dns_port(port: &ServicePort) -> weft_dns::Port {
             Protocol::Tcp => weft_dns::Protocol::Tcp,
             Protocol::Udp => weft_dns::Protocol::Udp,
         },
-    }
+    })
 }
 
 /// Port 0 cannot be connected to; a record that names it came from another version.
@@ -398,6 +420,7 @@ fn port_map(port: &ServicePort) -> Option<weft_lb::PortMap> {
     Some(weft_lb::PortMap {
         port: NonZeroU16::new(port.port)?,
         target: NonZeroU16::new(port.target)?,
+        count: NonZeroU16::new(port.count)?,
         protocol: match port.protocol {
             Protocol::Tcp => weft_lb::Protocol::Tcp,
             Protocol::Udp => weft_lb::Protocol::Udp,

@@ -255,7 +255,7 @@ impl World {
             is_quiet = false;
         }
         if turn.host_changed {
-            let state = node.control.host_state();
+            let state = node.control.host_state(self.now);
             let locals = state
                 .overlay
                 .networks

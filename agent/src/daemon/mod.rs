@@ -260,7 +260,7 @@ impl Daemon {
         membership.send(turn.send);
         membership.probe(turn.probe);
         if turn.host_changed {
-            let state = membership.control.host_state();
+            let state = membership.control.host_state(now());
             self.changes
                 .send_modify(|generation| *generation = state.generation);
             self.names.publish(&state);

@@ -17,6 +17,7 @@ pub(super) struct Found {
     pub(super) fingerprint: String,
     pub(super) elements: BTreeMap<Key, String>,
     pub(super) chains: BTreeSet<String>,
+    pub(super) maps: BTreeSet<String>,
     pub(super) timeouts: BTreeSet<String>,
 }
 
@@ -63,6 +64,11 @@ fn read_table(nft: &Nft, table: &Table, chains: Vec<String>) -> Result<FoundTabl
     for chain in chains {
         if let Some(service) = service_of_chain(&chain) {
             services.entry(service).or_default().chains.insert(chain);
+        }
+    }
+    for map in nft.sets(table)? {
+        if let Some(service) = service_of_chain(&map) {
+            services.entry(service).or_default().maps.insert(map);
         }
     }
     for timeout in nft.timeouts(table)? {

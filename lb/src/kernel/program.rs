@@ -8,6 +8,8 @@
 //!   chain refuse                 TCP reset, else port unreachable
 //!   made4, failed4, chains of the same names, and likewise for IPv6: see [`super::attempts`]
 //!   chain svc-ID-tcp-80          the next slot: numgen counts through a map of backend addresses
+//!   chain svc-ID-tcp-80-89       the same for a range; elements lead there from each of its ports
+//!   map svc-ID-tcp-80-89-to-8080 { PORT : TARGET }, where those differ
 //!   chain svc-ID                 the same for the rest of the address, or refuse
 //!   ct timeout svc-ID-tcp-3600   for how long connections to a service may be idle, if it says so
 //! ```
@@ -159,10 +161,38 @@ pub(super) fn main_chain(service: ServiceId) -> String {
 }
 
 fn port_chain(service: ServiceId, port: &PortMap) -> String {
-    format!("{SERVICE_PREFIX}{service}-{}-{}", port.protocol, port.port)
+    let name = format!("{SERVICE_PREFIX}{service}-{}-{}", port.protocol, port.port);
+    match port.pairs().last() {
+        Some((last, _)) if last > port.port.get() => format!("{name}-{last}"),
+        _ => name,
+    }
 }
 
-/// The service to which a chain or a time-out belongs.
+/// The map from the ports of a range to their targets, if it needs one. A rule could have a map of its own, but those are empty
+/// for a moment whenever the rule is written, and least connection writes it with every connection.
+fn target_map(service: ServiceId, port: &PortMap) -> Option<String> {
+    let name = || format!("{}-to-{}", port_chain(service, port), port.target);
+    (port.port != port.target && port.count.get() > 1).then(name)
+}
+
+/// The maps of a service.
+pub(super) fn target_maps(service: &Service) -> BTreeMap<String, &PortMap> {
+    let ports = service.ports.iter();
+    ports
+        .filter_map(|port| Some((target_map(service.id, port)?, port)))
+        .collect()
+}
+
+/// Adds one of [`target_maps`].
+pub(super) fn add_target_map(change: &mut Transaction, table: &Table, name: &str, port: &PortMap) {
+    let pairs = port.pairs();
+    let elements = pairs.map(|(from, to)| Element::value([Datum::Port(from)], Datum::Port(to)));
+    change
+        .add_set(table, Set::new(name, [Kind::Port], SetData::Value(Kind::Port)))
+        .add_elements(table, name, elements.collect());
+}
+
+/// The service to which a chain, a map or a time-out belongs.
 pub(super) fn service_of_chain(chain: &str) -> Option<ServiceId> {
     chain.strip_prefix(SERVICE_PREFIX)?.get(..32)?.parse().ok()
 }
@@ -175,11 +205,11 @@ pub(super) fn elements(service: &Service, side: Side) -> BTreeMap<Key, String> {
             elements.insert(Key { vip, port: None }, main_chain(service.id));
         }
         for port in &service.ports {
-            let key = Key {
-                vip,
-                port: Some((protocol_number(port.protocol), port.port.get())),
-            };
-            elements.insert(key, port_chain(service.id, port));
+            for (number, _) in port.pairs() {
+                let port_key = Some((protocol_number(port.protocol), number));
+                let key = Key { vip, port: port_key };
+                elements.insert(key, port_chain(service.id, port));
+            }
         }
     }
     elements
@@ -424,11 +454,15 @@ pub(super) fn write_rules(
                 change.add_rule(table, &chain, Rule::new().then(Expr::Timeout(timeout.name)));
             }
         }
-        let target = (port.port != port.target).then(|| port.target.get());
+        let target = match target_map(service.id, port) {
+            Some(map) => Target::Map(map),
+            None if port.port != port.target => Target::Port(port.target.get()),
+            None => Target::Same,
+        };
         for ipv6 in [false, true] {
             if !slots.of_version(ipv6).is_empty() {
                 let rule = Rule::new().then(Expr::Version { ipv6 });
-                translate(change, table, &chain, rule, slots, ipv6, target);
+                translate(change, table, &chain, rule, slots, ipv6, &target);
             }
         }
         change.add_rule(table, &chain, goto_refuse());
@@ -456,7 +490,7 @@ pub(super) fn write_rules(
         if let Some(comment) = comment.take() {
             rule = rule.comment(comment);
         }
-        translate(change, table, &chain, rule, slots, ipv6, None);
+        translate(change, table, &chain, rule, slots, ipv6, &Target::Same);
     }
     let last = goto_refuse();
     change.add_rule(
@@ -489,6 +523,14 @@ fn goto_refuse() -> Rule {
     Rule::new().then(Expr::Verdict(Verdict::Goto(REFUSE_CHAIN.to_owned())))
 }
 
+/// The port of a backend.
+enum Target {
+    Same,
+    Port(u16),
+    /// By this map from that of the service.
+    Map(String),
+}
+
 /// Ends `rule` with the translation to the next slot.
 fn translate(
     change: &mut Transaction,
@@ -497,7 +539,7 @@ fn translate(
     rule: Rule,
     slots: &Slots,
     ipv6: bool,
-    target: Option<u16>,
+    target: &Target,
 ) {
     let (slots, by_client) = (slots.of_version(ipv6), slots.by_client);
     if let [first, _, ..] = slots {
@@ -517,7 +559,7 @@ fn translate_to(
     mut rule: Rule,
     slots: &[IpAddr],
     by_client: bool,
-    target: Option<u16>,
+    target: &Target,
 ) {
     let (number, addr, port) = (Reg(0), Reg(4), Reg(8));
     let ipv6 = slots.first().is_some_and(IpAddr::is_ipv6);
@@ -559,12 +601,24 @@ fn translate_to(
             })
         }
     };
-    if let Some(target) = target {
-        rule = rule.then(Expr::Immediate {
-            value: Datum::Port(target),
-            to: port,
-        });
-    }
-    let port = target.map(|_| port);
+    let port = match target {
+        Target::Same => None,
+        Target::Port(target) => {
+            rule = rule.then(Expr::Immediate {
+                value: Datum::Port(*target),
+                to: port,
+            });
+            Some(port)
+        }
+        Target::Map(map) => {
+            rule = rule.then(Expr::Load(Load::Dport, number)).then(Expr::Lookup {
+                set: map.as_str().into(),
+                key: number,
+                to: Some(port),
+                invert: false,
+            });
+            Some(port)
+        }
+    };
     change.add_rule(table, chain, rule.then(Expr::Dnat { ipv6, addr, port }));
 }

@@ -17,8 +17,8 @@ use super::{
     attempts,
     flows::AllLoads,
     program::{
-        Key, Side, Slots, add_elements, chains, delete_elements, elements, fingerprint, fnv, table_of,
-        timeouts, write_rules, write_table,
+        Key, Side, Slots, add_elements, add_target_map, chains, delete_elements, elements, fingerprint, fnv,
+        table_of, target_maps, timeouts, write_rules, write_table,
     },
     watch::Watch,
 };
@@ -350,6 +350,9 @@ fn sync_table(
             old.found.chains.iter().for_each(|chain| {
                 change.flush_chain(table, chain).delete_chain(table, chain);
             });
+            old.found.maps.iter().for_each(|name| {
+                change.delete_set(table, name);
+            });
             old.found.timeouts.iter().for_each(|name| {
                 change.delete_timeout(table, name);
             });
@@ -397,6 +400,14 @@ fn sync_table(
             name
         });
         let new_timeouts: BTreeSet<String> = new_timeouts.collect();
+        let new_maps = target_maps(&service);
+        for (name, port) in new_maps
+            .iter()
+            .filter(|(name, _)| !old.found.maps.contains(*name))
+        {
+            add_target_map(&mut change, table, name, port);
+        }
+        let new_maps: BTreeSet<String> = new_maps.into_keys().collect();
         let slots = slots(&service, loads, (seed, side));
         write_rules(&mut change, table, &service, &slots, &mark);
         let before = std::mem::take(&mut old.found);
@@ -410,6 +421,9 @@ fn sync_table(
         for chain in before.chains.difference(&new_chains) {
             change.flush_chain(table, chain).delete_chain(table, chain);
         }
+        for name in before.maps.difference(&new_maps) {
+            change.delete_set(table, name);
+        }
         for name in before.timeouts.difference(&new_timeouts) {
             change.delete_timeout(table, name);
         }
@@ -420,6 +434,7 @@ fn sync_table(
                 fingerprint: mark,
                 elements: new_elements,
                 chains: new_chains,
+                maps: new_maps,
                 timeouts: new_timeouts,
             },
             service: Some(service),

@@ -54,6 +54,15 @@ impl Nft {
         })
     }
 
+    /// The names of a table's sets and maps, those without a name of their own too; none if there is no such table.
+    pub fn sets(&self, table: &Table) -> Result<Vec<String>, NftError> {
+        // NFTA_SET_TABLE, _NAME
+        let within = Some((table, None));
+        self.dump("sets", table.family, libc::NFT_MSG_GETSET, within, |attrs| {
+            (text(attrs, 1)? == table.name).then(|| text(attrs, 2))?
+        })
+    }
+
     /// The comments of a table's rules, each with the chain it stands in; none if there is no such table.
     pub fn rule_comments(&self, table: &Table) -> Result<Vec<(String, String)>, NftError> {
         // NFTA_RULE_TABLE, _CHAIN, _USERDATA

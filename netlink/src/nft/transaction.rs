@@ -32,6 +32,7 @@ enum Op {
     DeleteChain(Table, String),
     AddRule(Table, String, Rule),
     AddSet(Table, Set, SetRef, u32),
+    DeleteSet(Table, String),
     AddElements(Table, SetRef, Vec<Element>),
     DeleteElements(Table, SetRef, Vec<Element>),
 }
@@ -94,6 +95,11 @@ impl Transaction {
     pub fn add_set(&mut self, table: &Table, set: Set) -> &mut Self {
         let name = SetRef::Named(set.name.clone());
         self.push(Op::AddSet(table.clone(), set, name, 0))
+    }
+
+    /// Deletes a named set or map that no rule names any more.
+    pub fn delete_set(&mut self, table: &Table, name: &str) -> &mut Self {
+        self.push(Op::DeleteSet(table.clone(), name.to_owned()))
     }
 
     /// Adds a set for exactly one rule, to be added by the same transaction after it; it goes when that rule goes.
@@ -198,6 +204,7 @@ impl fmt::Display for Op {
             Self::FlushChain(table, chain) => write!(f, "flush chain {table} {chain}"),
             Self::DeleteChain(table, chain) => write!(f, "delete chain {table} {chain}"),
             Self::AddRule(table, chain, rule) => write!(f, "add rule {table} {chain} {rule}"),
+            Self::DeleteSet(table, name) => write!(f, "delete set {table} {name}"),
             Self::AddSet(table, set, SetRef::Named(_), _) => write!(f, "add set {table} {set}"),
             Self::AddSet(table, set, name, _) => write!(f, "add set {table} {name}{set}"),
             Self::AddElements(table, set, elements) => {
@@ -278,6 +285,11 @@ impl Op {
                     encode_set(m, table, set, name, *size)
                 });
             }
+            // NFTA_SET_TABLE, _NAME
+            Self::DeleteSet(table, name) => push(batch, libc::NFT_MSG_DELSET, flags, table, |m| {
+                m.string(1, &table.name);
+                m.string(2, name);
+            }),
             Self::AddElements(table, set, elements) => {
                 encode_elements(
                     batch,

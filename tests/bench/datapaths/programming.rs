@@ -68,6 +68,7 @@ fn tables() -> Vec<ClientTable> {
         port: nonzero(80),
         target: nonzero(8000),
         protocol: Protocol::Tcp,
+        count: NonZeroU16::MIN,
     };
     let service = |n: u16| {
         let [high, low] = n.to_be_bytes();

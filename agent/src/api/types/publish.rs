@@ -2,7 +2,7 @@ use std::{fmt, net::IpAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::Protocol;
+use super::{Protocol, port::range};
 
 /// On which hosts a port is open, and where it leads.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -45,7 +45,7 @@ pub struct PublishedPort {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{text}` does not say how to publish a port: {why}; write [IP:]HOSTPORT:PORT[/tcp|udp][,mode=host], for example \
-     8080:80 or [::1]:5353:53/udp"
+     8080:80, [::1]:5353:53/udp or 6000-6010:5000-5010"
 )]
 pub struct ParsePublishError {
     text: String,
@@ -56,14 +56,35 @@ impl FromStr for PublishedPort {
     type Err = ParsePublishError;
 
     fn from_str(text: &str) -> Result<Self, ParsePublishError> {
-        read(text).map_err(|why| ParsePublishError {
+        let one = read(text).and_then(|(port, count)| match count {
+            1 => Ok(port),
+            count => Err(format!("it is {count} ports at once")),
+        });
+        one.map_err(|why| ParsePublishError {
             text: text.to_owned(),
             why,
         })
     }
 }
 
-fn read(text: &str) -> Result<PublishedPort, String> {
+impl PublishedPort {
+    /// All that a text stands for: a range is as many ports, each leading to its own.
+    pub fn read_range(text: &str) -> Result<Vec<Self>, ParsePublishError> {
+        let (first, count) = read(text).map_err(|why| ParsePublishError {
+            text: text.to_owned(),
+            why,
+        })?;
+        let ports = (0..count).map(|n| Self {
+            host_port: first.host_port + n,
+            port: first.port + n,
+            ..first.clone()
+        });
+        Ok(ports.collect())
+    }
+}
+
+/// The first port, and how many there are.
+fn read(text: &str) -> Result<(PublishedPort, u16), String> {
     let (ports, mode) = match text.split_once(',') {
         None => (text, PublishMode::Ingress),
         Some((ports, option)) => match option.strip_prefix("mode=") {
@@ -86,20 +107,21 @@ fn read(text: &str) -> Result<PublishedPort, String> {
         Some((ip, host_port)) => (Some(address(ip)?), host_port),
         None => (None, before),
     };
-    Ok(PublishedPort {
+    let (host_port, host_ports) = range(host_port)?;
+    let (port, ports) = range(port)?;
+    if host_ports != ports {
+        return Err(format!(
+            "a range leads to one of the same length, not {host_ports} ports to {ports}"
+        ));
+    }
+    let first = PublishedPort {
         ip,
-        host_port: number(host_port)?,
-        port: number(port)?,
+        host_port,
+        port,
         protocol,
         mode,
-    })
-}
-
-fn number(part: &str) -> Result<u16, String> {
-    match part.parse::<u16>() {
-        Ok(port) if port > 0 && part.bytes().all(|byte| byte.is_ascii_digit()) => Ok(port),
-        _ => Err(format!("`{part}` is not a number from 1 to 65535")),
-    }
+    };
+    Ok((first, ports))
 }
 
 /// IPv6 addresses are in brackets, as in a URL.
@@ -130,6 +152,34 @@ impl fmt::Display for PublishedPort {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_is_as_many_ports() {
+        let ports = PublishedPort::read_range("127.0.0.1:6000-6002:53-55/udp,mode=host").unwrap();
+        let shown: Vec<_> = ports.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            shown,
+            [
+                "127.0.0.1:6000:53/udp,mode=host",
+                "127.0.0.1:6001:54/udp,mode=host",
+                "127.0.0.1:6002:55/udp,mode=host"
+            ]
+        );
+        assert_eq!(PublishedPort::read_range("8080:80").unwrap().len(), 1);
+        for (text, why) in [
+            ("6000-6002:53", "one of the same length, not 3 ports to 1"),
+            ("6002-6000:53-55", "ends before it begins"),
+            ("6000-:53-55", "`` is not a number"),
+        ] {
+            let error = PublishedPort::read_range(text).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        let error = "6000-6002:53-55"
+            .parse::<PublishedPort>()
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("3 ports at once"), "{error}");
+    }
 
     #[test]
     fn a_published_port_is_read_as_written() {

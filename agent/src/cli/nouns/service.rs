@@ -2,13 +2,13 @@ use clap::{ArgGroup, Args, Subcommand};
 
 use super::{
     health::{HealthArgs, HealthUpdateArgs, states},
-    tuning::{TuningArgs, idle_timeout},
+    tuning::{TuningArgs, idle_timeout, slow_start},
 };
 use crate::{
     api::types::{
-        Backend, EndpointActivateRequest, EndpointDrainRequest, EndpointMode, HealthCheck, PublishedPort,
-        Scheduler, ServiceCreateRequest, ServiceDetail, ServicePort, ServiceSummary, ServiceUpdateRequest,
-        check_name,
+        Backend, EndpointActivateRequest, EndpointDrainRequest, EndpointMode, HealthCheck, ParsePublishError,
+        PublishedPort, Scheduler, ServiceCreateRequest, ServiceDetail, ServicePort, ServiceSummary,
+        ServiceUpdateRequest, check_name,
     },
     cli::{
         failure::Failure,
@@ -47,7 +47,7 @@ Examples:
   weft network connect app blue --service web         (makes it a backend)
   weft service create --network app --port 80:8080 --publish 8080:80 shop     (http://ANY-HOST:8080/)
   weft service create --network app --port 80 --health http=/ready --interval 2s shop
-  weft service update --lb lc web
+  weft service update --lb lc --slow-start 30s web    (a new backend is not flooded)
   weft service update --publish 53:53/udp --publish 53:53,mode=host dns
   weft service update --idle-timeout 1h web           (a silent connection is reset after an hour)
   weft service update --health tcp web                (--health none: no check any more)
@@ -74,14 +74,14 @@ pub(in crate::cli) struct CreateArgs {
     /// What its name resolves to
     #[arg(long, value_name = "MODE", value_enum, default_value_t)]
     endpoint_mode: EndpointMode,
-    /// A port of the service and the port its backends listen on [default: every port]
+    /// A port of the service, or a range such as 5000-5010, and the port its backends listen on [default: every port]
     #[arg(long = "port", value_name = "[NAME=]PORT[:TARGET][/PROTO]")]
     ports: Vec<ServicePort>,
     #[command(flatten)]
     health: HealthArgs,
     /// A port that is open on every host of the cluster, and the port of the service it leads to
-    #[arg(long, value_name = "[IP:]HOSTPORT:PORT[/PROTO][,mode=host]")]
-    publish: Vec<PublishedPort>,
+    #[arg(long, value_name = "[IP:]HOSTPORT:PORT[/PROTO][,mode=host]", value_parser = published)]
+    publish: Vec<PublishedRange>,
     #[command(flatten)]
     tuning: TuningArgs,
 }
@@ -108,7 +108,7 @@ pub(in crate::cli) struct InspectArgs {
 
 /// What `weft service update` takes.
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("change").args(["scheduler", "endpoint_mode", "ports", "publish", "unpublish", "health", "interval", "timeout", "retries", "start_period", "idle_timeout"]).required(true).multiple(true)))]
+#[command(group(ArgGroup::new("change").args(["scheduler", "endpoint_mode", "ports", "publish", "unpublish", "health", "interval", "timeout", "retries", "start_period", "idle_timeout", "slow_start"]).required(true).multiple(true)))]
 pub(in crate::cli) struct UpdateArgs {
     /// Its name, id or the beginning of its id
     service: String,
@@ -129,9 +129,10 @@ pub(in crate::cli) struct UpdateArgs {
     #[arg(
         long,
         value_name = "[IP:]HOSTPORT:PORT[/PROTO][,mode=host]",
-        conflicts_with = "unpublish"
+        conflicts_with = "unpublish",
+        value_parser = published
     )]
-    publish: Vec<PublishedPort>,
+    publish: Vec<PublishedRange>,
     /// Close all ports of the hosts that lead to it
     #[arg(long)]
     unpublish: bool,
@@ -171,6 +172,14 @@ pub(in crate::cli) struct ActivateArgs {
     network: Option<String>,
 }
 
+/// What one `--publish` stands for.
+#[derive(Debug, Clone)]
+struct PublishedRange(Vec<PublishedPort>);
+
+fn published(text: &str) -> Result<PublishedRange, ParsePublishError> {
+    PublishedPort::read_range(text).map(PublishedRange)
+}
+
 /// Which network's services are meant.
 #[derive(Debug, Args)]
 struct NetworkArg {
@@ -190,7 +199,7 @@ pub(in crate::cli) fn run(session: &Session, command: ServiceCommand) -> Result<
                 scheduler: args.scheduler,
                 endpoint_mode: args.endpoint_mode,
                 ports: args.ports,
-                publish: args.publish,
+                publish: args.publish.into_iter().flat_map(|range| range.0).collect(),
                 tuning: args.tuning.change(),
             };
             let doing = format!("making service {}", request.name);
@@ -223,7 +232,8 @@ pub(in crate::cli) fn run(session: &Session, command: ServiceCommand) -> Result<
                 endpoint_mode: args.endpoint_mode,
                 ports: Some(args.ports).filter(|ports| !ports.is_empty()),
                 health: args.health.update(),
-                publish: Some(args.publish).filter(|publish| args.unpublish || !publish.is_empty()),
+                publish: Some(args.publish.into_iter().flat_map(|range| range.0).collect())
+                    .filter(|publish: &Vec<_>| args.unpublish || !publish.is_empty()),
                 tuning: args.tuning.change(),
             };
             let doing = format!("changing service {}", args.service);
@@ -388,6 +398,7 @@ fn show(service: &ServiceDetail) -> String {
         .add("published", join(&service.summary.published))
         .add("health", health(service.summary.health.as_ref()))
         .add("idle time-out", idle_timeout(&service.summary.tuning))
+        .add("slow start", slow_start(&service.summary.tuning))
         .add("made", format!("on node {}", service.created_by.short()));
     let mut backends = Table::new([
         "ENDPOINT",

@@ -12,6 +12,10 @@ pub(super) struct TuningArgs {
     /// days or for ever, UDP 30 to 120 seconds, by the host's datapath
     #[arg(long, value_name = "TIME", value_parser = secs)]
     idle_timeout: Option<u32>,
+    /// Let the share of a backend that has just come grow for so long, from a tenth of its weight to all of it; with lc and
+    /// wrr. none: it has all of it at once, which is the default
+    #[arg(long, value_name = "TIME", value_parser = millis)]
+    slow_start: Option<u32>,
 }
 
 fn secs(text: &str) -> Result<u32, String> {
@@ -24,11 +28,22 @@ fn secs(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "expected a time of at least 1s, such as 90s, 1h or 2days, or none".to_owned())
 }
 
+fn millis(text: &str) -> Result<u32, String> {
+    if text == "none" {
+        return Ok(0);
+    }
+    let time = humantime::parse_duration(text).ok().map(|time| time.as_millis());
+    time.and_then(|ms| u32::try_from(ms).ok())
+        .filter(|ms| *ms > 0)
+        .ok_or_else(|| "expected a time such as 30s or 2m, or none".to_owned())
+}
+
 impl TuningArgs {
     /// The change that the flags ask for.
     pub(super) fn change(&self) -> Tuning {
         Tuning {
             idle_timeout_secs: self.idle_timeout,
+            slow_start_ms: self.slow_start,
         }
     }
 }
@@ -37,6 +52,11 @@ impl TuningArgs {
 pub(super) fn idle_timeout(tuning: &Tuning) -> String {
     let of_datapath = || "the datapath's own".to_owned();
     tuning.idle_timeout().map_or_else(of_datapath, shown)
+}
+
+/// What a service says of new backends.
+pub(super) fn slow_start(tuning: &Tuning) -> String {
+    tuning.slow_start().map_or_else(|| "none".to_owned(), shown)
 }
 
 fn shown(time: Duration) -> String {

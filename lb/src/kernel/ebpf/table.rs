@@ -535,9 +535,11 @@ fn keys(view: u64, service: &Service, vips: &[IpAddr]) -> impl Iterator<Item = (
             refuse: !service.ports.is_empty(),
             idle: service.idle_secs().unwrap_or(0),
         };
-        let ports = service.ports.iter().map(move |port| {
-            let key = Some((protocol_number(port.protocol), port.port.get()));
-            let target = (port.target != port.port).then(|| port.target.get());
+        let ports = service.ports.iter();
+        let ports = ports.flat_map(|port| port.pairs().map(move |pair| (port.protocol, pair)));
+        let ports = ports.map(move |(protocol, (number, target))| {
+            let key = Some((protocol_number(protocol), number));
+            let target = (target != number).then_some(target);
             (
                 key,
                 VipEntry {

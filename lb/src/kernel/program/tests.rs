@@ -216,3 +216,31 @@ fn who_comes_in_finds_ports_only_and_under_maglev_a_backend_by_its_own_address()
         fingerprint(&service, 0, Side::Client)
     );
 }
+
+#[test]
+fn a_range_has_a_chain_an_element_for_each_port_and_a_map_where_targets_differ() {
+    let mut service = service();
+    service.backends.pop();
+    service.ports = vec![PortMap::tcp(80, 8080).times(3), PortMap::udp(53, 53).times(2)];
+    let text = text(&service);
+    for line in [
+        "add rule TABLE svc-ID-tcp-80-82 ip; r4 = 10.0.0.2; r0 = dport; r8 = @svc-ID-tcp-80-82-to-8080[r0]; dnat ip to r4 port r8",
+        "add rule TABLE svc-ID-udp-53-54 ip; r4 = 10.0.0.2; dnat ip to r4",
+        "  10.0.0.100 . tcp . 82 : goto svc-ID-tcp-80-82",
+        "  10.0.0.100 . udp . 54 : goto svc-ID-udp-53-54",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    let maps = target_maps(&service);
+    assert_eq!(maps.len(), 1);
+    let mut change = Transaction::new();
+    for (name, port) in maps {
+        add_target_map(&mut change, &Table::new(Family::Inet, "t"), &name, port);
+    }
+    let long = service.id.to_string();
+    assert_eq!(
+        change.to_string().replace(&long, "ID"),
+        "add set inet t svc-ID-tcp-80-82-to-8080 { type inet_service : inet_service; }\n\
+         add elements inet t @svc-ID-tcp-80-82-to-8080\n  80 : 8080\n  81 : 8081\n  82 : 8082\n"
+    );
+}
