@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
+use weft_dns::SplitDomain;
+
 /// The UDP and TCP port of gossip, when none is given.
 pub const DEFAULT_GOSSIP_PORT: u16 = 7946;
 /// The UDP port of VXLAN (RFC 7348), when none is given.
@@ -16,6 +18,9 @@ pub const DEFAULT_DOCKER_SOCKET: &str = "/run/docker.sock";
 
 /// Where `weft docker proxy` serves Docker's API, when no socket is given.
 pub const DEFAULT_PROXY_SOCKET: &str = "unix:///run/weft/docker.sock";
+
+/// The domain that names on all networks end in.
+pub const DOMAIN: &str = "weft.internal";
 
 /// How the agent writes its log, on standard error.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -50,6 +55,17 @@ pub enum DatapathChoice {
     Ebpf,
 }
 
+/// What names are asked and answered beside those of the networks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DnsOptions {
+    /// Domains with servers of their own.
+    pub forward: Vec<SplitDomain>,
+    /// Where programs of this host may ask.
+    pub host: Option<SocketAddr>,
+    /// What they are shown; all networks on this host when none is named.
+    pub host_networks: Vec<String>,
+}
+
 /// What `weft agent` runs with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentOptions {
@@ -74,6 +90,8 @@ pub struct AgentOptions {
     pub datapath: DatapathChoice,
     /// Whether the health checks of services may be commands. Every node of the cluster can set such a check.
     pub health_commands: bool,
+    /// What names are asked and answered beside those of the networks.
+    pub dns: DnsOptions,
     /// How the log is written.
     pub log_format: LogFormat,
 }
@@ -91,6 +109,7 @@ impl Default for AgentOptions {
             docker_socket: DEFAULT_DOCKER_SOCKET.into(),
             datapath: DatapathChoice::Auto,
             health_commands: false,
+            dns: DnsOptions::default(),
             log_format: LogFormat::Text,
         }
     }

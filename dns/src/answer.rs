@@ -32,11 +32,30 @@ const SRV_WITHOUT_NAME: usize = 18;
 /// Room in a message over TCP, which is about a thousand targets.
 const MAX_SRV_BYTES: usize = 60_000;
 
-/// Who asks.
+/// Who asks; by default somebody who is on no network, and is refused.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Asker {
-    /// The networks the asker is on, the one it asks through first. Names are looked for in this order.
-    pub networks: Vec<NetworkId>,
+    networks: Vec<NetworkId>,
+    is_host: bool,
+}
+
+impl Asker {
+    /// An endpoint on these networks, the one it asks through first. Names are looked for in this order.
+    pub fn on(networks: Vec<NetworkId>) -> Self {
+        Self {
+            networks,
+            is_host: false,
+        }
+    }
+
+    /// A program of the host, which is shown these networks. It has resolvers of its own for all other names, so it
+    /// is answered for names under the domain and of addresses in subnets, and is refused anything else.
+    pub fn host(networks: Vec<NetworkId>) -> Self {
+        Self {
+            networks,
+            is_host: true,
+        }
+    }
 }
 
 /// What to reply.
@@ -75,7 +94,7 @@ pub fn answer(query: &Query, asker: &Asker, zone: &Zone, rng: &mut impl Rng) -> 
         return Answer::Refused;
     }
     let question = Question { query, asker, zone };
-    if question.networks().next().is_none() {
+    if question.networks().next().is_none() && !asker.is_host {
         return Answer::Refused;
     }
     let mut text = [0; Name::MAX_LENGTH];
@@ -140,6 +159,9 @@ impl<'a> Question<'a> {
 
     /// `NAME` or `NAME.NETWORK`, or a name that has nothing to do with us.
     fn short(&self, name: &str, rng: &mut impl Rng) -> Answer {
+        if self.asker.is_host {
+            return Answer::Refused;
+        }
         // RFC 6761, section 6.3: always the loopback addresses, whatever others call themselves.
         if strip(name, "localhost").is_some() {
             return match self.query.query_type() {
@@ -226,9 +248,9 @@ impl<'a> Question<'a> {
 
     /// Everything that is not ours. What an asker on internal networks asks never leaves the host.
     fn outside(&self) -> Answer {
-        if self.networks().any(|network| !network.is_internal()) {
+        if self.networks().any(|network| !network.is_internal()) && !self.asker.is_host {
             Answer::Forward
-        } else if self.query.name().is_root() {
+        } else if self.query.name().is_root() || self.asker.is_host {
             Answer::Refused
         } else {
             self.nx_domain(0)
@@ -239,7 +261,7 @@ impl<'a> Question<'a> {
     fn unspeakable(&self) -> Answer {
         if self.zone.domain_name().zone_of(self.query.name()) {
             self.nx_domain(usize::from(self.zone.domain_name().num_labels()))
-        } else if self.query.name().num_labels() == 1 {
+        } else if self.query.name().num_labels() == 1 && !self.asker.is_host {
             self.nx_domain(0)
         } else {
             self.outside()

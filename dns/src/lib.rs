@@ -16,7 +16,7 @@
 //! zone.set_network(app, network);
 //!
 //! let question = Query::query("WEB.app.weft.internal.".parse()?, "A".parse()?);
-//! let asker = Asker { networks: vec![app] };
+//! let asker = Asker::on(vec![app]);
 //! let Answer::Records(records) = answer(&question, &asker, &zone, &mut rand::rng()) else { panic!() };
 //! assert_eq!(records[0].data.to_string(), "10.32.0.5");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -68,10 +68,6 @@
 //!   loses the flags of negative answers.
 //!
 //! Tests show these faults, and fail when a new version has them no more.
-//!
-//! # Not done yet
-//!
-//! Split domains.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -83,5 +79,8 @@ mod zone;
 
 pub use answer::{Answer, Asker, MAX_RECORDS, MAX_TASKS, TTL_SECS, answer};
 pub use hickory_proto::op::Query;
-pub use server::{Counts, FindAsker, Forwarder, ForwarderConfig, Server, SpawnError, Upstreams};
+pub use server::{
+    Counts, FindAsker, Forwarder, ForwarderConfig, Server, SpawnError, SplitDomain, SplitDomainError,
+    Upstreams,
+};
 pub use zone::{DomainError, Endpoint, EndpointMode, NetworkZone, Port, Protocol, Service, Zone};

@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use tokio::task::JoinSet;
 
 pub use counters::Counts;
-pub use forward::{Forwarder, ForwarderConfig, Upstreams};
+pub use forward::{Forwarder, ForwarderConfig, SplitDomain, SplitDomainError, Upstreams};
 
 use crate::{Asker, Zone};
 use answerer::Answerer;

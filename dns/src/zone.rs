@@ -70,6 +70,11 @@ impl Zone {
         self.networks.values().map(Arc::as_ref)
     }
 
+    /// What the networks are called, in lower case.
+    pub fn network_names(&self) -> impl Iterator<Item = (NetworkId, &str)> {
+        self.networks.iter().map(|(id, network)| (*id, network.name()))
+    }
+
     /// Whether an address is in a subnet of any network.
     pub(crate) fn covers(&self, address: IpAddr) -> bool {
         let mut subnets = self.networks().flat_map(NetworkZone::subnets);

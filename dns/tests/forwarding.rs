@@ -9,6 +9,7 @@ use support::{Behaviour, Resolver, start, upstreams};
 
 const ANSWER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
 const OTHER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 54);
+const THIRD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 55);
 
 #[tokio::test]
 async fn a_foreign_name_is_asked_over_the_transport_it_came_on() {
@@ -97,6 +98,76 @@ async fn without_an_answer_there_is_servfail_in_bounded_time() {
         assert!(before.elapsed().as_millis() < 2_500);
         assert_eq!(running.server.counts().forward_failed, 2);
     }
+}
+
+fn split(domain: &str, server: SocketAddr) -> weft_dns::SplitDomain {
+    format!("{domain}={server}").parse().unwrap()
+}
+
+#[tokio::test]
+async fn names_of_a_split_domain_are_asked_of_its_servers() {
+    let [host, corp, lab] = [ANSWER, OTHER, THIRD].map(|address| Resolver::start(Behaviour::Answer(address)));
+    let running = start(weft_dns::ForwarderConfig {
+        split: vec![
+            split("corp.example", corp.address),
+            split("lab.corp.example", lab.address),
+            split("192.0.2.0/24", corp.address),
+            // Holds our own subnets, whose addresses it is not asked about.
+            split("10.0.0.0/8", corp.address),
+        ],
+        ..upstreams(&[host.address])
+    });
+    for (args, answer) in [
+        ("www.corp.example", OTHER),
+        ("WWW.Corp.Example +tcp", OTHER),
+        ("corp.example", OTHER),
+        ("a.lab.corp.example", THIRD),
+        ("corp.example.org", ANSWER),
+        ("xcorp.example", ANSWER),
+    ] {
+        assert_eq!(
+            running.dig(&format!("{args} +short")).await,
+            answer.to_string(),
+            "{args}"
+        );
+    }
+    let (corp_before, host_before) = (corp.asked(), host.asked());
+    for args in ["-x 192.0.2.9", "-x 10.9.9.9", "-x 198.51.100.9", "-x 10.32.9.9"] {
+        running.dig(args).await;
+    }
+    assert_eq!((corp.asked() - corp_before, host.asked() - host_before), (2, 1));
+    // An internal network has no names of others, whoever knows them.
+    let shown = running.dig("-b 127.0.0.2 www.corp.example").await;
+    assert!(shown.contains("NXDOMAIN"), "{shown}");
+}
+
+#[tokio::test]
+async fn names_of_a_split_domain_are_told_to_nobody_else() {
+    let host = Resolver::start(Behaviour::Answer(ANSWER));
+    let silent = Resolver::start(Behaviour::Silent);
+    let refusing = Resolver::start(Behaviour::Code(ResponseCode::Refused));
+    let running = start(weft_dns::ForwarderConfig {
+        split: vec![
+            split("silent.example", silent.address),
+            split("refused.example", refusing.address),
+            // One of our own addresses, which is nobody.
+            split("loop.example", ([169, 254, 53, 53], 53).into()),
+        ],
+        exclude: vec![[169, 254, 53, 53].into()],
+        ..upstreams(&[host.address])
+    });
+    for (args, says) in [
+        ("www.silent.example", "SERVFAIL"),
+        ("www.silent.example +tcp", "SERVFAIL"),
+        ("silent.example NS", "SERVFAIL"),
+        ("www.refused.example", "REFUSED"),
+        ("www.loop.example", "SERVFAIL"),
+    ] {
+        let shown = running.dig(args).await;
+        assert!(shown.contains(says), "{args}: {shown}");
+    }
+    assert_eq!(host.asked(), 0);
+    assert!(silent.asked() > 0 && refusing.asked() > 0);
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ mod drain;
 mod health;
 mod http;
 mod leftovers;
+mod names;
 mod networks;
 mod partition;
 mod publish;

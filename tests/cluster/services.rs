@@ -39,14 +39,15 @@ fn texts<T: ToString>(all: impl IntoIterator<Item = T>) -> BTreeSet<String> {
     all.into_iter().map(|one| one.to_string()).collect()
 }
 
-/// A resolver on a host of its own that knows `www.net.example.test` as 192.0.2.80.
-struct Upstream {
+/// A resolver on a host of its own.
+pub struct Upstream {
     _runtime: tokio::runtime::Runtime,
-    _server: Server,
+    server: Server,
 }
 
 impl Upstream {
-    fn start(host: &Host) -> Self {
+    /// One that knows `www.net.DOMAIN`.
+    pub fn start(host: &Host, domain: &str, www: &str) -> Self {
         let bind = || {
             let address = ("0.0.0.0", 53);
             io::Result::Ok((
@@ -59,14 +60,12 @@ impl Upstream {
         let mut names = NetworkZone::new("net", false, Vec::new());
         let www = weft_dns::Endpoint {
             names: vec!["www".to_owned()],
-            addresses: vec!["192.0.2.80".parse().unwrap()],
+            addresses: vec![www.parse().unwrap()],
         };
         names.set_endpoint(EndpointId([1; 16]), www);
-        let mut zone = Zone::new("example.test").unwrap();
+        let mut zone = Zone::new(domain).unwrap();
         zone.set_network(network, names);
-        let asker = Arc::new(move |_: IpAddr| Asker {
-            networks: vec![network],
-        });
+        let asker = Arc::new(move |_: IpAddr| Asker::on(vec![network]));
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -79,8 +78,13 @@ impl Upstream {
         drop(_guard);
         Self {
             _runtime: runtime,
-            _server: server,
+            server,
         }
+    }
+
+    /// How many questions came.
+    pub fn asked(&self) -> u64 {
+        self.server.counts().questions
     }
 }
 
@@ -90,7 +94,7 @@ fn names_resolve_and_virtual_addresses_balance() {
         let bed = Bed::cluster(&["h1", "h2"]);
         let [h1, h2] = [&bed["h1"], &bed["h2"]];
         let outside = bed.outsider("outside");
-        let upstream = Upstream::start(&outside);
+        let upstream = Upstream::start(&outside, "example.test", "192.0.2.80");
         let address = outside.interface("eth0").unwrap().addresses().unwrap()[0].addr();
         h1.host
             .set_resolv_conf(&format!("nameserver {address}\n"))

@@ -38,7 +38,7 @@ macro_rules! for_every_type {
             AddressShare NetworkRemoveResponse Endpoint ConnectRequest ConnectResponse EndpointDns
             DisconnectRequest DisconnectResponse HealthCheck HealthUpdate Tuning ServiceCreateRequest
             ServiceUpdateRequest ServiceQuery ServicePort PublishedPort ServiceSummary ServiceChanged ServiceDetail Backend
-            ServiceRemoveResponse Unconfirmed StatusResponse ClusterStatus DatapathStatus VersionResponse
+            ServiceRemoveResponse Unconfirmed StatusResponse ClusterStatus DatapathStatus NamesStatus ForwardedDomain VersionResponse
             Event EventObject EventsQuery ApiError ErrorBody
         )
     };

@@ -3,6 +3,7 @@
 //! [`main`] is synchronous: `weft lab` changes namespaces, which a process with threads cannot do, so a
 //! runtime is made only by the commands that need one.
 
+mod dns;
 mod failure;
 mod format;
 mod nouns;
@@ -103,7 +104,7 @@ enum Command {
 
 /// What `weft agent` takes.
 #[derive(Debug, Args)]
-#[command(after_help = AGENT_EXAMPLES)]
+#[command(after_help = AGENT_EXAMPLES, after_long_help = format!("{AGENT_EXAMPLES}\n\n{}", dns::DNS_HELP))]
 struct AgentArgs {
     /// Where durable state is kept: identity, owned addresses, networks, services, endpoints
     #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR)]
@@ -135,6 +136,8 @@ struct AgentArgs {
     /// Run commands that services have as health checks; whoever is in the cluster can then run them on this host
     #[arg(long)]
     health_commands: bool,
+    #[command(flatten)]
+    dns: dns::DnsArgs,
     /// How the log is written
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
@@ -145,6 +148,8 @@ Examples:
   sudo weft agent
   sudo weft agent --advertise 192.0.2.10 --node-name alpha
   sudo weft agent --advertise [2001:db8::10]:7946 --data-dir /srv/weft
+  sudo weft agent --dns-forward corp.example=10.0.0.53 --dns-forward 10.0.0.0/8=10.0.0.53
+  sudo weft agent --dns-host 127.53.53.53
 
 The agent stays in the foreground; a service manager restarts it. Networks go on carrying packets
 while it is away. WEFT_LOG sets what is logged, as in WEFT_LOG=weft=debug.";
@@ -180,6 +185,7 @@ impl AgentArgs {
             },
             datapath: self.datapath,
             health_commands: self.health_commands,
+            dns: self.dns.options(),
             log_format: self.log_format,
         }
     }

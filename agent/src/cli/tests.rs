@@ -63,6 +63,8 @@ fn every_flag_is_read() {
         "whoami --hold",
         "agent --data-dir /d --run-dir /r --socket /s --node-name n --advertise 192.0.2.1 --vxlan-port 4790 \
          --docker-plugin off --docker-socket /k --datapath nft --health-commands --log-format json",
+        "agent --dns-forward corp.example=10.0.0.53,[fd00::53]:5353 --dns-forward 10.0.0.0/8=10.0.0.53 \
+         --dns-host 127.53.53.53 --dns-host-network app --dns-host-network back",
         "completion fish",
         "lab up shop.yaml --name shop2",
         "lab down shop",
@@ -124,6 +126,26 @@ fn what_cannot_be_meant_is_refused() {
             "network create --attachable a",
             ErrorKind::UnknownArgument,
             "--attachable",
+        ),
+        (
+            "agent --dns-forward corp.example",
+            ErrorKind::ValueValidation,
+            "expected DOMAIN=SERVER",
+        ),
+        (
+            "agent --dns-forward app.weft.internal=10.0.0.53",
+            ErrorKind::ValueValidation,
+            "Weft's own",
+        ),
+        (
+            "agent --dns-host 192.0.2.1",
+            ErrorKind::ValueValidation,
+            "expected a loopback address",
+        ),
+        (
+            "agent --dns-host-network app",
+            ErrorKind::MissingRequiredArgument,
+            "--dns-host",
         ),
         ("network rm", ErrorKind::MissingRequiredArgument, "<NETWORK>"),
         (

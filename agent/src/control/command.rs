@@ -25,6 +25,13 @@ impl<T> Responder<T> {
     }
 }
 
+/// What an agent knows of itself beside the cluster's state.
+#[derive(Debug, Clone)]
+pub struct HostFacts {
+    pub datapath: DatapathStatus,
+    pub names: NamesStatus,
+}
+
 pub enum Command {
     Leave(Responder<ClusterLeaveResponse>),
     TokenCreate(TokenCreateRequest, Responder<TokenCreateResponse>),
@@ -57,7 +64,7 @@ pub enum Command {
         Responder<ServiceChanged>,
     ),
     ServiceRemove(String, ServiceQuery, Responder<ServiceRemoveResponse>),
-    Status(DatapathStatus, Responder<StatusResponse>),
+    Status(HostFacts, Responder<StatusResponse>),
 }
 
 impl Control {
@@ -127,8 +134,8 @@ impl Control {
             Command::ServiceRemove(reference, query, to) => {
                 self.remove_service(&reference, &query, to, now);
             }
-            Command::Status(datapath, to) => {
-                let status = self.status(datapath);
+            Command::Status(facts, to) => {
+                let status = self.status(facts);
                 self.reply(to, Ok(status));
             }
         }

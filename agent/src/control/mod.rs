@@ -54,7 +54,7 @@ use crate::api::{
     types::{ClusterJoinResponse, ClusterLeaveResponse, ConnectResponse, DisconnectResponse, Event},
 };
 
-pub use command::{Command, Responder};
+pub use command::{Command, HostFacts, Responder};
 pub use finding::HealthState;
 pub use health::{HealthProbe, HealthResult, Try};
 pub use polls::CountOrder;

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use weft_types::NodeId;
 
 use super::{
-    Control, Now, Responder,
+    Control, HostFacts, Now, Responder,
     catalogue::Presence,
     names,
     records::{CLUSTER, Kind, SpaceKey, encode},
@@ -167,7 +167,7 @@ impl Control {
         self.removed
     }
 
-    pub(super) fn status(&self, datapath: DatapathStatus) -> StatusResponse {
+    pub(super) fn status(&self, facts: HostFacts) -> StatusResponse {
         let nodes = self.list_nodes();
         let present: Vec<_> = nodes
             .iter()
@@ -187,7 +187,8 @@ impl Control {
             }),
             peers: nodes.iter().filter(|node| !node.is_self).cloned().collect(),
             networks: self.list_networks(),
-            datapath,
+            datapath: facts.datapath,
+            names: facts.names,
             problems: self.all_problems(),
         }
     }

@@ -15,7 +15,7 @@ use weft_gossip::{
 };
 use weft_types::{ClusterId, NodeId};
 
-use super::{DOMAIN, Daemon, advertise, now};
+use super::{Daemon, advertise, now};
 use crate::{
     api::{ApiError, types::*},
     control::{ClusterFacts, Control, Pools, Probe, Responder, Settings, Stored, admission},
@@ -121,7 +121,7 @@ impl Daemon {
             vtep: gossip_address.ip(),
             underlay_mtu: super::host::underlay_mtu(gossip_address.ip()),
             vxlan_port: self.options.vxlan_port,
-            domain: DOMAIN.to_owned(),
+            domain: crate::options::DOMAIN.to_owned(),
             health_commands: self.options.health_commands,
         };
         let stored = Stored {

@@ -84,7 +84,7 @@ impl Daemon {
 
     /// A command while this node is in no cluster: only its status can be told.
     pub(super) fn command_alone(&self, command: Command) {
-        let Command::Status(datapath, responder) = command else {
+        let Command::Status(facts, responder) = command else {
             // A dropped responder is answered with "in no cluster" by the server.
             return;
         };
@@ -106,7 +106,8 @@ impl Daemon {
             cluster: None,
             peers: Vec::new(),
             networks: Vec::new(),
-            datapath,
+            datapath: facts.datapath,
+            names: facts.names,
             problems: Vec::new(),
         }));
     }

@@ -35,7 +35,7 @@ use weft_gossip::Identity;
 
 use crate::{
     api::ApiError,
-    control::{HealthResult, Now, docker::DockerCommand},
+    control::{HealthResult, HostFacts, Now, docker::DockerCommand},
     docker::{self, Owner, Plugin, Watcher},
     options::{AgentOptions, DockerPlugin, LogFormat},
     socket,
@@ -49,8 +49,6 @@ use resolv::ResolverFiles;
 use server::{Api, Request};
 use store::Store;
 
-/// The domain that names on all networks end in.
-const DOMAIN: &str = "weft.internal";
 /// API requests that wait to be handled; more are kept waiting in their connections.
 const MAX_REQUESTS: usize = 64;
 
@@ -126,7 +124,11 @@ impl Daemon {
         let (request_sender, requests) = mpsc::channel(MAX_REQUESTS);
         let (join_sender, joins) = mpsc::channel(1);
         let host = HostThread::start(&options)?;
-        let api = Api::serve(&options.socket, request_sender, events.clone(), host.datapath())
+        let host_facts = HostFacts {
+            datapath: host.datapath(),
+            names: names::status(&options.dns),
+        };
+        let api = Api::serve(&options.socket, request_sender, events.clone(), host_facts)
             .with_context(|| format!("cannot serve the API at {}", options.socket.display()))?;
         let (docker_sender, docker) = mpsc::channel(MAX_REQUESTS);
         let plugin = serve_docker(&options.docker_plugin, Owner::new(docker_sender.clone()))?;
@@ -149,7 +151,7 @@ impl Daemon {
             docker,
             join_sender,
             host,
-            names: Names::new(DOMAIN)?,
+            names: Names::new(&options.dns)?,
             resolvers: ResolverFiles::new(resolv::ROOT),
             prober: Prober::new(options.health_commands),
             events,

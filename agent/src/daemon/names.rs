@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, TcpListener, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     sync::Arc,
 };
 
@@ -12,7 +12,11 @@ use tokio::{runtime, sync::oneshot};
 use weft_dns::{Asker, Forwarder, ForwarderConfig, Server, Zone};
 use weft_types::NetworkId;
 
-use crate::control::{DNS_V4, DNS_V6, HostState};
+use crate::{
+    api::types::{ForwardedDomain, NamesStatus},
+    control::{DNS_V4, DNS_V6, HostState},
+    options::{DOMAIN, DnsOptions},
+};
 
 /// Sockets that were opened inside a network's namespace.
 pub(super) struct DnsSockets {
@@ -24,12 +28,20 @@ pub(super) struct DnsSockets {
 type Askers = BTreeMap<NetworkId, BTreeMap<IpAddr, Vec<NetworkId>>>;
 
 pub(super) struct Names {
-    domain: &'static str,
     zone: Arc<ArcSwap<Zone>>,
     askers: Arc<ArcSwap<Askers>>,
+    host: HostNames,
     forwarder: Forwarder,
     servers: BTreeMap<NetworkId, Vec<Server>>,
     thread: Thread,
+}
+
+/// What programs of this host may ask.
+struct HostNames {
+    shown: Arc<ArcSwap<Vec<NetworkId>>>,
+    /// Networks by name; none for all that are on this host.
+    only: Vec<String>,
+    _server: Option<Server>,
 }
 
 /// Where questions are answered: beside everything else the agent does, so that neither waits for the other,
@@ -55,19 +67,50 @@ impl Thread {
 }
 
 impl Names {
-    pub(super) fn new(domain: &'static str) -> anyhow::Result<Self> {
-        Ok(Self {
-            domain,
-            zone: Arc::new(ArcSwap::from_pointee(empty(domain))),
+    pub(super) fn new(options: &DnsOptions) -> anyhow::Result<Self> {
+        let ours = [DNS_V4.into(), DNS_V6.into()];
+        let mut names = Self {
+            zone: Arc::new(ArcSwap::from_pointee(empty())),
             askers: Arc::default(),
+            host: HostNames {
+                shown: Arc::default(),
+                only: options.host_networks.clone(),
+                _server: None,
+            },
             forwarder: Forwarder::new(ForwarderConfig {
                 // The agent itself may run where its own servers are the resolvers.
-                exclude: vec![DNS_V4.into(), DNS_V6.into()],
+                exclude: ours.into_iter().chain(options.host.map(|at| at.ip())).collect(),
+                split: options.forward.clone(),
                 ..ForwarderConfig::default()
             }),
             servers: BTreeMap::new(),
             thread: Thread::start().context("the thread for names cannot be started")?,
-        })
+        };
+        if let Some(address) = options.host {
+            let server = names.serve_host(address);
+            names.host._server = Some(server.with_context(|| {
+                format!("names cannot be answered for this host at {address} (`--dns-host`)")
+            })?);
+        }
+        Ok(names)
+    }
+
+    /// Answers programs of this host, whoever runs them, and nobody else: packets from elsewhere to a loopback
+    /// address are dropped by the kernel, unless somebody has told it not to.
+    fn serve_host(&self, address: SocketAddr) -> anyhow::Result<Server> {
+        let shown = Arc::clone(&self.host.shown);
+        let find = move |client: IpAddr| match client.is_loopback() {
+            true => Asker::host(shown.load().to_vec()),
+            false => Asker::default(),
+        };
+        let _there = self.thread.runtime.enter();
+        Ok(Server::spawn(
+            UdpSocket::bind(address)?,
+            TcpListener::bind(address)?,
+            Arc::clone(&self.zone),
+            Arc::new(find),
+            self.forwarder.clone(),
+        )?)
     }
 
     /// From now on every answer is computed from `state`. Servers of networks this host has left are
@@ -75,6 +118,7 @@ impl Names {
     pub(super) fn publish(&mut self, state: &HostState) {
         self.zone.store(Arc::new(state.zone.clone()));
         self.askers.store(Arc::new(state.askers.clone()));
+        self.host.publish(state);
         self.servers
             .retain(|network, _| state.overlay.networks.contains_key(network));
     }
@@ -86,9 +130,7 @@ impl Names {
             let find = move |address: IpAddr| {
                 let all = askers.load();
                 let networks = all.get(&network).and_then(|known| known.get(&address));
-                Asker {
-                    networks: networks.cloned().unwrap_or_default(),
-                }
+                Asker::on(networks.cloned().unwrap_or_default())
             };
             match Server::spawn(
                 udp,
@@ -105,11 +147,40 @@ impl Names {
 
     pub(super) fn clear(&mut self) {
         self.servers.clear();
-        self.zone.store(Arc::new(empty(self.domain)));
+        self.zone.store(Arc::new(empty()));
         self.askers.store(Arc::default());
     }
 }
 
-fn empty(domain: &str) -> Zone {
-    Zone::new(domain).expect("the agent's own domain is one")
+impl HostNames {
+    fn publish(&self, state: &HostState) {
+        let on_host = state.overlay.networks.keys().copied();
+        let shown = match self.only.is_empty() {
+            true => on_host.collect(),
+            false => {
+                let names = state.zone.network_names();
+                let named =
+                    names.filter(|(_, name)| self.only.iter().any(|only| only.eq_ignore_ascii_case(name)));
+                named.map(|(id, _)| id).collect()
+            }
+        };
+        self.shown.store(Arc::new(shown));
+    }
+}
+
+/// What `weft status` says of it.
+pub(super) fn status(options: &DnsOptions) -> NamesStatus {
+    let forward = options.forward.iter().map(|split| ForwardedDomain {
+        domain: split.domain.clone(),
+        servers: split.servers.clone(),
+    });
+    NamesStatus {
+        host: options.host,
+        host_networks: options.host_networks.clone(),
+        forward: forward.collect(),
+    }
+}
+
+fn empty() -> Zone {
+    Zone::new(DOMAIN).expect("the agent's own domain is one")
 }

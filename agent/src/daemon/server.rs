@@ -22,7 +22,7 @@ use tokio::{
 use super::{events::EventLog, listeners, resolv, target};
 use crate::{
     api::{ApiError, OPENAPI, routes, types::*},
-    control::{Command, Responder},
+    control::{Command, HostFacts, Responder},
 };
 
 /// The largest request, in bytes.
@@ -43,7 +43,7 @@ pub(super) enum Request {
 struct Context {
     requests: mpsc::Sender<Request>,
     events: EventLog,
-    datapath: DatapathStatus,
+    facts: HostFacts,
 }
 
 /// The server; dropping it removes the socket.
@@ -65,13 +65,13 @@ impl Api {
         socket: &FilePath,
         requests: mpsc::Sender<Request>,
         events: EventLog,
-        datapath: DatapathStatus,
+        facts: HostFacts,
     ) -> anyhow::Result<Self> {
         let listener = crate::socket::listen(socket)?;
         let router = router().with_state(Context {
             requests,
             events,
-            datapath,
+            facts,
         });
         let task = tokio::spawn(async move {
             // Accepting on a Unix socket does not end, except with the task.
@@ -365,8 +365,8 @@ async fn service_remove(
 }
 
 async fn status(State(context): State<Context>) -> Answer<StatusResponse> {
-    let datapath = context.datapath.clone();
-    context.command(|to| Command::Status(datapath, to)).await
+    let facts = context.facts.clone();
+    context.command(|to| Command::Status(facts, to)).await
 }
 
 /// JSON lines: what is remembered since a moment, and, if asked to follow, what happens from now on.

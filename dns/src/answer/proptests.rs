@@ -117,7 +117,7 @@ proptest! {
     ) {
         let all = build(&changes, &internal, |_| true);
         let own = build(&changes, &internal, |of| of == mine);
-        let asker = Asker { networks: vec![NetworkId([mine; 16])] };
+        let asker = Asker::on(vec![NetworkId([mine; 16])]);
         for query in &questions {
             let reply = answer(query, &asker, &all, &mut seeded());
             prop_assert_eq!(&reply, &answer(query, &asker, &own, &mut seeded()), "{}", query);
@@ -153,7 +153,7 @@ proptest! {
             .filter(|(_, change)| matches!(change, Change::Endpoint { .. } | Change::Service { .. }))
             .collect();
         let direct = build(&direct, &[false], |_| true);
-        let asker = Asker { networks: vec![NetworkId([0; 16])] };
+        let asker = Asker::on(vec![NetworkId([0; 16])]);
         for query in &questions {
             let sorted = |zone| match answer(query, &asker, zone, &mut seeded()) {
                 Answer::Records(mut records) => {
@@ -170,7 +170,7 @@ proptest! {
     #[test]
     fn our_names_are_never_forwarded(changes in vec((0..3u8, change()), 0..10), query in question()) {
         let zone = build(&changes, &[false; 3], |_| true);
-        let asker = Asker { networks: vec![NetworkId([0; 16])] };
+        let asker = Asker::on(vec![NetworkId([0; 16])]);
         let reply = answer(&query, &asker, &zone, &mut seeded());
         let name = query.name().to_lowercase();
         let is_ours = ["weft.internal.", "0.10.in-addr.arpa."]

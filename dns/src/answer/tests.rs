@@ -331,13 +331,60 @@ fn other_classes_and_questions_about_the_server_are_refused() {
     );
     let mut version = query("version.bind", "TXT");
     version.set_query_class(DNSClass::CH);
-    let asker = Asker {
-        networks: vec![FRONT],
-    };
+    let asker = Asker::on(vec![FRONT]);
     assert_eq!(
         answer(&version, &asker, &zone(), &mut SmallRng::seed_from_u64(1)),
         Answer::Refused
     );
+}
+
+#[test]
+fn the_host_is_told_what_is_under_our_domain_and_of_our_addresses_and_nothing_else() {
+    let ask = |networks: &[NetworkId], name: &str, qtype: &str| {
+        let asker = Asker::host(networks.to_vec());
+        show(&answer(
+            &query(name, qtype),
+            &asker,
+            &zone(),
+            &mut SmallRng::seed_from_u64(1),
+        ))
+    };
+    for (name, qtype, expected) in [
+        ("web.front.weft.internal", "A", "10.32.0.2"),
+        (
+            "_http._tcp.api.front.weft.internal",
+            "SRV",
+            "0 0 80 api.front.weft.internal., api.front.weft.internal. at 10.32.0.4",
+        ),
+        ("nosuch.front.weft.internal", "A", "nxdomain in weft.internal."),
+        ("db.back.weft.internal", "A", "nxdomain in weft.internal."),
+        ("weft.internal", "A", "nodata in weft.internal."),
+        ("2.0.32.10.in-addr.arpa", "PTR", "web.front.weft.internal."),
+        (
+            "11.0.33.10.in-addr.arpa",
+            "PTR",
+            "nxdomain in 0.33.10.in-addr.arpa.",
+        ),
+        ("8.8.8.8.in-addr.arpa", "PTR", "refused"),
+        // The host's own resolver knows what these are; ours has no say outside our networks.
+        ("web", "A", "refused"),
+        ("web.front", "A", "refused"),
+        ("nosuch", "A", "refused"),
+        ("localhost", "A", "refused"),
+        ("example.com", "A", "refused"),
+        ("example.com", "NS", "refused"),
+        ("com", "DS", "refused"),
+        (".", "NS", "refused"),
+        ("pri\\.nter", "A", "refused"),
+        ("web.front.weft.internal", "AXFR", "refused"),
+    ] {
+        assert_eq!(ask(&[FRONT], name, qtype), expected, "{name} {qtype}");
+    }
+    assert_eq!(
+        ask(&[], "web.front.weft.internal", "A"),
+        "nxdomain in weft.internal."
+    );
+    assert_eq!(ask(&[BACK], "db.back.weft.internal", "A"), "10.33.0.11");
 }
 
 #[test]
@@ -348,9 +395,7 @@ fn a_dot_inside_a_label_does_not_make_it_one_of_ours() {
             RecordType::A,
         )
     };
-    let asker = Asker {
-        networks: vec![FRONT],
-    };
+    let asker = Asker::on(vec![FRONT]);
     for (query, expected) in [
         (labels(&["web.front"]), "nxdomain in ."),
         (
@@ -372,9 +417,7 @@ fn a_dot_inside_a_label_does_not_make_it_one_of_ours() {
 fn the_spelling_of_the_question_is_kept() {
     let Answer::Records(records) = answer(
         &query("wEb.FrOnT", "A"),
-        &Asker {
-            networks: vec![FRONT],
-        },
+        &Asker::on(vec![FRONT]),
         &zone(),
         &mut SmallRng::seed_from_u64(1),
     ) else {
@@ -408,9 +451,7 @@ fn every_address_comes_first_about_equally_often_and_large_answers_are_samples()
             ports: vec![],
         },
     );
-    let asker = Asker {
-        networks: vec![FRONT],
-    };
+    let asker = Asker::on(vec![FRONT]);
     let mut rng = SmallRng::seed_from_u64(7);
     let mut records = |name: &str| match answer(&query(name, "A"), &asker, &zone, &mut rng) {
         Answer::Records(records) => records,
@@ -443,9 +484,7 @@ fn a_change_is_seen_in_the_changed_zone_and_not_in_its_copy() {
     network.remove_endpoint(&EndpointId([0xa1; 16]));
     network.remove_service("WEB");
     network.set_endpoint(EndpointId([0xa3; 16]), endpoint(&["renamed"], &["10.32.0.13"]));
-    let asker = Asker {
-        networks: vec![FRONT],
-    };
+    let asker = Asker::on(vec![FRONT]);
     let ask = |zone: &Zone, name: &str, qtype: &str| {
         show(&answer(
             &query(name, qtype),

@@ -6,6 +6,7 @@
 
 mod cache;
 mod exchange;
+mod split;
 mod upstreams;
 
 use std::{
@@ -21,6 +22,8 @@ use tokio::{sync::Semaphore, time::timeout};
 use super::limits::PerAddress;
 use cache::Cache;
 use exchange::ask;
+use split::Splits;
+pub use split::{SplitDomain, SplitDomainError};
 use upstreams::Resolvers;
 pub use upstreams::Upstreams;
 
@@ -29,6 +32,8 @@ pub use upstreams::Upstreams;
 pub struct ForwarderConfig {
     /// Whom to ask.
     pub upstreams: Upstreams,
+    /// Whom alone to ask about names in these domains, whether they answer or not.
+    pub split: Vec<SplitDomain>,
     /// Addresses that are never asked: our own, which would be a loop.
     pub exclude: Vec<IpAddr>,
     /// How long to wait for one resolver.
@@ -45,6 +50,7 @@ impl Default for ForwarderConfig {
     fn default() -> Self {
         Self {
             upstreams: Upstreams::ResolvConf("/etc/resolv.conf".into()),
+            split: Vec::new(),
             exclude: Vec::new(),
             attempt_timeout: Duration::from_millis(1_500),
             total_timeout: Duration::from_millis(4_500),
@@ -77,6 +83,7 @@ struct Shared {
     in_flight: Semaphore,
     clients: Arc<PerAddress>,
     resolvers: Resolvers,
+    splits: Splits,
     cache: Cache,
 }
 
@@ -87,6 +94,7 @@ impl Forwarder {
             in_flight: Semaphore::new(config.max_in_flight.min(Semaphore::MAX_PERMITS)),
             clients: PerAddress::new(config.max_in_flight_per_client),
             resolvers: Resolvers::new(config.upstreams.clone(), config.exclude.clone()),
+            splits: Splits::new(&config.split, &config.exclude),
             cache: Cache::new(),
             config,
         }))
@@ -109,7 +117,9 @@ impl Forwarder {
             .try_acquire()
             .map_err(|_| ForwardError::TooMany)?;
         let _of_client = shared.clients.acquire(client).ok_or(ForwardError::TooMany)?;
-        let upstreams = shared.resolvers.in_order(Instant::now());
+        let name = question.queries.first().ok_or(ForwardError::NoUpstream)?.name();
+        let resolvers = shared.splits.of(name).unwrap_or(&shared.resolvers);
+        let upstreams = resolvers.in_order(Instant::now());
         if upstreams.is_empty() {
             return Err(ForwardError::NoUpstream);
         }
@@ -135,17 +145,17 @@ impl Forwarder {
                     }
                     Ok(Ok(reply)) => {
                         let now = Instant::now();
-                        shared.resolvers.note(*upstream, true, now);
+                        resolvers.note(*upstream, true, now);
                         shared.cache.insert(question, &reply, now);
                         return Some(reply);
                     }
                     Ok(Err(error)) => {
                         tracing::debug!(%upstream, %error, "a resolver could not be asked");
-                        shared.resolvers.note(*upstream, false, Instant::now());
+                        resolvers.note(*upstream, false, Instant::now());
                     }
                     Err(_) => {
                         tracing::debug!(%upstream, "a resolver did not answer in time");
-                        shared.resolvers.note(*upstream, false, Instant::now());
+                        resolvers.note(*upstream, false, Instant::now());
                     }
                 }
             }

@@ -45,8 +45,8 @@ pub(crate) fn start(forwarder: ForwarderConfig) -> Running {
 pub(crate) fn serve((udp, tcp): Sockets, forwarder: ForwarderConfig) -> Running {
     let address = tcp.local_addr().unwrap();
     let zone = Arc::new(ArcSwap::from_pointee(zone()));
-    let asker = Arc::new(|client: IpAddr| Asker {
-        networks: match client {
+    let asker = Arc::new(|client: IpAddr| {
+        Asker::on(match client {
             IpAddr::V4(client) => match client.octets()[3] {
                 1 => vec![FRONT],
                 2 => vec![BACK],
@@ -54,7 +54,7 @@ pub(crate) fn serve((udp, tcp): Sockets, forwarder: ForwarderConfig) -> Running 
                 _ => vec![],
             },
             IpAddr::V6(_) => vec![],
-        },
+        })
     });
     let server = Server::spawn(udp, tcp, Arc::clone(&zone), asker, Forwarder::new(forwarder)).unwrap();
     Running {

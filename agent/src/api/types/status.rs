@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 use weft_types::ClusterId;
 
-use super::{NetworkSummary, NodeInfo};
+use super::{NamesStatus, NetworkSummary, NodeInfo};
 use crate::api::Timestamp;
 
 /// One screen about a node: `GET /v1/status`.
@@ -19,6 +19,8 @@ pub struct StatusResponse {
     pub networks: Vec<NetworkSummary>,
     /// How this host balances the connections of services.
     pub datapath: DatapathStatus,
+    /// What this host answers and asks beside the names of its networks.
+    pub names: NamesStatus,
     /// What is wrong, a sentence each; empty when all is well.
     pub problems: Vec<String>,
 }

@@ -3,7 +3,7 @@ use serde::Serialize;
 
 use super::{network::network_table, node::node_table};
 use crate::{
-    api::types::{StatusResponse, VersionResponse},
+    api::types::{NamesStatus, StatusResponse, VersionResponse},
     cli::{failure::Failure, format::FormatArgs, session::Session, table::Facts},
 };
 
@@ -76,6 +76,24 @@ fn show_version(version: &VersionResponse) -> String {
     format!("{} (API {})", version.version, version.api)
 }
 
+/// What most hosts do not have is shown where it is.
+fn add_names(facts: &mut Facts, names: &NamesStatus) {
+    if let Some(address) = names.host {
+        let networks = match &names.host_networks[..] {
+            [] => "the networks on this host".to_owned(),
+            some => some.join(", "),
+        };
+        facts.add("host names", format!("of {networks}, at {address}"));
+    }
+    for forward in &names.forward {
+        let servers: Vec<_> = forward.servers.iter().map(ToString::to_string).collect();
+        facts.add(
+            "names",
+            format!("{} asked of {} only", forward.domain, servers.join(", ")),
+        );
+    }
+}
+
 fn show(status: &StatusResponse) -> String {
     let node = &status.node;
     let mut facts = Facts::default();
@@ -111,15 +129,16 @@ fn show(status: &StatusResponse) -> String {
         .add(
             "datapath",
             format!("{}: {}", status.datapath.name, status.datapath.reason),
-        )
-        .add(
-            "problems",
-            if status.problems.is_empty() {
-                "none".to_owned()
-            } else {
-                status.problems.len().to_string()
-            },
         );
+    add_names(&mut facts, &status.names);
+    facts.add(
+        "problems",
+        if status.problems.is_empty() {
+            "none".to_owned()
+        } else {
+            status.problems.len().to_string()
+        },
+    );
     let mut text = facts.render();
     for problem in &status.problems {
         text.push_str(&format!("  ! {problem}\n"));

@@ -144,9 +144,7 @@ pub(super) fn query(name: &str, qtype: &str) -> Query {
 }
 
 pub(super) fn ask(networks: &[NetworkId], name: &str, qtype: &str) -> String {
-    let asker = Asker {
-        networks: networks.to_vec(),
-    };
+    let asker = Asker::on(networks.to_vec());
     show(&answer(
         &query(name, qtype),
         &asker,

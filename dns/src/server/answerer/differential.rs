@@ -302,9 +302,7 @@ async fn every_difference_from_another_server_with_the_same_zone_is_explained() 
     let theirs = world.catalog();
     let ours = Answerer {
         zone: Arc::new(ArcSwap::from_pointee(world.zone.clone())),
-        asker: Arc::new(|_| Asker {
-            networks: vec![NETWORK],
-        }),
+        asker: Arc::new(|_| Asker::on(vec![NETWORK])),
         forwarder: Forwarder::new(ForwarderConfig {
             upstreams: Upstreams::List(vec![]),
             ..ForwarderConfig::default()
