@@ -186,7 +186,7 @@ fn what_cannot_be_meant_is_refused() {
         (
             "service create --network a --port 80/sctp web",
             ErrorKind::ValueValidation,
-            "neither tcp nor udp",
+            "SCTP has no ports of its own",
         ),
         ("service update web", ErrorKind::MissingRequiredArgument, "--lb"),
         (

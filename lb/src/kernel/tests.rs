@@ -4,6 +4,7 @@ pub(super) mod bed;
 mod both;
 mod entry;
 mod handover;
+mod sctp;
 
 use std::{
     collections::BTreeMap,

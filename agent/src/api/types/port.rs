@@ -65,7 +65,7 @@ impl FromStr for ServicePort {
         let (ports, protocol) = match rest.split_once('/') {
             Some((ports, "tcp")) => (ports, Protocol::Tcp),
             Some((ports, "udp")) => (ports, Protocol::Udp),
-            Some((_, other)) => return Err(error(format!("`{other}` is neither tcp nor udp"))),
+            Some((_, other)) => return Err(error(unknown_protocol(other))),
             None => (rest, Protocol::Tcp),
         };
         let (port, target) = ports.split_once(':').unwrap_or((ports, ports));
@@ -111,6 +111,16 @@ impl ServicePort {
         self.protocol == other.protocol
             && self.port <= other.last().unwrap_or(u16::MAX)
             && other.port <= self.last().unwrap_or(u16::MAX)
+    }
+}
+
+/// Why a port cannot speak it.
+pub(super) fn unknown_protocol(word: &str) -> String {
+    match word {
+        "sctp" => "SCTP has no ports of its own here, as hosts with eBPF cannot balance it; a service with \
+                   --endpoint-mode dnsrr serves it by its backends' addresses"
+            .to_owned(),
+        other => format!("`{other}` is neither tcp nor udp"),
     }
 }
 
@@ -233,7 +243,8 @@ mod tests {
             ("80:", "`` is not a number"),
             (":80", "`` is not a number"),
             ("80:81:82", "`81:82` is not a number"),
-            ("80/sctp", "`sctp` is neither tcp nor udp"),
+            ("80/sctp", "SCTP has no ports of its own here"),
+            ("80/dccp", "`dccp` is neither tcp nor udp"),
             ("80/TCP", "`TCP` is neither"),
             ("=80", "`` is not 1 to 15 letters"),
             ("a_b=80", "`a_b` is not 1 to 15 letters"),

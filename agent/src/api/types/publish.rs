@@ -2,7 +2,10 @@ use std::{fmt, net::IpAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Protocol, port::range};
+use super::{
+    Protocol,
+    port::{range, unknown_protocol},
+};
 
 /// On which hosts a port is open, and where it leads.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -97,7 +100,7 @@ fn read(text: &str) -> Result<(PublishedPort, u16), String> {
     let (ports, protocol) = match ports.split_once('/') {
         Some((ports, "tcp")) => (ports, Protocol::Tcp),
         Some((ports, "udp")) => (ports, Protocol::Udp),
-        Some((_, other)) => return Err(format!("`{other}` is neither tcp nor udp")),
+        Some((_, other)) => return Err(unknown_protocol(other)),
         None => (ports, Protocol::Tcp),
     };
     let Some((before, port)) = ports.rsplit_once(':') else {
@@ -210,7 +213,7 @@ mod tests {
             (":80", "`` is not a number"),
             ("0:80", "`0` is not a number"),
             ("8080:65536", "`65536` is not a number"),
-            ("8080:80/sctp", "`sctp` is neither"),
+            ("8080:80/sctp", "SCTP has no ports of its own here"),
             ("8080:80,mode=all", "`all` is neither of the modes"),
             ("8080:80,host", "`host` is not an option"),
             ("host:8080:80", "`host` is no IP address"),

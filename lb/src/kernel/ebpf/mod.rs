@@ -513,7 +513,7 @@ fn hash(name: &str) -> u64 {
 }
 
 /// Where the root control group of version 2 is, also beside version 1.
-fn root_cgroup() -> Option<PathBuf> {
+pub(super) fn root_cgroup() -> Option<PathBuf> {
     /// `PROC_CGROUP_INIT_INO`: with a namespace of one's own the root is another one.
     const FIRST_NAMESPACE: &str = "cgroup:[4026531835]";
     let namespace = fs::read_link("/proc/self/ns/cgroup").ok()?;

@@ -159,7 +159,10 @@ fn translate(ipv6: bool, datagram: bool) -> Program {
     if !datagram {
         // The socket may have been connected to a virtual address before.
         storage(a, addr::SOCKET, 0);
-        a.jump_if(Equal, R0, 0, pass).set(R7, R0);
+        // Nobody has port 0: what it is connected to now is shown as it is, even if it is the same backend.
+        a.jump_if(Equal, R0, 0, pass)
+            .set(R7, R0)
+            .store(H, R7, socket::PEER_PORT, 0);
         release(a);
     }
     a.bind(pass).set(R0, 1).exit();

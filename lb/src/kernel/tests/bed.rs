@@ -148,7 +148,7 @@ pub(in crate::kernel) fn ip_batch(netns: &Netns, lines: &str) {
 
 /// Answers over TCP, keeping each connection until the other side ends it, and over UDP. The threads end with the
 /// test process.
-fn serve(netns: &Netns, addr: IpAddr, port: u16) {
+pub(in crate::kernel) fn serve(netns: &Netns, addr: IpAddr, port: u16) {
     let (tcp, udp) = netns
         .run(|| {
             (

@@ -89,6 +89,7 @@ macro_rules! scenarios {
 
 mod idle;
 mod ranges;
+mod tricks;
 
 scenarios! {
     round_robin_spreads_calls_exactly_and_keeps_the_clients_address
