@@ -47,7 +47,9 @@ fn an_idle_connection_is_reset_when_it_next_speaks_and_a_busy_one_goes_on(kit: &
         (vec![PortMap::tcp(80, PORT), PortMap::udp(80, PORT)], VIP, 80),
         (vec![], VIP6, PORT),
     ] {
-        let web = limited(1, ports);
+        let mut web = limited(1, ports);
+        // With others it would be one of them that answers what it knows nothing of.
+        web.backends.truncate(1);
         datapath.sync("c", &bed.client, &only(&web)).unwrap();
         assert!(datapath.sync("c", &bed.client, &only(&web)).unwrap().is_nothing());
         let (mut idle, _) = bed.open(vip, port).unwrap();
