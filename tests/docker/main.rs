@@ -1,6 +1,10 @@
-//! Real dockerds with Weft as their driver, each on a host of its own. Needs root, `docker.io` and `busybox-static`.
+//! Real dockerds with Weft as their driver, each on a host of its own. Needs root, `docker.io` and `busybox-static`; the units, systemd.
 
 mod cluster;
+mod crashes;
+mod door;
 mod driver;
+mod moby;
 mod proxy;
 mod site;
+mod units;

@@ -13,6 +13,8 @@ use netns_harness::{
 };
 use tempfile::TempDir;
 
+use crate::door::Door;
+
 const SOON: Duration = Duration::from_secs(30);
 const OFTEN: Duration = Duration::from_millis(50);
 
@@ -47,7 +49,9 @@ pub struct Site {
 
 pub struct DockerHost {
     pub host: Host,
-    dir: PathBuf,
+    pub dir: PathBuf,
+    /// The socket of Docker's driver, if it is held as systemd would.
+    pub door: Option<Door>,
     agent: Option<Process>,
     dockerd: Option<Process>,
 }
@@ -60,6 +64,15 @@ impl Site {
 
     /// The same with other settings of Docker's.
     pub fn with(name: &str, count: usize, settings: &str) -> Self {
+        Self::made(name, count, settings, |_| None)
+    }
+
+    /// The same with the sockets of Docker's driver held open while no agent runs.
+    pub fn held(name: &str, count: usize, settings: &str) -> Self {
+        Self::made(name, count, settings, |host| Some(Door::open(host)))
+    }
+
+    fn made(name: &str, count: usize, settings: &str, door: impl Fn(&Host) -> Option<Door>) -> Self {
         let dir = tempfile::Builder::new().prefix("weft-docker-").tempdir().unwrap();
         let lab = Lab::new(name).unwrap();
         let options = SwitchOptions::new().subnet("192.0.2.0/24".parse::<ipnet::IpNet>().unwrap());
@@ -72,6 +85,7 @@ impl Site {
             .into_iter()
             .map(|host| DockerHost {
                 dir: dir.path().join(host.name()),
+                door: door(&host),
                 host,
                 agent: None,
                 dockerd: None,
@@ -79,7 +93,7 @@ impl Site {
             .collect();
         for host in &mut hosts {
             fs::create_dir(&host.dir).unwrap();
-            fs::write(host.dir.join("daemon.json"), settings).unwrap();
+            host.set_up_docker(settings);
             host.start_agent();
             host.start_dockerd();
         }
@@ -88,18 +102,11 @@ impl Site {
             host.wait_for_dockerd();
             host.docker(&format!("import {} {IMAGE}", image.display()));
         }
-        let joined = hosts[0].weft("init --format json");
-        let token: serde_json::Value = serde_json::from_str(&joined).unwrap();
-        let token = token["join"]["token"].as_str().unwrap();
-        for (n, host) in hosts.iter().enumerate().skip(1) {
-            // A token is good for one node.
-            let made;
-            let token = if n == 1 {
-                token
-            } else {
-                made = hosts[0].weft("token create -q");
-                made.trim()
-            };
+        hosts[0].weft("init");
+        let made = hosts[0].weft("token create --reusable --format json");
+        let made: serde_json::Value = serde_json::from_str(&made).unwrap();
+        let token = made["token"].as_str().unwrap();
+        for host in &hosts[1..] {
             host.weft(&format!("join --token {token} 192.0.2.1:7946"));
         }
         Self { hosts, lab, dir }
@@ -141,8 +148,17 @@ fn make_image(dir: &Path) -> PathBuf {
 }
 
 impl DockerHost {
+    /// Docker's settings from its next start on.
+    pub fn set_up_docker(&self, settings: &str) {
+        fs::write(self.dir.join("daemon.json"), settings).unwrap();
+    }
+
     pub fn start_agent(&mut self) {
-        let mut command = Command::new(weft_tests::weft_binary());
+        let weft = weft_tests::weft_binary();
+        let mut command = match &self.door {
+            Some(door) => door.pass_to(weft),
+            None => Command::new(weft),
+        };
         command
             .arg("agent")
             .arg("--data-dir")
@@ -182,6 +198,10 @@ impl DockerHost {
                 .spawn(&mut command, Output::File(self.dir.join("dockerd.log")))
                 .unwrap(),
         );
+    }
+
+    pub fn has_agent(&self) -> bool {
+        self.agent.is_some()
     }
 
     pub fn wait_for_agent(&self) {
@@ -250,6 +270,20 @@ impl DockerHost {
                 self.log("agent")
             )
         })
+    }
+
+    /// Begins something that `docker` does.
+    pub fn spawn_docker(&self, line: &str) -> Process {
+        let mut command = self.docker_command();
+        let spawned = self
+            .host
+            .spawn(command.args(line.split_whitespace()), Output::Discard);
+        spawned.unwrap()
+    }
+
+    /// The dockerd, for somebody else to end.
+    pub fn take_dockerd(&mut self) -> Process {
+        self.dockerd.take().unwrap()
     }
 
     /// Runs `weft` until it is dropped.

@@ -36,9 +36,8 @@ use weft_gossip::Identity;
 use crate::{
     api::ApiError,
     control::{HealthResult, HostFacts, Now, docker::DockerCommand},
-    docker::{self, Owner, Plugin, Watcher},
+    docker::{self, Door, Owner, Plugin, Watcher},
     options::{AgentOptions, DockerPlugin, LogFormat},
-    socket,
 };
 use cluster::Membership;
 use events::EventLog;
@@ -309,24 +308,24 @@ impl Daemon {
 
 /// Where the driver is served because the host has Docker, a failure is no reason to do without the agent.
 fn serve_docker(wanted: &DockerPlugin, owner: Owner) -> anyhow::Result<Option<Plugin>> {
-    let (socket, asked_for) = match wanted {
-        DockerPlugin::Off => return Ok(None),
-        DockerPlugin::At(socket) => (socket.clone(), true),
-        DockerPlugin::Auto => match docker::default_socket() {
-            Some(socket) => (socket, false),
+    let passed = Door::passed().context("the socket that the service manager has passed cannot be used")?;
+    let (opened, asked_for) = match (wanted, passed) {
+        (DockerPlugin::Off, _) => return Ok(None),
+        (_, Some(door)) => (Ok(door), true),
+        (DockerPlugin::At(socket), None) => (Door::open(socket.clone()), true),
+        (DockerPlugin::Auto, None) => match docker::default_socket() {
+            Some(socket) => (Door::open(socket), false),
             None => return Ok(None),
         },
     };
-    match socket::listen(&socket) {
-        Ok(listener) => {
-            tracing::info!(socket = %socket.display(), "Docker's driver is served");
-            Ok(Some(Plugin::serve(listener, socket, owner)))
+    match opened {
+        Ok(door) => {
+            tracing::info!(socket = %door.socket().display(), "Docker's driver is served");
+            Ok(Some(Plugin::serve(door, owner)))
         }
-        Err(error) if asked_for => {
-            Err(error).with_context(|| format!("cannot serve Docker's driver at {}", socket.display()))
-        }
+        Err(error) if asked_for => Err(error),
         Err(error) => {
-            tracing::warn!(socket = %socket.display(), %error, "Docker's driver is not served");
+            tracing::warn!(reason = format!("{error:#}"), "Docker's driver is not served");
             Ok(None)
         }
     }

@@ -1,11 +1,7 @@
 //! What containers are called and what they serve: read from Docker, told the cluster.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use tokio::time::Instant;
 use weft_types::{EndpointId, NetworkId};
 
 use super::{
@@ -26,9 +22,6 @@ use crate::{
     daemon::target,
 };
 
-/// An endpoint that no running container has for so long belongs to none: dockerd was killed before it could
-/// say so.
-const ABANDONED: Duration = Duration::from_secs(25);
 /// Signals that do not mean the end of a container: SIGHUP, SIGUSR1, SIGUSR2, SIGWINCH.
 const HARMLESS: [&str; 4] = ["1", "10", "12", "28"];
 
@@ -38,7 +31,6 @@ pub struct Containers {
     touched: BTreeSet<String>,
     /// Containers that were told to stop: they get no new connections.
     stopping: BTreeSet<String>,
-    abandoned: BTreeMap<EndpointId, Instant>,
 }
 
 impl Default for Containers {
@@ -47,7 +39,6 @@ impl Default for Containers {
             all: true,
             touched: BTreeSet::new(),
             stopping: BTreeSet::new(),
-            abandoned: BTreeMap::new(),
         }
     }
 }
@@ -87,17 +78,17 @@ impl Containers {
         let mut touched = std::mem::take(&mut self.touched);
         let all = std::mem::take(&mut self.all);
         if all {
-            touched.extend(engine.running().await?);
+            touched.extend(engine.containers(false).await?);
         }
-        if touched.is_empty() {
+        if touched.is_empty() && !all {
             return Ok(());
         }
         // Read before the containers are: an endpoint that is made meanwhile is none that nobody has.
         let mut nobodys: BTreeSet<EndpointId> =
             owner.ask(DockerCommand::Endpoints).await?.into_iter().collect();
         let known = nobodys.clone();
-        for id in touched {
-            let container = match engine.container(&id).await {
+        for id in &touched {
+            let container = match engine.container(id).await {
                 Ok(container) => container,
                 Err(error) if error.is_not_found() => continue,
                 Err(error) => return Err(error.into()),
@@ -106,14 +97,18 @@ impl Containers {
                 let Some(endpoint) = endpoint_of(attached) else {
                     continue;
                 };
+                if !container.state.running {
+                    // Left over from before dockerd was killed.
+                    continue;
+                }
                 nobodys.remove(&endpoint);
-                if known.contains(&endpoint) && container.state.running {
+                if known.contains(&endpoint) {
                     self.describe(&container, attached, endpoint, owner).await?;
                 }
             }
         }
-        if all {
-            self.collect(nobodys, owner).await?;
+        if all && !nobodys.is_empty() {
+            collect(nobodys, &touched, engine, owner).await?;
         }
         Ok(())
     }
@@ -204,20 +199,37 @@ impl Containers {
         }
         Ok(())
     }
+}
 
-    /// Removes endpoints that no container has had for a while.
-    async fn collect(&mut self, nobodys: BTreeSet<EndpointId>, owner: &Owner) -> Result<(), Trouble> {
-        self.abandoned.retain(|id, _| nobodys.contains(id));
-        for id in nobodys {
-            let since = *self.abandoned.entry(id).or_insert_with(Instant::now);
-            if since.elapsed() >= ABANDONED {
-                tracing::info!(endpoint = %id.short(), "no container has it any more: it is removed");
-                self.abandoned.remove(&id);
-                owner.ask(|to| DockerCommand::DeleteEndpoint(id, to)).await?;
+/// Removes endpoints that no container has, of those that were there before the containers were looked at: dockerd was
+/// killed, or the agent was away, before it could say so.
+///
+/// A container that is about to have one may not run yet. dockerd shows it when it runs, or has failed.
+async fn collect(
+    mut nobodys: BTreeSet<EndpointId>,
+    seen: &BTreeSet<String>,
+    engine: &Engine,
+    owner: &Owner,
+) -> Result<(), Trouble> {
+    let all = engine.containers(true).await?;
+    for id in all.iter().filter(|id| !seen.contains(*id)) {
+        match engine.container(id).await {
+            Ok(container) if container.state.running => {
+                let attached = container.network_settings.networks.values();
+                attached.filter_map(endpoint_of).for_each(|endpoint| {
+                    nobodys.remove(&endpoint);
+                });
             }
+            Ok(_) => {}
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error.into()),
         }
-        Ok(())
     }
+    for id in nobodys {
+        tracing::info!(endpoint = %id.short(), "no container has it any more: it is removed");
+        owner.ask(|to| DockerCommand::Collect(id, to)).await?;
+    }
+    Ok(())
 }
 
 fn endpoint_of(attached: &Attached) -> Option<EndpointId> {

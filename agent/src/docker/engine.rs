@@ -220,17 +220,18 @@ impl Engine {
         self.get("/networks").await
     }
 
-    /// Ids of the containers that run.
-    pub async fn running(&self) -> Result<Vec<String>, EngineError> {
+    /// Ids of the containers that run, or of all.
+    pub async fn containers(&self, all: bool) -> Result<Vec<String>, EngineError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
         struct Listed {
             id: String,
         }
-        let all: Vec<Listed> = self.get("/containers/json").await?;
-        Ok(all.into_iter().map(|listed| listed.id).collect())
+        let listed: Vec<Listed> = self.get(&format!("/containers/json?all={all}")).await?;
+        Ok(listed.into_iter().map(|listed| listed.id).collect())
     }
 
+    /// Waits while dockerd starts or stops the container, or puts it on a network.
     pub async fn container(&self, id: &str) -> Result<Container, EngineError> {
         self.get(&format!("/containers/{id}/json")).await
     }

@@ -29,5 +29,5 @@ mod tests;
 mod watcher;
 
 pub use owner::Owner;
-pub use server::{Plugin, default_socket};
+pub use server::{Door, Plugin, default_socket};
 pub use watcher::Watcher;

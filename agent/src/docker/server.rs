@@ -1,7 +1,11 @@
 //! The plugin's socket.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
+use anyhow::Context;
 use axum::{
     Router,
     body::Bytes,
@@ -9,6 +13,7 @@ use axum::{
     http::{Method, StatusCode, Uri, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
+use listenfd::ListenFd;
 use serde_json::json;
 use tokio::{net::UnixListener, task::JoinHandle};
 
@@ -31,22 +36,72 @@ pub fn default_socket() -> Option<PathBuf> {
     has_docker.then(|| SOCKET.into())
 }
 
-/// The server; dropping it removes the socket.
+/// Where dockerd finds the driver.
+#[derive(Debug)]
+pub struct Door {
+    listener: UnixListener,
+    socket: PathBuf,
+    /// Whether a service manager has opened it, and keeps it open while no agent runs.
+    is_held: bool,
+}
+
+impl Door {
+    /// Opens it.
+    pub fn open(socket: PathBuf) -> anyhow::Result<Self> {
+        let listener = crate::socket::listen(&socket)
+            .with_context(|| format!("Docker's driver cannot be served at {}", socket.display()))?;
+        Ok(Self {
+            listener,
+            socket,
+            is_held: false,
+        })
+    }
+
+    /// The one that a service manager passed to this process, if it did: `sd_listen_fds(3)`.
+    pub fn passed() -> io::Result<Option<Self>> {
+        let mut passed = ListenFd::from_env();
+        let Some(listener) = passed.take_unix_listener(0)? else {
+            return Ok(None);
+        };
+        listener.set_nonblocking(true)?;
+        let socket = listener.local_addr()?;
+        let socket = socket.as_pathname().map(Path::to_owned);
+        Ok(Some(Self {
+            listener: UnixListener::from_std(listener)?,
+            socket: socket.ok_or_else(|| io::Error::other("the socket that was passed has no path"))?,
+            is_held: true,
+        }))
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+}
+
+/// The server; dropping it removes the socket, if it is not another's.
 pub struct Plugin {
     task: JoinHandle<()>,
     socket: PathBuf,
+    is_held: bool,
 }
 
 impl Drop for Plugin {
     fn drop(&mut self) {
         self.task.abort();
-        // Gone already is as good.
-        let _ = std::fs::remove_file(&self.socket);
+        if !self.is_held {
+            // Gone already is as good.
+            let _ = std::fs::remove_file(&self.socket);
+        }
     }
 }
 
 impl Plugin {
-    pub fn serve(listener: UnixListener, socket: PathBuf, owner: Owner) -> Self {
+    pub fn serve(door: Door, owner: Owner) -> Self {
+        let Door {
+            listener,
+            socket,
+            is_held,
+        } = door;
         let router = router(Driver::new(owner));
         let task = tokio::spawn(async move {
             // Accepting on a Unix socket does not end, except with the task.
@@ -54,7 +109,11 @@ impl Plugin {
                 tracing::error!(%error, "Docker's driver is not served any more");
             }
         });
-        Self { task, socket }
+        Self {
+            task,
+            socket,
+            is_held,
+        }
     }
 
     /// The name by which Docker knows the driver: that of the socket.

@@ -206,6 +206,14 @@ impl Control {
             .collect()
     }
 
+    /// Removes an endpoint that no container has, whatever Docker thinks: nothing is to be released by it.
+    pub(super) fn collect_endpoint(&mut self, id: EndpointId, now: Now) {
+        self.docker.joining.remove(&id);
+        if let Some((network, _, _)) = self.docker_endpoint(id) {
+            self.drop_endpoint(network, id, now);
+        }
+    }
+
     /// Takes over what a container is called and what it serves. A name that is taken on this network, by a
     /// container on another host say, becomes one more alias.
     pub(super) fn describe_endpoint(&mut self, description: Description, now: Now) -> Result<(), ApiError> {

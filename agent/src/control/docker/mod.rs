@@ -63,6 +63,8 @@ pub enum DockerCommand {
     MakeNetwork(NetworkCreateRequest, Responder<NetworkSummary>),
     /// Of the containers on this host, those whose endpoints are known.
     Endpoints(Responder<Vec<EndpointId>>),
+    /// No container has this endpoint.
+    Collect(EndpointId, Responder<()>),
     Describe(Description, Responder<()>),
     MakeService(ServiceCreateRequest, Responder<ServiceChanged>),
     /// What is wrong between Docker and the cluster, a sentence each.
@@ -176,6 +178,10 @@ impl Control {
             DockerCommand::Endpoints(to) => {
                 let known = self.docker_endpoints();
                 self.reply(to, Ok(known));
+            }
+            DockerCommand::Collect(id, to) => {
+                self.collect_endpoint(id, now);
+                self.reply(to, Ok(()));
             }
             DockerCommand::Describe(description, to) => {
                 let result = self.describe_endpoint(description, now);

@@ -170,7 +170,7 @@ fn end(rig: &mut Rig, calls: &[Call]) {
     // Those that have ids of the test's own making: nobody has them any more, says Docker's API.
     for id in rig.node.endpoints() {
         let (to, _answer) = Responder::new();
-        rig.node.handle(DockerCommand::DeleteEndpoint(id, to));
+        rig.node.handle(DockerCommand::Collect(id, to));
     }
     rig.node.forget();
     rig.node.remove_networks();

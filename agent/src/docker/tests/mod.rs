@@ -2,6 +2,7 @@
 //!
 //! [`conformance`] repeats what a real dockerd was recorded to send, [`fuzz`] sends what none would.
 
+mod collection;
 mod conformance;
 mod fuzz;
 mod newer;

@@ -4,11 +4,11 @@ use serde_json::{Value, json};
 
 use super::rig::Rig;
 
-const NETWORK: &str = "11a3d8ad348efec3bc20c7f24ac767aee5a06247c53534da9ed5dcbde0749f8e";
-const ENDPOINT: &str = "8285d428ab26602294c4a5f4a598fc0f8304a0dd47b2ffbf966e6b63cee603b2";
+pub const NETWORK: &str = "11a3d8ad348efec3bc20c7f24ac767aee5a06247c53534da9ed5dcbde0749f8e";
+pub const ENDPOINT: &str = "8285d428ab26602294c4a5f4a598fc0f8304a0dd47b2ffbf966e6b63cee603b2";
 
 /// A network with both families, as dockerd 29 makes it, and its pools.
-fn network(rig: &mut Rig) -> [String; 2] {
+pub fn network(rig: &mut Rig) -> [String; 2] {
     let options = json!({
         "com.docker.network.enable_ipv4": true,
         "com.docker.network.enable_ipv6": true,
@@ -37,7 +37,7 @@ fn network(rig: &mut Rig) -> [String; 2] {
 }
 
 /// A container's endpoint on it.
-fn endpoint(rig: &mut Rig, pools: &[String; 2]) -> [Value; 2] {
+pub fn endpoint(rig: &mut Rig, pools: &[String; 2]) -> [Value; 2] {
     let addresses = pools.each_ref().map(|pool| {
         let options = json!({"com.docker.network.endpoint.name": "web"});
         let request = json!({"PoolID": pool, "Address": "", "Options": options});

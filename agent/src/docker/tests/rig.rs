@@ -4,15 +4,11 @@ use hyper::{Request, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::{
-    net::{UnixListener, UnixStream},
-    runtime::Runtime,
-    sync::mpsc,
-};
+use tokio::{net::UnixStream, runtime::Runtime, sync::mpsc};
 
 use crate::{
     control::docker::{DockerCommand, Plugged},
-    docker::{Owner, Plugin},
+    docker::{Door, Owner, Plugin},
 };
 
 type Sender = http1::SendRequest<Full<Bytes>>;
@@ -22,6 +18,8 @@ pub struct Rig {
     pub node: Plugged,
     /// How many commands the node was given.
     pub commanded: usize,
+    /// The way to it that others than the driver take.
+    pub owner: Owner,
     commands: mpsc::Receiver<DockerCommand>,
     sender: Option<Sender>,
     dir: TempDir,
@@ -53,13 +51,14 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let (sender, commands) = mpsc::channel(1);
         let inside = runtime.enter();
-        let socket = dir.path().join("weft.sock");
-        let listener = UnixListener::bind(&socket).unwrap();
-        let plugin = Plugin::serve(listener, socket, Owner::new(sender));
+        let door = Door::open(dir.path().join("weft.sock")).unwrap();
+        let owner = Owner::new(sender);
+        let plugin = Plugin::serve(door, owner.clone());
         drop(inside);
         Self {
             node: Plugged::new(),
             commanded: 0,
+            owner,
             commands,
             sender: None,
             dir,
@@ -72,47 +71,29 @@ impl Rig {
     ///
     /// Fails the test if the answer is not one that dockerd can read, or if the node is not whole afterwards.
     pub fn ask(&mut self, call: &str, body: impl Into<Bytes>) -> Answer {
-        let Self {
-            node,
-            commanded,
-            commands,
-            sender,
-            dir,
-            runtime,
-            ..
-        } = self;
         let request = Request::post(format!("/{call}"))
             .header(HOST, "")
             .header("Accept", "application/vnd.docker.plugins.v1.2+json")
             .body(Full::new(body.into()))
             .unwrap();
-        let answer = runtime.block_on(async {
+        let socket = self.dir.path().join("weft.sock");
+        let mut sender = self.sender.take();
+        let exchange = async {
             if sender.as_ref().is_none_or(Sender::is_closed) {
-                let stream = UnixStream::connect(dir.path().join("weft.sock")).await.unwrap();
+                let stream = UnixStream::connect(socket).await.unwrap();
                 let (made, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
                 tokio::spawn(connection);
-                *sender = Some(made);
+                sender = Some(made);
             }
-            let sender = sender.as_mut().expect("made above");
-            sender.ready().await.unwrap();
-            let exchange = async {
-                let response = sender.send_request(request).await.unwrap();
-                let status = response.status().as_u16();
-                let body = response.into_body().collect().await.unwrap().to_bytes();
-                (status, body)
-            };
-            tokio::pin!(exchange);
-            loop {
-                tokio::select! {
-                    Some(command) = commands.recv() => {
-                        *commanded += 1;
-                        node.handle(command);
-                    }
-                    answer = &mut exchange => break answer,
-                }
-            }
-        });
-        let (status, body) = answer;
+            let open = sender.as_mut().expect("made above");
+            open.ready().await.unwrap();
+            let response = open.send_request(request).await.unwrap();
+            let status = response.status().as_u16();
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            (status, body)
+        };
+        let (status, body) = self.during(exchange);
+        self.sender = sender;
         let body: Value = serde_json::from_slice(&body)
             .unwrap_or_else(|error| panic!("{call}: {error} in {}", String::from_utf8_lossy(&body)));
         assert!(body.is_object(), "{call}: {body}");
@@ -125,8 +106,31 @@ impl Rig {
             );
         }
         assert!(refused || status == 200, "{call}: {status} {body}");
-        node.check();
+        self.node.check();
         Answer { status, body }
+    }
+
+    /// Waits for something that needs the node's answers.
+    pub fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let Self {
+            node,
+            commanded,
+            commands,
+            runtime,
+            ..
+        } = self;
+        runtime.block_on(async {
+            tokio::pin!(work);
+            loop {
+                tokio::select! {
+                    Some(command) = commands.recv() => {
+                        *commanded += 1;
+                        node.handle(command);
+                    }
+                    done = &mut work => break done,
+                }
+            }
+        })
     }
 
     pub fn ask_json(&mut self, call: &str, body: &Value) -> Answer {
