@@ -36,11 +36,7 @@ fn through_the_proxy() {
         format!("{} weft weft", id.trim())
     );
     two.eventually_docker("network inspect app");
-    let made = one.weft("network inspect --format json app");
-    assert_eq!(
-        serde_json::from_str::<serde_json::Value>(&made).unwrap()["name"],
-        "app"
-    );
+    one.weft("network inspect app");
     // What must not be open is not made at all.
     let error =
         one.docker_error("-H unix:///run/weft/docker.sock network create -d overlay --opt encrypted secret");

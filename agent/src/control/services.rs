@@ -236,7 +236,7 @@ impl Control {
         }
     }
 
-    fn withdraw_service(
+    pub(super) fn withdraw_service(
         &mut self,
         reference: &str,
         query: &ServiceQuery,

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::api::{
     ApiError, ErrorKind,
-    types::{NetworkCreateRequest, check_name},
+    types::{NetworkCreateRequest, ServiceQuery, check_name},
 };
 
 /// `NetworkDriver.CreateNetwork`.
@@ -233,8 +233,8 @@ impl Control {
         }
     }
 
-    /// Docker has removed it, whatever is said here. The cluster's network goes with it if nothing uses it
-    /// anywhere; otherwise it stays, and this host gets it back.
+    /// Docker has removed it, whatever is said here. The cluster's network goes with it, and its services, which Docker
+    /// knows nothing of, if nothing uses it anywhere; otherwise it stays, and this host gets it back.
     pub(super) fn delete_docker_network(&mut self, docker: &str, now: Now) {
         let Some(network) = self.docker.networks.remove(docker) else {
             return;
@@ -243,6 +243,13 @@ impl Control {
         let others = self.docker.networks.values().any(|other| *other == network);
         if others || self.catalogue.network(network).is_none() {
             return;
+        }
+        if self.catalogue.endpoints(network).next().is_none() {
+            let services: Vec<_> = self.catalogue.services(network).map(|(id, _)| id).collect();
+            for service in services {
+                // One that is gone already is as good.
+                let _ = self.withdraw_service(&service.to_string(), &ServiceQuery::default(), now);
+            }
         }
         if let Err(error) = self.remove_network(&network.to_string(), now) {
             tracing::warn!(reason = %error, "Docker has removed a network that the cluster keeps");

@@ -8,10 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     control::{DNS_V4, DNS_V6},
-    docker::{
-        driver::{ADDRESS_SPACE, NETWORK_OPTION},
-        engine::EngineNetwork,
-    },
+    docker::{driver::ADDRESS_SPACE, engine::EngineNetwork},
 };
 
 /// Swarm's driver, which is ours here.
@@ -47,27 +44,27 @@ fn is_version(part: &str) -> bool {
     number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.'))
 }
 
-/// Makes a network of Swarm's one of ours, and says whether it did. Its options stay: the driver refuses what it has not.
+/// Makes a network of Swarm's one of ours, with addresses of the cluster from the beginning; one that is of our driver gets
+/// those too. Says whether it did. Its options stay: the driver refuses what it has not.
 pub fn network(body: &mut Value, driver: &str) -> bool {
     let Value::Object(body) = body else { return false };
-    let wants = |value: &Value| value.as_str() == Some(OVERLAY);
+    let wants = |value: &Value| {
+        value
+            .as_str()
+            .is_some_and(|name| name == OVERLAY || name == driver)
+    };
     if !fields(body, "Driver").any(|value| wants(value)) {
         return false;
     }
     fields(body, "Driver").for_each(|value| *value = json!(driver));
     // It is on every host of the cluster, which is what Swarm's scope means.
     fields(body, "Scope").for_each(|value| *value = json!(""));
-    let name = fields(body, "Name").find_map(|name| name.as_str().map(str::to_owned));
-    // Docker's own addresses are the same ones on every host. And the driver is not told the name.
+    // Docker's own addresses are the same ones on every host.
     let addresses = object(body, "IPAM");
     let is_default = |value: &Value| matches!(value.as_str(), None | Some("" | "default"));
     if fields(addresses, "Driver").all(|value| is_default(value)) {
         fields(addresses, "Driver").for_each(|value| *value = json!(ADDRESS_SPACE));
         addresses.entry("Driver").or_insert_with(|| json!(ADDRESS_SPACE));
-    }
-    if let Some(name) = name {
-        let options = object(body, "Options");
-        options.entry(NETWORK_OPTION).or_insert_with(|| json!(name));
     }
     true
 }
@@ -183,7 +180,7 @@ mod tests {
             "Name": "app", "CheckDuplicate": true, "Driver": "weft", "Scope": "", "EnableIPv6": false,
             "IPAM": {"Driver": "weft", "Options": {}, "Config": [{"Subnet": "10.7.0.0/24"}]}, "Internal": false,
             "Attachable": true, "Ingress": false, "ConfigOnly": false, "ConfigFrom": null,
-            "Options": {"encrypted": "", "weft.network": "app"}, "Labels": {},
+            "Options": {"encrypted": ""}, "Labels": {},
         });
         assert_eq!(body, expected);
     }
@@ -192,9 +189,7 @@ mod tests {
     fn fields_may_be_missing_and_in_any_case() {
         let mut body = json!({"name": "app", "driver": "overlay", "options": null});
         assert!(network(&mut body, "weft"));
-        let expected = json!({
-            "name": "app", "driver": "weft", "IPAM": {"Driver": "weft"}, "options": {"weft.network": "app"},
-        });
+        let expected = json!({"name": "app", "driver": "weft", "IPAM": {"Driver": "weft"}, "options": null});
         assert_eq!(body, expected);
         // A word of the user's own about who gives addresses stays.
         let mut body = json!({"Name": "app", "Driver": "overlay", "IPAM": {"Driver": "other"}});
@@ -204,6 +199,9 @@ mod tests {
 
     #[test]
     fn other_networks_stay_as_they_are() {
+        let mut body = json!({"Name": "app", "Driver": "weft"});
+        assert!(network(&mut body, "weft"));
+        assert_eq!(body["IPAM"]["Driver"], "weft");
         for body in [
             json!({"Driver": "bridge"}),
             json!({"Driver": "Overlay"}),

@@ -150,8 +150,7 @@ async fn a_network_is_changed_on_its_way() {
         .client(&format!("{request}{:x}\r\n{body}\r\n0\r\n\r\n", body.len()))
         .await;
     let mut docker = between.accepted().await;
-    let changed =
-        r#"{"Driver":"weft","IPAM":{"Driver":"weft"},"Name":"app","Options":{"weft.network":"app"}}"#;
+    let changed = r#"{"Driver":"weft","IPAM":{"Driver":"weft"},"Name":"app"}"#;
     let head = read_to(&mut docker, changed).await;
     assert!(
         head.contains(&format!("content-length: {}\r\n", changed.len())),

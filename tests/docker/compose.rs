@@ -1,0 +1,86 @@
+//! A Compose application across two hosts, as `docs/docker.md` shows it.
+
+use std::{fs, process::Command};
+
+use crate::site::{IMAGE, Site, missing};
+
+#[test]
+fn a_compose_application_spans_two_hosts() {
+    if let Some(missing) = missing() {
+        return weft_netlink::testing::skip(format_args!("it needs {missing}"));
+    }
+    if Command::new("docker-compose").arg("version").output().is_err() {
+        return weft_netlink::testing::skip("it needs `docker-compose` of the package docker-compose");
+    }
+    netns_harness::isolated(across);
+}
+
+fn across() {
+    let site = Site::with("compose", 2, "{}");
+    let [one, two] = &site.hosts[..] else {
+        unreachable!()
+    };
+    let _proxies = [one, two].map(|host| host.spawn_weft("docker proxy"));
+    for host in [one, two] {
+        host.eventually("a proxy", || {
+            let version = host.try_docker("-H unix:///run/weft/docker.sock version");
+            version.map(|_| String::new())
+        });
+    }
+    let web = format!(
+        "services: {{web: {{image: {IMAGE}, command: httpd -f -h /www, stop_signal: KILL, networks: [shop]}}}}\n"
+    );
+    let made = format!(
+        "version: '3.5'\n{web}networks: {{shop: {{name: shop, driver: overlay, attachable: true}}}}\n"
+    );
+    fs::write(one.dir.join("docker-compose.yml"), &made).unwrap();
+    let client = format!(
+        "services: {{client: {{image: {IMAGE}, command: sleep 100000, stop_signal: KILL, networks: [shop]}}}}\n"
+    );
+    let used = format!("version: '3.5'\n{client}networks: {{shop: {{name: shop, external: true}}}}\n");
+    fs::write(two.dir.join("docker-compose.yml"), used).unwrap();
+    let compose = "cd $dir; export DOCKER_HOST=unix:///run/weft/docker.sock; docker-compose -p shop";
+
+    one.shell(&format!("{compose} up -d --scale web=2 2>&1"));
+    two.eventually_docker("network inspect shop");
+    two.shell(&format!("{compose} up -d 2>&1"));
+    // Several containers of a service are a service of the cluster, with one address.
+    two.eventually("two backends of web", || {
+        let service = two.try_weft("service inspect --format json web")?;
+        let service: serde_json::Value = serde_json::from_str(&service).unwrap();
+        let ready = service["ready_count"].as_u64();
+        Ok(if ready == Some(2) {
+            String::new()
+        } else {
+            service.to_string()
+        })
+    });
+    let service = two.weft("service inspect --format json web");
+    let service: serde_json::Value = serde_json::from_str(&service).unwrap();
+    let vip = service["vips"][0].as_str().unwrap_or_else(|| panic!("{service}"));
+    let said = two.eventually_in("shop_client_1", "nslookup web 127.0.0.11");
+    assert!(said.contains(vip), "{said}");
+    for _ in 0..4 {
+        two.docker("exec shop_client_1 wget -q -O - http://web/");
+    }
+    // One container by its name, and all of them.
+    let said = two.docker("exec shop_client_1 nslookup shop_web_2 127.0.0.11");
+    assert!(said.contains(&one.address("shop_web_2", "shop")), "{said}");
+    let said = two.docker("exec shop_client_1 nslookup tasks.web 127.0.0.11");
+    assert!(said.contains(&one.address("shop_web_1", "shop")), "{said}");
+
+    // Brought up again it is as it was, if the file has the driver's own name, which this Compose compares; `down` takes the service too.
+    fs::write(
+        one.dir.join("docker-compose.yml"),
+        made.replace("overlay", "weft"),
+    )
+    .unwrap();
+    one.shell(&format!("{compose} up -d --scale web=2 2>&1"));
+    two.shell(&format!("{compose} down 2>&1"));
+    one.shell(&format!("{compose} down 2>&1"));
+    two.eventually("no network left", || {
+        Ok(two.try_docker("network ls -q --filter driver=weft")? + &two.try_weft("service ls -q")?)
+    });
+    drop(_proxies);
+    site.close();
+}
