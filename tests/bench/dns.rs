@@ -1,127 +1,203 @@
-//! Names from the agent's server, beside dnsmasq with the same names and a responder that only sends questions back.
+//! Names from the agent's server, beside dnsmasq and aardvark-dns with the same names and a responder that only sends
+//! questions back.
 //!
-//! All three listen on the same address in the network's namespace, and are asked by the same endpoint.
+//! All listen on the same address in the network's namespace, and are asked by the same endpoint.
+
+mod perf;
+mod servers;
 
 use std::{
-    ffi::OsStr,
     fmt::Write as _,
     net::{IpAddr, SocketAddr},
-    path::Path,
-    process::Command,
-    time::Duration,
+    path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, ensure};
-use netns_harness::{Inside as _, Output, Process, Sandbox, eventually};
+use anyhow::{Context as _, Result};
+use netns_harness::{Inside as _, Output, Sandbox, eventually};
 use serde_json::json;
 
 use crate::{
     Effort,
-    cluster::{Cluster, LOOK_EVERY, Node, PATIENCE},
+    cluster::{Cluster, LOOK_EVERY, PATIENCE},
     responder::{self, Kind},
     table::{Table, Unit},
-    tools::{command, number_after},
+    tools::command,
 };
+use perf::{answered, dnsperf, p99, rate};
+pub use servers::serve_many;
+use servers::{Names, Namespace};
 
 /// The agent's address in every network.
 const SERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(169, 254, 53, 53));
 const AGENT: u16 = 53;
 const ECHO: u16 = 5301;
-const DNSMASQ: u16 = 5302;
 
 const ENDPOINTS: usize = 4;
 const ALIASES: usize = 15;
+const MANY: u32 = 10_000;
+
+/// Ours first.
+type Servers = Vec<(&'static str, u16)>;
+
+/// Who asks, and how.
+struct Asking<'a> {
+    client: &'a Sandbox,
+    effort: Effort,
+    dir: &'a Path,
+}
 
 pub fn measure(cluster: &Cluster, effort: Effort, table: &mut Table) -> Result<()> {
     let [h1, h2] = &cluster.nodes;
     let network = cluster.network("dns")?;
     let id = network["id"].as_str().context("the network has no id")?;
     let client = h1.endpoint("dns", "dns-c", json!({}))?.sandbox;
-    let mut names = Vec::new();
+    let flooder = h1.endpoint("dns", "dns-f", json!({}))?.sandbox;
+    let mut names = Names::new();
     for endpoint in 0..ENDPOINTS {
         let aliases: Vec<_> = (0..ALIASES)
             .map(|alias| format!("name-{endpoint}-{alias}"))
             .collect();
         let made = h2.endpoint("dns", &format!("dns-{endpoint}"), json!({ "aliases": aliases }))?;
-        names.extend(
-            aliases
-                .into_iter()
-                .map(|alias| (format!("{alias}.dns.weft.internal"), made.address)),
-        );
+        let named = aliases
+            .into_iter()
+            .map(|alias| (format!("{alias}.{}", servers::DOMAIN), made.address));
+        names.extend(named);
     }
     let dir = tempfile::tempdir()?;
-    let (questions, hosts) = (dir.path().join("questions"), dir.path().join("hosts"));
-    let [mut asked, mut known] = [String::new(), String::new()];
-    for (name, address) in &names {
-        writeln!(asked, "{name} A")?;
-        writeln!(known, "{address} {name}")?;
-    }
-    std::fs::write(&questions, asked)?;
-    std::fs::write(&hosts, known)?;
-
-    let enter = |program: &OsStr| {
-        let mut command = command(&format!("nsenter --net=/run/weft/netns/{}", &id[..12]));
-        command.arg(program);
-        command
+    let dir = dir.path();
+    let inside = Namespace {
+        node: h1,
+        network: id,
     };
-    let itself = enter(std::env::current_exe()?.as_os_str());
-    let _echo = responder::start_by(&h1.host, itself, Kind::Udp, SocketAddr::new(SERVER, ECHO))?;
-    let _dnsmasq = dnsmasq(h1, enter("dnsmasq".as_ref()), &hosts)?;
-    for port in [AGENT, DNSMASQ] {
-        eventually("an answer to every name", PATIENCE, LOOK_EVERY, || {
-            dnsperf(&client, port, &questions, "-n 1").map_err(|error| error.to_string())
-        })?;
+    let itself = || Ok::<_, anyhow::Error>(inside.command(std::env::current_exe()?.as_os_str()));
+    let _echo = responder::start_by(&h1.host, itself()?, Kind::Udp, SocketAddr::new(SERVER, ECHO))?;
+    // Sends questions back without an answer, which nobody keeps.
+    let upstream = h2.underlay;
+    let _upstream = responder::start(&h2.host, Kind::Udp, SocketAddr::new(upstream, 53))?;
+    h1.host.set_resolv_conf(&format!("nameserver {upstream}\n"))?;
+    let _dnsmasq = inside.dnsmasq(5302, &names, upstream, dir)?;
+    let mut few: Servers = vec![("", AGENT), ("dnsmasq", 5302)];
+    let many = servers::many(MANY);
+    let ours = responder::start_by(
+        &h1.host,
+        itself()?,
+        Kind::Names(MANY),
+        SocketAddr::new(SERVER, 5304),
+    )?;
+    let dnsmasq = inside.dnsmasq(5305, &many, upstream, dir)?;
+    let mut with_many: Servers = vec![("", 5304), ("dnsmasq", 5305)];
+    match servers::find_aardvark() {
+        Some(program) => {
+            inside.aardvark(&program, 5303, &names, upstream, dir)?;
+            inside.aardvark(&program, 5306, &many, upstream, dir)?;
+            few.push(("aardvark-dns", 5303));
+            with_many.push(("aardvark-dns", 5306));
+        }
+        None => eprintln!(
+            "aardvark-dns is not here (Debian's package of that name, or AARDVARK_DNS=PATH): left out"
+        ),
     }
+    let echo = ("UDP echo (floor)", ECHO);
+    let asking = Asking {
+        client: &client,
+        effort,
+        dir,
+    };
 
-    let [mut ours, mut echo, mut dnsmasq] = [const { Vec::new() }; 3];
-    let limit = format!("-l {}", effort.length.as_secs());
-    for round in 0..effort.rounds {
-        effort.progress("dns", round);
-        ours.push(dnsperf(&client, AGENT, &questions, &limit)?);
-        dnsmasq.push(dnsperf(&client, DNSMASQ, &questions, &limit)?);
-        echo.push(dnsperf(&client, ECHO, &questions, &limit)?);
-    }
-    let others = [("dnsmasq", &dnsmasq[..]), ("UDP echo (floor)", &echo)];
-    table.compare("DNS, names it knows", Unit::Rate, &ours, &others);
+    let hits = asking.questions("hits", names.iter().map(|(name, _)| name.clone()))?;
+    let floor: Servers = few.iter().copied().chain([echo]).collect();
+    asking.await_all(&few, &hits)?;
+    asking.compare("DNS, names it knows", Unit::Rate, &floor, table, |port| {
+        let seconds = effort.length.as_secs();
+        rate(&dnsperf(&client, port, &hits, &format!("-l {seconds}"))?)
+    })?;
+    asking.compare("DNS, p99 at 5,000/s", Unit::Time, &floor, table, |port| {
+        p99(&dnsperf(&client, port, &hits, "-l 1 -v -Q 5000")?)
+    })?;
+    let flood = format!("dnsperf -s {SERVER} -Q 50000 -l 3 -t 1 -d {}", hits.display());
+    asking.compare(
+        "DNS, p99 in a flood of 50,000/s",
+        Unit::Time,
+        &few,
+        table,
+        |port| {
+            let flooding = flooder.spawn(&mut command(&format!("{flood} -p {port}")), Output::Keep)?;
+            let asked = dnsperf(&client, port, &hits, "-l 2 -v -Q 500");
+            flooding.kill()?;
+            p99(&asked?)
+        },
+    )?;
+    let misses = asking.questions("misses", (0..50_000).map(|n| format!("miss-{n}.example.net")))?;
+    asking.await_all(&few, &asking.questions("miss", ["miss.example.net".to_owned()])?)?;
+    asking.compare("DNS, forwarded", Unit::Rate, &few, table, |port| {
+        let seconds = effort.length.as_secs();
+        answered(&dnsperf(&client, port, &misses, &format!("-l {seconds} -q 50"))?)
+    })?;
+    let hits = asking.questions("many", many.iter().map(|(name, _)| name.clone()))?;
+    let floor: Servers = with_many.iter().copied().chain([echo]).collect();
+    asking.await_all(&with_many, &hits)?;
+    asking.compare(
+        "DNS, 10,000 names (server alone)",
+        Unit::Rate,
+        &floor,
+        table,
+        |port| {
+            let seconds = effort.length.as_secs();
+            rate(&dnsperf(&client, port, &hits, &format!("-l {seconds}"))?)
+        },
+    )?;
+    drop((ours, dnsmasq));
     Ok(())
 }
 
-fn dnsmasq(node: &Node, mut by: Command, hosts: &Path) -> Result<Process> {
-    by.args([
-        "--keep-in-foreground",
-        "--conf-file=/dev/null",
-        "--pid-file=",
-        "--user=root",
-        "--group=",
-    ])
-    .args([
-        "--no-resolv",
-        "--no-hosts",
-        "--no-poll",
-        "--bind-interfaces",
-        "--local=/weft.internal/",
-    ])
-    .arg(format!("--listen-address={SERVER}"))
-    .arg(format!("--port={DNSMASQ}"))
-    .arg(format!("--addn-hosts={}", hosts.display()));
-    Ok(node.host.spawn(&mut by, Output::Keep)?)
-}
+impl Asking<'_> {
+    /// A file of questions as dnsperf reads it.
+    fn questions(&self, name: &str, names: impl IntoIterator<Item = String>) -> Result<PathBuf> {
+        let path = self.dir.join(name);
+        let mut text = String::new();
+        for name in names {
+            writeln!(text, "{name} A")?;
+        }
+        std::fs::write(&path, text)?;
+        Ok(path)
+    }
 
-/// Questions answered, per second; all of them, and each with an address where it is not the echo that answers.
-fn dnsperf(client: &Sandbox, port: u16, questions: &Path, limit: &str) -> Result<f64> {
-    let line = format!(
-        "dnsperf -s {SERVER} -p {port} {limit} -t 1 -d {}",
-        questions.display()
-    );
-    let text = client
-        .exec(&mut command(&line), Duration::from_secs(60))?
-        .success()?
-        .stdout;
-    let answered = number_after(&text, "Queries completed:")?;
-    let found = number_after(&text, "NOERROR").unwrap_or_default();
-    ensure!(
-        answered > 0.0 && found >= answered,
-        "not every name was answered at port {port}: {text}"
-    );
-    number_after(&text, "Queries per second:")
+    /// Until each server knows everything.
+    fn await_all(&self, servers: &Servers, questions: &Path) -> Result<()> {
+        for (name, port) in servers {
+            eventually(
+                format!("answers of {name} at port {port}"),
+                PATIENCE,
+                LOOK_EVERY,
+                || {
+                    let asked = dnsperf(self.client, *port, questions, "-n 1");
+                    asked
+                        .and_then(|text| rate(&text))
+                        .map_err(|error| error.to_string())
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    fn compare(
+        &self,
+        what: &str,
+        unit: Unit,
+        servers: &Servers,
+        table: &mut Table,
+        mut one: impl FnMut(u16) -> Result<f64>,
+    ) -> Result<()> {
+        let mut series: Vec<(&str, Vec<f64>)> = servers.iter().map(|(name, _)| (*name, Vec::new())).collect();
+        for round in 0..self.effort.rounds {
+            self.effort.progress(what, round);
+            for ((_, port), (_, values)) in servers.iter().zip(&mut series) {
+                values.push(one(*port).with_context(|| format!("{what}, port {port}"))?);
+            }
+        }
+        let (ours, others) = series.split_first().context("nobody was asked")?;
+        let others: Vec<_> = others.iter().map(|(name, values)| (*name, &values[..])).collect();
+        table.compare(what, unit, &ours.1, &others);
+        Ok(())
+    }
 }

@@ -13,6 +13,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
+use crate::dns;
+
 /// The first argument of a process that is to be one.
 const ROLE: &str = "responder";
 const READY: &str = "ready";
@@ -24,6 +26,8 @@ pub enum Kind {
     Http,
     /// Every datagram comes back, marked as an answer in the way of DNS.
     Udp,
+    /// Our DNS server with so many names.
+    Names(u32),
 }
 
 /// What this process is asked to serve, if that is what it is for.
@@ -36,6 +40,7 @@ pub fn asked_for() -> Option<Result<(Kind, SocketAddr)>> {
         let kind = match args.next().as_deref() {
             Some("http") => Kind::Http,
             Some("udp") => Kind::Udp,
+            Some(names) if names.starts_with("names=") => Kind::Names(names["names=".len()..].parse()?),
             other => bail!("no responder for {other:?}"),
         };
         Ok((kind, args.next().context("no address")?.parse()?))
@@ -51,10 +56,11 @@ pub fn start(place: &impl Inside, kind: Kind, at: SocketAddr) -> Result<Process>
 /// The same, by a command that executes what it is given, ourselves being given already.
 pub fn start_by(place: &impl Inside, mut command: Command, kind: Kind, at: SocketAddr) -> Result<Process> {
     let word = match kind {
-        Kind::Http => "http",
-        Kind::Udp => "udp",
+        Kind::Http => "http".to_owned(),
+        Kind::Udp => "udp".to_owned(),
+        Kind::Names(count) => format!("names={count}"),
     };
-    command.args([ROLE, word, &at.to_string()]);
+    command.args([ROLE, &word, &at.to_string()]);
     let process = place.spawn(&mut command, Output::Keep)?;
     process.wait_for_line(Duration::from_secs(5), |line| line == READY)?;
     Ok(process)
@@ -69,6 +75,12 @@ pub fn run((kind, at): (Kind, SocketAddr)) -> Result<()> {
                 .enable_io()
                 .build()?;
             runtime.block_on(http(at))
+        }
+        Kind::Names(count) => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            runtime.block_on(dns::serve_many(at, count, || println!("{READY}")))
         }
     }
 }

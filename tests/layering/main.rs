@@ -29,7 +29,10 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
             ],
         ),
         // Tests may use everything, benchmarks these; nothing may use tests.
-        ("weft-tests", &["weft-types", "weft-netlink", "netns-harness"]),
+        (
+            "weft-tests",
+            &["weft-types", "weft-netlink", "weft-dns", "netns-harness"],
+        ),
     ])
 }
 

@@ -1,11 +1,13 @@
 //! The host's resolvers, and what happened to them lately.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, SocketAddrV6},
     path::PathBuf,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
+
+use nix::net::if_::if_nametoindex;
 
 /// How long a resolver that did not answer is asked last.
 const PENALTY: Duration = Duration::from_secs(10);
@@ -110,17 +112,27 @@ impl Resolvers {
     }
 }
 
-/// The servers that resolv.conf(5) lists. A scope (`fe80::1%eth0`) is a name of an interface here, which
-/// no other program of ours needs, so such servers are left out.
+/// The servers that resolv.conf(5) lists.
 fn nameservers(text: &str) -> Vec<SocketAddr> {
     text.lines()
         .filter_map(|line| {
             let mut words = line.split_whitespace();
             words.next().filter(|keyword| *keyword == "nameserver")?;
-            let address: IpAddr = words.next()?.parse().ok()?;
-            Some(SocketAddr::new(address, 53))
+            server(words.next()?)
         })
         .collect()
+}
+
+/// An address, which is on one link alone when it ends in an interface (`fe80::1%eth0`).
+fn server(word: &str) -> Option<SocketAddr> {
+    let Some((address, interface)) = word.split_once('%') else {
+        return Some(SocketAddr::new(word.parse().ok()?, 53));
+    };
+    let index = interface
+        .parse()
+        .ok()
+        .or_else(|| if_nametoindex(interface).ok())?;
+    Some(SocketAddrV6::new(address.parse().ok()?, 53, 0, index).into())
 }
 
 #[cfg(test)]
@@ -130,10 +142,11 @@ mod tests {
     #[test]
     fn resolv_conf_is_read_like_the_c_library_does() {
         let text = "# comment\nsearch example.com\nnameserver 127.0.0.53\n  nameserver\t::1 # trailing\n\
-                    nameserver fe80::1%eth0\nnameserver\nnameservers 1.1.1.1\noptions edns0\n;nameserver 9.9.9.9\n";
+                    nameserver fe80::1%lo\nnameserver fe80::2%7\nnameserver fe80::3%nosuch0\nnameserver\nnameservers 1.1.1.1\noptions edns0\n;nameserver 9.9.9.9\n";
         assert_eq!(
             nameservers(text),
-            ["127.0.0.53:53".parse().unwrap(), "[::1]:53".parse().unwrap()]
+            ["127.0.0.53:53", "[::1]:53", "[fe80::1%1]:53", "[fe80::2%7]:53"]
+                .map(|address| address.parse().unwrap())
         );
     }
 
