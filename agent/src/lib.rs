@@ -12,5 +12,6 @@ mod control;
 pub mod daemon;
 mod docker;
 pub mod lab;
+mod metrics;
 pub mod options;
 mod socket;

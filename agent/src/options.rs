@@ -92,6 +92,8 @@ pub struct AgentOptions {
     pub health_commands: bool,
     /// What names are asked and answered beside those of the networks.
     pub dns: DnsOptions,
+    /// Where metrics are served beside the API's socket; nowhere when not given.
+    pub metrics: Option<SocketAddr>,
     /// How the log is written.
     pub log_format: LogFormat,
 }
@@ -110,6 +112,7 @@ impl Default for AgentOptions {
             datapath: DatapathChoice::Auto,
             health_commands: false,
             dns: DnsOptions::default(),
+            metrics: None,
             log_format: LogFormat::Text,
         }
     }

@@ -8,6 +8,7 @@ mod drain;
 mod health;
 mod http;
 mod leftovers;
+mod metrics;
 mod names;
 mod networks;
 mod partition;

@@ -136,6 +136,9 @@ struct AgentArgs {
     /// Run commands that services have as health checks; whoever is in the cluster can then run them on this host
     #[arg(long)]
     health_commands: bool,
+    /// Serve /metrics, /live and /ready there too, to whoever reaches it; the API's socket always has them
+    #[arg(long, value_name = "IP:PORT")]
+    metrics: Option<SocketAddr>,
     #[command(flatten)]
     dns: dns::DnsArgs,
     /// How the log is written
@@ -185,6 +188,7 @@ impl AgentArgs {
             },
             datapath: self.datapath,
             health_commands: self.health_commands,
+            metrics: self.metrics,
             dns: self.dns.options(),
             log_format: self.log_format,
         }

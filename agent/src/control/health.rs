@@ -15,7 +15,7 @@ use weft_lb::{Health, Monitor, Timing};
 use weft_types::{EndpointId, NetworkId};
 
 use super::{
-    Control, Now,
+    Control, HealthCounts, Now,
     catalogue::{Change, Endpoint},
     finding::{EndpointHealth, Finding, HealthState},
     records::{DrainPhase, EndpointSpec, SandboxSpec, encode, endpoint_key},
@@ -61,6 +61,7 @@ pub(super) struct Checks {
     /// Whether services or endpoints of this host have changed since it was last looked what is to be watched.
     stale: bool,
     next_id: u64,
+    ended: HealthCounts,
 }
 
 struct Watched {
@@ -88,11 +89,17 @@ impl Default for Checks {
             due: BTreeSet::new(),
             stale: true,
             next_id: 0,
+            ended: HealthCounts::default(),
         }
     }
 }
 
 impl Checks {
+    /// How checks have ended since the agent was started.
+    pub(super) fn ended(&self) -> HealthCounts {
+        self.ended
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.due.first().map(|(at, _)| *at)
     }
@@ -267,6 +274,10 @@ impl Control {
         let Some(watched) = watched.filter(|watched| watched.id == result.asked_by) else {
             return;
         };
+        match result.outcome {
+            Ok(()) => self.checks.ended.passed += 1,
+            Err(_) => self.checks.ended.failed += 1,
+        }
         let changed = watched
             .monitor
             .handle_result(result.outcome.is_ok(), now.instant, chance);

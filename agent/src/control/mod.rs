@@ -15,6 +15,7 @@ mod endpoints;
 mod finding;
 mod happenings;
 mod health;
+mod measures;
 mod members;
 mod names;
 mod networks;
@@ -57,6 +58,7 @@ use crate::api::{
 pub use command::{Command, HostFacts, Responder};
 pub use finding::HealthState;
 pub use health::{HealthProbe, HealthResult, Try};
+pub use measures::{HealthCounts, Measures};
 pub use polls::CountOrder;
 pub use pools::Pools;
 use publish::Entering;

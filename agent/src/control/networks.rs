@@ -450,7 +450,7 @@ impl Control {
         })
     }
 
-    fn network_shares(&self, id: NetworkId, spec: &NetworkSpec) -> Vec<AddressShare> {
+    pub(super) fn network_shares(&self, id: NetworkId, spec: &NetworkSpec) -> Vec<AddressShare> {
         let used = self.used_addresses(id);
         let mut shares = Vec::new();
         for (index, subnet) in spec.subnets.iter().enumerate() {

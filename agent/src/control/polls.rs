@@ -139,6 +139,11 @@ impl Polls {
         let times = self.open.values().map(|poll| poll.deadline.min(poll.ask_at));
         times.min()
     }
+
+    /// Whether the kernel has taken a state of this agent.
+    pub(super) fn has_applied(&self) -> bool {
+        self.applied > 0
+    }
 }
 
 impl Control {

@@ -112,6 +112,11 @@ impl Entry {
         Ok(attempts)
     }
 
+    /// All services that something leads to.
+    pub(super) fn services(&self) -> impl Iterator<Item = ServiceId> {
+        self.balanced.values().flatten().map(|entered| entered.of)
+    }
+
     /// All backends that something leads to.
     pub(super) fn backends(&self) -> impl Iterator<Item = EndpointId> {
         let entered = self.balanced.values().flatten();

@@ -3,6 +3,8 @@
 //! Namespaces are entered and netlink answers waited for here, so that the owner of the state never
 //! waits for the kernel. Of several states that wait only the newest is applied.
 
+mod count;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
@@ -13,7 +15,7 @@ use std::{
 use anyhow::Context;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use weft_lb::{
-    Datapath, Service,
+    Datapath,
     kernel::{Choice, NftDatapath, choose},
 };
 use weft_netlink::{netns::Netns, route::RouteSocket};
@@ -21,12 +23,14 @@ use weft_overlay::{
     kernel::{Kernel, Options},
     plan::{Desired, Op, Place},
 };
-use weft_types::{EndpointId, NetworkId, ServiceId};
+use weft_types::{EndpointId, NetworkId};
 
+use self::count::Measured;
 use super::{entry::Entry, names::DnsSockets, tally::Tally, target, watch::Watch};
 use crate::{
     api::types::DatapathStatus,
     control::{CountOrder, HostReport, HostState, SandboxTables, Traffic, records::SandboxSpec},
+    metrics::Work,
     options::{AgentOptions, DatapathChoice},
 };
 
@@ -50,6 +54,8 @@ pub(super) struct Report {
 pub(super) enum Order {
     Apply(Box<HostState>),
     Count(CountOrder),
+    /// Somebody wants to know all of it.
+    Measure(Box<dyn FnOnce(Measured) + Send>),
     /// This node is in no cluster: nothing of ours is to be left.
     Clear,
     /// Somebody else may have changed what is ours.
@@ -111,6 +117,8 @@ impl HostThread {
             served: BTreeSet::new(),
             balanced: BTreeMap::new(),
             tally: Tally::default(),
+            work: Work::default(),
+            suspects: false,
             ifnames: BTreeMap::new(),
             read_back: Instant::now(),
             watch: Watch::new(orders.clone()),
@@ -136,6 +144,11 @@ impl HostThread {
 
     pub(super) fn count(&self, order: CountOrder) {
         self.order(Order::Count(order));
+    }
+
+    /// Has somebody told what there is to know of this host.
+    pub(super) fn measure(&self, tell: impl FnOnce(Measured) + Send + 'static) {
+        self.order(Order::Measure(Box::new(tell)));
     }
 
     fn order(&self, order: Order) {
@@ -189,6 +202,9 @@ struct Host {
     /// Sandboxes that have tables, and what they last had.
     balanced: BTreeMap<String, SandboxTables>,
     tally: Tally,
+    work: Work,
+    /// Whether somebody else may have changed what is ours since it was last made right.
+    suspects: bool,
     /// The interfaces of attached endpoints.
     ifnames: BTreeMap<EndpointId, String>,
     /// When the kernel was last read back.
@@ -211,12 +227,16 @@ impl Host {
                                 self.count(order);
                                 continue;
                             }
-                            Order::Look => self.read_back(),
+                            Order::Measure(tell) => {
+                                tell(self.measure());
+                                continue;
+                            }
+                            Order::Look => self.suspect(),
                             // Those that we deleted ourselves are forgotten by now.
                             Order::Damaged { network, link } if !self.kernel.has_link(network, link) => {
                                 continue;
                             }
-                            Order::Damaged { .. } => self.read_back(),
+                            Order::Damaged { .. } => self.suspect(),
                             Order::End => return,
                         }
                         changed = true;
@@ -261,11 +281,16 @@ impl Host {
         let gone = !vanished(state).is_empty();
         let due = self.read_back.elapsed() >= READ_BACK_EVERY;
         if due {
-            self.read_back();
+            self.suspect();
         }
         if gone || due {
             self.apply();
         }
+    }
+
+    fn suspect(&mut self) {
+        self.suspects = true;
+        self.read_back();
     }
 
     fn read_back(&mut self) {
@@ -276,6 +301,8 @@ impl Host {
     }
 
     fn apply(&mut self) {
+        let begun = Instant::now();
+        let before = self.work.changes;
         let mut report = HostReport::default();
         let mut desired = Desired::default();
         let mut sandboxes = Vec::new();
@@ -297,6 +324,12 @@ impl Host {
             .balance(&self.kernel, entries.unwrap_or_default(), &desired, &mut report);
         let sockets = self.open_sockets(&desired, &mut report);
         self.watch(&desired, &mut report);
+        self.work.applies += 1;
+        self.work.apply_time += begun.elapsed();
+        self.work.errors += report.problems.len() as u64 + report.failed.len() as u64;
+        if std::mem::take(&mut self.suspects) {
+            self.work.repairs += self.work.changes - before;
+        }
         // The owner is gone only when the process ends.
         let _ = self.said.send(Said::Report(Report {
             host: report,
@@ -306,7 +339,10 @@ impl Host {
 
     fn reconcile(&mut self, desired: &Desired, report: &mut HostReport) {
         let errors = match self.kernel.reconcile(desired) {
-            Ok(outcome) => outcome.errors,
+            Ok(outcome) => {
+                self.work.changes += outcome.ops_done as u64;
+                outcome.errors
+            }
             Err(error) => {
                 report
                     .problems
@@ -376,9 +412,12 @@ impl Host {
                         .sync(&name, &netns, tables)
                         .map_err(|error| sentence(&error))
                 });
-            if let Err(error) = synced {
-                report.unbalanced.get_or_insert_with(|| error.clone());
-                report.problems.push(error);
+            match synced {
+                Ok(written) => self.work.changes += (written.changed + written.removed) as u64,
+                Err(error) => {
+                    report.unbalanced.get_or_insert_with(|| error.clone());
+                    report.problems.push(error);
+                }
             }
             self.balanced.insert(name, wanted);
         }
@@ -407,93 +446,6 @@ impl Host {
             report.problems.push(sentence(&error));
         }
         self.tally.retain(&self.backends());
-    }
-
-    /// All backends of all services that clients on this host see.
-    fn backends(&self) -> BTreeSet<EndpointId> {
-        let tables = self.balanced.values().flat_map(|sandbox| &sandbox.tables);
-        let services = tables.flat_map(|table| &table.services);
-        let seen = services.flat_map(|service| &service.backends);
-        let mut backends: BTreeSet<EndpointId> = seen.map(|backend| backend.endpoint).collect();
-        backends.extend(self.entry.backends());
-        backends
-    }
-
-    fn count(&mut self, order: CountOrder) {
-        let counted = self.open_to(&order.services).and_then(|open| {
-            let mut counted: BTreeMap<_, _> = open
-                .into_iter()
-                .map(|(id, open)| (id, Traffic::open(open)))
-                .collect();
-            if order.with_attempts {
-                self.tally_up(&order.services)?;
-                for (endpoint, attempts) in self.tally.sums() {
-                    *counted.entry(*endpoint).or_default() += *attempts;
-                }
-            }
-            Ok(counted)
-        });
-        let counted = counted.inspect_err(|error| tracing::warn!(%error, "connections cannot be counted"));
-        let _ = self.said.send(Said::Counted(order, counted.ok()));
-    }
-
-    /// The open connections to the backends of some services, of all sandboxes that have them and from outside.
-    fn open_to(&self, wanted: &BTreeSet<ServiceId>) -> Result<BTreeMap<EndpointId, u64>, String> {
-        let datapath = &self.datapath;
-        let counts = wanted.iter().filter_map(|service| datapath.connections(*service));
-        let mut counts: Vec<_> = counts.collect();
-        self.each_client(wanted, |name, netns, services| {
-            let counted = datapath.count(name, netns, services);
-            counts.push(counted.map_err(|error| sentence(&error))?);
-            Ok(())
-        })?;
-        counts.extend(self.entry.count(&self.kernel, wanted)?);
-        let mut open = BTreeMap::new();
-        for (endpoint, count) in counts.into_iter().flatten() {
-            *open.entry(endpoint).or_default() += count;
-        }
-        Ok(open)
-    }
-
-    /// Takes in what clients here have tried so far with the backends of some services.
-    fn tally_up(&mut self, wanted: &BTreeSet<ServiceId>) -> Result<(), String> {
-        let datapath = &self.datapath;
-        let mut shown = Vec::new();
-        for service in wanted {
-            shown.extend(
-                datapath
-                    .attempts(*service)
-                    .map(|shows| (format!("host {service}"), shows)),
-            );
-        }
-        self.each_client(wanted, |name, netns, services| {
-            let shows = datapath.attempts_of(name, netns, services);
-            shown.push((name.to_owned(), shows.map_err(|error| sentence(&error))?));
-            Ok(())
-        })?;
-        shown.extend(self.entry.attempts(&self.kernel, wanted)?);
-        for (source, shows) in shown {
-            self.tally.take(&source, shows);
-        }
-        Ok(())
-    }
-
-    /// Every sandbox that has some of these services, and which.
-    fn each_client(
-        &self,
-        wanted: &BTreeSet<ServiceId>,
-        mut each: impl FnMut(&str, &Netns, &[&Service]) -> Result<(), String>,
-    ) -> Result<(), String> {
-        for SandboxTables { sandbox, tables } in self.state.iter().flat_map(|state| &state.sandboxes) {
-            let services = tables.iter().flat_map(|table| &table.services);
-            let services: Vec<_> = services.filter(|service| wanted.contains(&service.id)).collect();
-            if services.is_empty() || !target::still_there(sandbox) {
-                continue;
-            }
-            let netns = Netns::open(&sandbox.path).map_err(|error| sentence(&error))?;
-            each(&sandbox_name(sandbox), &netns, &services)?;
-        }
-        Ok(())
     }
 
     /// Watches the host and every network's namespace for changes by others.

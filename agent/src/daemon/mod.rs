@@ -11,6 +11,7 @@ mod host;
 mod join;
 mod listeners;
 mod names;
+mod observe;
 mod resolv;
 mod server;
 mod store;
@@ -35,8 +36,9 @@ use weft_gossip::Identity;
 
 use crate::{
     api::ApiError,
-    control::{HealthResult, HostFacts, Now, docker::DockerCommand},
+    control::{HealthResult, HostFacts, Now, Responder, docker::DockerCommand},
     docker::{self, Door, Owner, Plugin, Watcher},
+    metrics::{Snapshot, Work},
     options::{AgentOptions, DockerPlugin, LogFormat},
 };
 use cluster::Membership;
@@ -44,6 +46,7 @@ use events::EventLog;
 use health::Prober;
 use host::HostThread;
 use names::Names;
+use observe::{Exposed, Monitoring};
 use resolv::ResolverFiles;
 use server::{Api, Request};
 use store::Store;
@@ -108,6 +111,7 @@ struct Daemon {
     events: EventLog,
     started: Now,
     _api: Api,
+    _exposed: Option<Exposed>,
     _plugin: Option<Plugin>,
     /// Follows Docker where it is served, and is told of changes.
     _watcher: Option<Watcher>,
@@ -123,6 +127,10 @@ impl Daemon {
         let (request_sender, requests) = mpsc::channel(MAX_REQUESTS);
         let (join_sender, joins) = mpsc::channel(1);
         let host = HostThread::start(&options)?;
+        let exposed = match options.metrics {
+            Some(address) => Some(Monitoring::new(request_sender.clone()).expose(address).await?),
+            None => None,
+        };
         let host_facts = HostFacts {
             datapath: host.datapath(),
             names: names::status(&options.dns),
@@ -157,6 +165,7 @@ impl Daemon {
             started: now(),
             options,
             _api: api,
+            _exposed: exposed,
             _plugin: plugin,
             _watcher: watcher,
             changes,
@@ -210,8 +219,32 @@ impl Daemon {
                 membership.control.handle_command(command, now())
             }
             (Request::Command(command), None) => self.command_alone(command),
+            (Request::Measure(responder), _) => self.measure(responder),
+            (Request::Readiness(responder), membership) => {
+                let control = membership.as_ref().map(|membership| &membership.control);
+                responder.send(Ok(control.map_or(Ok(()), |control| control.readiness())));
+            }
         }
         Ok(())
+    }
+
+    /// Tells what the owner knows, once the host thread has told what it does.
+    fn measure(&self, responder: Responder<Box<Snapshot>>) {
+        let control = self.membership.as_ref().map(|membership| &membership.control);
+        let mut snapshot = Snapshot {
+            node_name: self.node_name.clone(),
+            datapath: self.host.datapath(),
+            started_unix_millis: self.started.unix_millis,
+            cluster: control.map(|control| control.measures()).unwrap_or_default(),
+            dns: self.names.counts(),
+            work: Work::default(),
+            traffic: BTreeMap::new(),
+        };
+        self.host.measure(move |measured| {
+            snapshot.work = measured.work;
+            snapshot.traffic = measured.traffic;
+            responder.send(Ok(Box::new(snapshot)));
+        });
     }
 
     /// In no cluster, nobody answers: the driver knows what that means.

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use tokio::{runtime, sync::oneshot};
-use weft_dns::{Asker, Forwarder, ForwarderConfig, Server, Zone};
+use weft_dns::{Asker, Counts, Forwarder, ForwarderConfig, Server, Zone};
 use weft_types::NetworkId;
 
 use crate::{
@@ -33,6 +33,8 @@ pub(super) struct Names {
     host: HostNames,
     forwarder: Forwarder,
     servers: BTreeMap<NetworkId, Vec<Server>>,
+    /// What servers did that are closed by now.
+    past: Counts,
     thread: Thread,
 }
 
@@ -41,7 +43,7 @@ struct HostNames {
     shown: Arc<ArcSwap<Vec<NetworkId>>>,
     /// Networks by name; none for all that are on this host.
     only: Vec<String>,
-    _server: Option<Server>,
+    server: Option<Server>,
 }
 
 /// Where questions are answered: beside everything else the agent does, so that neither waits for the other,
@@ -75,7 +77,7 @@ impl Names {
             host: HostNames {
                 shown: Arc::default(),
                 only: options.host_networks.clone(),
-                _server: None,
+                server: None,
             },
             forwarder: Forwarder::new(ForwarderConfig {
                 // The agent itself may run where its own servers are the resolvers.
@@ -84,11 +86,12 @@ impl Names {
                 ..ForwarderConfig::default()
             }),
             servers: BTreeMap::new(),
+            past: Counts::default(),
             thread: Thread::start().context("the thread for names cannot be started")?,
         };
         if let Some(address) = options.host {
             let server = names.serve_host(address);
-            names.host._server = Some(server.with_context(|| {
+            names.host.server = Some(server.with_context(|| {
                 format!("names cannot be answered for this host at {address} (`--dns-host`)")
             })?);
         }
@@ -119,8 +122,22 @@ impl Names {
         self.zone.store(Arc::new(state.zone.clone()));
         self.askers.store(Arc::new(state.askers.clone()));
         self.host.publish(state);
-        self.servers
-            .retain(|network, _| state.overlay.networks.contains_key(network));
+        self.close(|network| !state.overlay.networks.contains_key(network));
+    }
+
+    /// What all servers have done so far.
+    pub(super) fn counts(&self) -> Counts {
+        let mut counts = self.past;
+        for server in self.servers.values().flatten().chain(&self.host.server) {
+            counts += server.counts();
+        }
+        counts
+    }
+
+    fn close(&mut self, is_gone: impl Fn(&NetworkId) -> bool) {
+        for (_, servers) in self.servers.extract_if(.., |network, _| is_gone(network)) {
+            servers.iter().for_each(|server| self.past += server.counts());
+        }
     }
 
     pub(super) fn serve(&mut self, opened: Vec<DnsSockets>) {
@@ -146,7 +163,7 @@ impl Names {
     }
 
     pub(super) fn clear(&mut self) {
-        self.servers.clear();
+        self.close(|_| true);
         self.zone.store(Arc::new(empty()));
         self.askers.store(Arc::default());
     }

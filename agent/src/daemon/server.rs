@@ -19,10 +19,11 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{events::EventLog, listeners, resolv, target};
+use super::{events::EventLog, listeners, observe::Monitoring, resolv, target};
 use crate::{
     api::{ApiError, OPENAPI, routes, types::*},
     control::{Command, HostFacts, Responder},
+    metrics::Snapshot,
 };
 
 /// The largest request, in bytes.
@@ -37,6 +38,9 @@ pub(super) enum Request {
     Init(Responder<ClusterInitResponse>),
     Join(ClusterJoinRequest, Responder<ClusterJoinResponse>),
     Command(Command),
+    Measure(Responder<Box<Snapshot>>),
+    /// Whether this host is as it should be, or what it waits for.
+    Readiness(Responder<Result<(), &'static str>>),
 }
 
 #[derive(Clone)]
@@ -68,7 +72,8 @@ impl Api {
         facts: HostFacts,
     ) -> anyhow::Result<Self> {
         let listener = crate::socket::listen(socket)?;
-        let router = router().with_state(Context {
+        let monitoring = Monitoring::new(requests.clone()).router();
+        let router = router().merge(monitoring).with_state(Context {
             requests,
             events,
             facts,

@@ -1,0 +1,58 @@
+//! What is measured of the cluster as this node sees it.
+
+use weft_gossip::Stats;
+
+use super::Control;
+use crate::api::types::{AddressShare, Backend, NetworkSummary, NodeInfo, ServiceSummary};
+
+/// What a node knows when somebody measures.
+#[derive(Debug, Clone, Default)]
+pub struct Measures {
+    pub nodes: Vec<NodeInfo>,
+    /// With who owns which addresses.
+    pub networks: Vec<(NetworkSummary, Vec<AddressShare>)>,
+    pub services: Vec<(ServiceSummary, Vec<Backend>)>,
+    pub gossip: Stats,
+    pub records: u64,
+    pub health: HealthCounts,
+}
+
+/// How health checks ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HealthCounts {
+    pub passed: u64,
+    pub failed: u64,
+}
+
+impl Control {
+    /// What there is to measure now.
+    pub fn measures(&self) -> Measures {
+        let networks = self.catalogue.networks().map(|(id, spec)| {
+            let summary = self.network_summary(id, spec);
+            (summary, self.network_shares(id, spec))
+        });
+        let services = self.catalogue.all_services().map(|(id, spec)| {
+            let summary = self.service_summary(id, spec);
+            (summary, self.backends(spec.network, &spec.name))
+        });
+        Measures {
+            nodes: self.list_nodes(),
+            networks: networks.collect(),
+            services: services.collect(),
+            gossip: *self.gossip.stats(),
+            records: self.gossip.records().count() as u64,
+            health: self.checks.ended(),
+        }
+    }
+
+    /// Whether this host is what the records say; else what it waits for.
+    pub fn readiness(&self) -> Result<(), &'static str> {
+        if self.reading_back.is_some() {
+            return Err("it asks the other nodes what it missed");
+        }
+        if !self.polls.has_applied() {
+            return Err("it has not yet compared this host with what is wanted");
+        }
+        Ok(())
+    }
+}

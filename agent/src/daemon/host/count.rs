@@ -1,0 +1,126 @@
+//! What the clients of this host have open and have tried, and what keeping its kernel right took.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use weft_lb::Service;
+use weft_netlink::netns::Netns;
+use weft_types::{EndpointId, ServiceId};
+
+use super::{Host, Said, sandbox_name, sentence, target};
+use crate::{
+    control::{CountOrder, SandboxTables, Traffic},
+    metrics::Work,
+};
+
+/// What is known of a host when somebody looks.
+#[derive(Debug, Clone, Default)]
+pub(in crate::daemon) struct Measured {
+    pub(in crate::daemon) work: Work,
+    /// Of the clients of this host, by backend.
+    pub(in crate::daemon) traffic: BTreeMap<EndpointId, Traffic>,
+}
+
+impl Host {
+    pub(super) fn measure(&mut self) -> Measured {
+        let tables = self.balanced.values().flat_map(|sandbox| &sandbox.tables);
+        let seen = tables.flat_map(|table| &table.services).map(|service| service.id);
+        let wanted = seen.chain(self.entry.services()).collect();
+        let traffic = self.traffic(&wanted, true);
+        let traffic = traffic.inspect_err(|error| tracing::warn!(%error, "connections cannot be counted"));
+        Measured {
+            work: self.work,
+            traffic: traffic.unwrap_or_default(),
+        }
+    }
+
+    /// All backends of all services that clients on this host see.
+    pub(super) fn backends(&self) -> BTreeSet<EndpointId> {
+        let tables = self.balanced.values().flat_map(|sandbox| &sandbox.tables);
+        let services = tables.flat_map(|table| &table.services);
+        let seen = services.flat_map(|service| &service.backends);
+        let mut backends: BTreeSet<EndpointId> = seen.map(|backend| backend.endpoint).collect();
+        backends.extend(self.entry.backends());
+        backends
+    }
+
+    pub(super) fn count(&mut self, order: CountOrder) {
+        let counted = self.traffic(&order.services, order.with_attempts);
+        let counted = counted.inspect_err(|error| tracing::warn!(%error, "connections cannot be counted"));
+        let _ = self.said.send(Said::Counted(order, counted.ok()));
+    }
+
+    fn traffic(
+        &mut self,
+        wanted: &BTreeSet<ServiceId>,
+        with_attempts: bool,
+    ) -> Result<BTreeMap<EndpointId, Traffic>, String> {
+        let open = self.open_to(wanted)?.into_iter();
+        let mut traffic: BTreeMap<_, _> = open.map(|(id, open)| (id, Traffic::open(open))).collect();
+        if with_attempts {
+            self.tally_up(wanted)?;
+            for (endpoint, attempts) in self.tally.sums() {
+                *traffic.entry(*endpoint).or_default() += *attempts;
+            }
+        }
+        Ok(traffic)
+    }
+
+    /// The open connections to the backends of some services, of all sandboxes that have them and from outside.
+    fn open_to(&self, wanted: &BTreeSet<ServiceId>) -> Result<BTreeMap<EndpointId, u64>, String> {
+        let datapath = &self.datapath;
+        let counts = wanted.iter().filter_map(|service| datapath.connections(*service));
+        let mut counts: Vec<_> = counts.collect();
+        self.each_client(wanted, |name, netns, services| {
+            let counted = datapath.count(name, netns, services);
+            counts.push(counted.map_err(|error| sentence(&error))?);
+            Ok(())
+        })?;
+        counts.extend(self.entry.count(&self.kernel, wanted)?);
+        let mut open = BTreeMap::new();
+        for (endpoint, count) in counts.into_iter().flatten() {
+            *open.entry(endpoint).or_default() += count;
+        }
+        Ok(open)
+    }
+
+    /// Takes in what clients here have tried so far with the backends of some services.
+    fn tally_up(&mut self, wanted: &BTreeSet<ServiceId>) -> Result<(), String> {
+        let datapath = &self.datapath;
+        let mut shown = Vec::new();
+        for service in wanted {
+            shown.extend(
+                datapath
+                    .attempts(*service)
+                    .map(|shows| (format!("host {service}"), shows)),
+            );
+        }
+        self.each_client(wanted, |name, netns, services| {
+            let shows = datapath.attempts_of(name, netns, services);
+            shown.push((name.to_owned(), shows.map_err(|error| sentence(&error))?));
+            Ok(())
+        })?;
+        shown.extend(self.entry.attempts(&self.kernel, wanted)?);
+        for (source, shows) in shown {
+            self.tally.take(&source, shows);
+        }
+        Ok(())
+    }
+
+    /// Every sandbox that has some of these services, and which.
+    fn each_client(
+        &self,
+        wanted: &BTreeSet<ServiceId>,
+        mut each: impl FnMut(&str, &Netns, &[&Service]) -> Result<(), String>,
+    ) -> Result<(), String> {
+        for SandboxTables { sandbox, tables } in self.state.iter().flat_map(|state| &state.sandboxes) {
+            let services = tables.iter().flat_map(|table| &table.services);
+            let services: Vec<_> = services.filter(|service| wanted.contains(&service.id)).collect();
+            if services.is_empty() || !target::still_there(sandbox) {
+                continue;
+            }
+            let netns = Netns::open(&sandbox.path).map_err(|error| sentence(&error))?;
+            each(&sandbox_name(sandbox), &netns, &services)?;
+        }
+        Ok(())
+    }
+}
