@@ -24,7 +24,7 @@ use std::{
 };
 
 use weft_netlink::{
-    netns::{Netns, NetnsError},
+    netns::{Netns, NetnsError, NetnsId},
     nft::Nft,
     route::RouteSocket,
 };
@@ -155,6 +155,11 @@ impl Kernel {
     /// Forgets what is known about the kernel: the next [`reconcile`](Self::reconcile) looks at it.
     pub fn resync(&mut self) {
         self.observed = None;
+    }
+
+    /// Which namespace a network that has a local endpoint is in now: damage may have made it anew.
+    pub fn namespace_id(&self, network: NetworkId) -> Option<NetnsId> {
+        Some(self.spaces.get(&network)?.netns.id())
     }
 
     /// The namespace of a network that has a local endpoint, for sockets in it.

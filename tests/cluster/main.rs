@@ -15,6 +15,7 @@ mod partition;
 mod publish;
 mod ranges;
 mod refusals;
+mod repair;
 mod restart;
 mod rolling;
 mod scenarios;

@@ -9,6 +9,7 @@
 //! | 24377, 24398: a backend does not reach its own service | `scenarios` |
 //! | 38841, 26672, 30321: connections lost while replicas are replaced | `rolling`, `drain` |
 //! | 24379: no IPv6 | `scenarios` |
+//! | 26235, 34939: a reload of the firewall takes the rules along | `repair` |
 //! | no choice of scheduler, weights or affinity (a wish in 25526) | `scenarios` |
 
 use std::{
@@ -40,7 +41,8 @@ fn answers(from: &Sandbox, name: &str) -> Result<Vec<(IpAddr, u32)>, String> {
     Ok(lines.lines().filter_map(record).collect())
 }
 
-fn try_addresses(from: &Sandbox, name: &str) -> Result<BTreeSet<IpAddr>, String> {
+/// Whom a name leads to.
+pub fn try_addresses(from: &Sandbox, name: &str) -> Result<BTreeSet<IpAddr>, String> {
     Ok(answers(from, name)?
         .into_iter()
         .map(|(address, _)| address)

@@ -18,7 +18,10 @@ use weft_lb::{
     Datapath,
     kernel::{Choice, NftDatapath, choose},
 };
-use weft_netlink::{netns::Netns, route::RouteSocket};
+use weft_netlink::{
+    netns::{Netns, NetnsId},
+    route::RouteSocket,
+};
 use weft_overlay::{
     kernel::{Kernel, Options},
     plan::{Desired, Op, Place},
@@ -114,7 +117,7 @@ impl HostThread {
             datapath: chosen.datapath,
             entry,
             state: None,
-            served: BTreeSet::new(),
+            served: BTreeMap::new(),
             balanced: BTreeMap::new(),
             tally: Tally::default(),
             work: Work::default(),
@@ -197,8 +200,8 @@ struct Host {
     datapath: Box<dyn Datapath>,
     entry: Entry,
     state: Option<HostState>,
-    /// Networks whose DNS sockets are open.
-    served: BTreeSet<NetworkId>,
+    /// Networks whose DNS sockets are open, and in which namespace.
+    served: BTreeMap<NetworkId, NetnsId>,
     /// Sandboxes that have tables, and what they last had.
     balanced: BTreeMap<String, SandboxTables>,
     tally: Tally,
@@ -454,7 +457,10 @@ impl Host {
             .retain(|network| desired.networks.contains_key(&network));
         let networks = desired.networks.keys().copied().map(Some);
         for what in std::iter::once(None).chain(networks) {
-            if self.watch.is_watched(what) {
+            let watched = self.watch.watched(what);
+            if watched
+                .is_some_and(|watched| what.is_none_or(|id| self.kernel.namespace_id(id) == Some(watched)))
+            {
                 continue;
             }
             let netns = match what {
@@ -478,10 +484,11 @@ impl Host {
     /// Opens the DNS sockets of networks that have none yet, inside their namespaces.
     fn open_sockets(&mut self, desired: &Desired, report: &mut HostReport) -> Vec<DnsSockets> {
         self.served
-            .retain(|network| desired.networks.contains_key(network));
+            .retain(|network, _| desired.networks.contains_key(network));
         let mut opened = Vec::new();
         for (id, network) in &desired.networks {
-            if self.served.contains(id) || network.endpoints.is_empty() {
+            let served = self.served.get(id).copied();
+            if network.endpoints.is_empty() || (served.is_some() && served == self.kernel.namespace_id(*id)) {
                 continue;
             }
             let Ok(Some(netns)) = self.kernel.namespace(*id) else {
@@ -511,7 +518,7 @@ impl Host {
                     )),
                 }
             }
-            self.served.insert(*id);
+            self.served.insert(*id, netns.id());
         }
         opened
     }

@@ -142,6 +142,10 @@ impl Names {
 
     pub(super) fn serve(&mut self, opened: Vec<DnsSockets>) {
         let _there = self.thread.runtime.enter();
+        // A network that is opened again has a new namespace, and servers of the old one would keep that alive.
+        for DnsSockets { network, .. } in &opened {
+            self.servers.remove(network);
+        }
         for DnsSockets { network, udp, tcp } in opened {
             let askers = Arc::clone(&self.askers);
             let find = move |address: IpAddr| {

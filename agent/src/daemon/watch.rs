@@ -1,7 +1,7 @@
-//! Notices when somebody else changes links of ours, so that they are repaired at once.
+//! Notices when somebody else changes links of ours or takes rules away, so that they are repaired at once.
 //!
-//! What the kernel does not tell (a flushed forwarding table, say) is found by looking again now and then,
-//! which the host thread does anyway.
+//! What is not noticed here (a flushed forwarding table, say, or rules of a sandbox) is found by looking again now and
+//! then, which the host thread does anyway.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,7 +10,8 @@ use std::{
 
 use tokio::{runtime, task::JoinHandle};
 use weft_netlink::{
-    netns::Netns,
+    netns::{Netns, NetnsId},
+    nft,
     route::{Event, Link, Monitor, RouteSocket},
 };
 use weft_types::NetworkId;
@@ -19,13 +20,27 @@ use super::host::Order;
 
 /// Every link of ours has an alias that starts with this.
 const MARK: &str = "weft:";
+/// And every table of ours has a name that does with this.
+const TABLE: &str = "weft";
 
 /// Watches namespaces. Ends watching when it is dropped.
 pub(super) struct Watch {
     runtime: runtime::Handle,
     orders: Sender<Order>,
     /// By network; `None` is the host's own namespace.
-    watched: BTreeMap<Option<NetworkId>, JoinHandle<()>>,
+    watched: BTreeMap<Option<NetworkId>, Watched>,
+}
+
+/// Watching one namespace, until it is dropped.
+struct Watched {
+    netns: NetnsId,
+    task: JoinHandle<((), ())>,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Watch {
@@ -38,8 +53,9 @@ impl Watch {
         }
     }
 
-    pub(super) fn is_watched(&self, what: Option<NetworkId>) -> bool {
-        self.watched.contains_key(&what)
+    /// The namespace that is watched as a network's, or as the host's.
+    pub(super) fn watched(&self, what: Option<NetworkId>) -> Option<NetnsId> {
+        Some(self.watched.get(&what)?.netns)
     }
 
     pub(super) fn watch(&mut self, what: Option<NetworkId>, netns: &Netns) -> anyhow::Result<()> {
@@ -48,35 +64,22 @@ impl Watch {
         // Read after the monitor is open, so that no change falls between the two.
         let known = RouteSocket::open(netns)?.links()?;
         let known = known.into_iter().map(|link| (link.index, link)).collect();
-        let task = self
-            .runtime
-            .spawn(follow(what, monitor, known, self.orders.clone()));
-        self.watched.insert(what, task);
+        let rules = nft::Monitor::open(netns)?;
+        let links = follow_links(what, monitor, known, self.orders.clone());
+        let rules = follow_rules(rules, self.orders.clone());
+        let task = self.runtime.spawn(async { tokio::join!(links, rules) });
+        let netns = netns.id();
+        self.watched.insert(what, Watched { netns, task });
         Ok(())
     }
 
     /// Stops to watch networks that `keep` does not know.
     pub(super) fn retain(&mut self, keep: impl Fn(NetworkId) -> bool) {
-        self.watched.retain(|what, task| {
-            let kept = what.is_none_or(&keep);
-            if !kept {
-                task.abort();
-            }
-            kept
-        });
+        self.watched.retain(|what, _| what.is_none_or(&keep));
     }
 }
 
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.retain(|_| false);
-        for task in self.watched.values() {
-            task.abort();
-        }
-    }
-}
-
-async fn follow(
+async fn follow_links(
     network: Option<NetworkId>,
     mut monitor: Monitor,
     mut known: HashMap<u32, Link>,
@@ -97,6 +100,23 @@ async fn follow(
             Event::Overrun => Some(Order::Look),
         };
         if order.is_some_and(|order| orders.send(order).is_err()) {
+            return;
+        }
+    }
+}
+
+/// A commit that only takes from a table of ours is somebody else's, but for services that go: then there is nothing to
+/// repair. Our own changes replace what they take.
+async fn follow_rules(mut monitor: nft::Monitor, orders: Sender<Order>) {
+    while let Some(event) = monitor.next().await {
+        let damage = match event {
+            nft::Event::Commit(tables) => {
+                let mut ours = tables.iter().filter(|(name, _)| name.starts_with(TABLE));
+                ours.any(|(_, change)| change.lost && !change.gained)
+            }
+            nft::Event::Overrun => true,
+        };
+        if damage && orders.send(Order::Look).is_err() {
             return;
         }
     }

@@ -30,6 +30,7 @@
 
 mod expr;
 mod model;
+mod monitor;
 pub(crate) mod nfnl;
 mod read;
 mod rule;
@@ -46,6 +47,7 @@ pub use expr::{
     CT_ASSURED, CT_DNAT, CT_NEW, Expr, FIB_LOCAL, Load, Reg, Reject, TCP_OPENING, TCP_RST, TCP_SYN,
 };
 pub use model::{Chain, ChainType, Datum, Family, Hook, Kind, Table, Verdict};
+pub use monitor::{Change, Event, Monitor, MonitorError};
 pub use read::Installed;
 pub use rule::Rule;
 pub use set::{Element, Set, SetData, SetRef};

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
 };
 
 use netlink_sys::{Socket, SocketAddr};
@@ -298,6 +298,12 @@ impl NfSocket {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+impl AsRawFd for NfSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 }
 

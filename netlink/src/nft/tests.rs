@@ -459,3 +459,49 @@ r0 = tcp flags; r0 &= 0x04; r0 == 0x04; r0 = ct reply ip6 saddr; counter
         .unwrap();
     assert_eq!(nft.counters(&table, "made").unwrap(), []);
 }
+
+#[tokio::test]
+async fn commits_are_told_with_what_they_gave_and_took() {
+    let Some(netns) = namespace() else { return };
+    let nft = netns.run(Nft::open).unwrap().unwrap();
+    let mut monitor = Monitor::open(&netns).unwrap();
+    let table = Table::new(Family::Inet, "weft-lb");
+    nft.commit(&egress()).unwrap();
+    nft.commit(&balance()).unwrap();
+    let mut again = Transaction::new();
+    again.delete_table(&table);
+    again.append(balance());
+    nft.commit(&again).unwrap();
+    let mut flush = Transaction::new();
+    flush
+        .delete_table(&table)
+        .delete_table(&Table::new(Family::Inet, "weft-egress"));
+    nft.commit(&flush).unwrap();
+
+    let (gained, lost) = (
+        Change {
+            gained: true,
+            lost: false,
+        },
+        Change {
+            gained: false,
+            lost: true,
+        },
+    );
+    let both = Change {
+        gained: true,
+        lost: true,
+    };
+    for expected in [
+        vec![("weft-egress", gained)],
+        vec![("weft-lb", gained)],
+        vec![("weft-lb", both)],
+        vec![("weft-egress", lost), ("weft-lb", lost)],
+    ] {
+        let expected = expected
+            .into_iter()
+            .map(|(name, change)| (name.to_owned(), change));
+        let event = tokio::time::timeout(std::time::Duration::from_secs(10), monitor.next());
+        assert_eq!(event.await.unwrap(), Some(Event::Commit(expected.collect())));
+    }
+}

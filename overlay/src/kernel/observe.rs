@@ -214,10 +214,11 @@ fn observe_network(
     let mut network = ObservedNetwork {
         bridge: bridge.and_then(|link| {
             let name = link.alias.as_deref()?.strip_prefix(MARK)?.to_owned();
-            link.up.then_some(Bridge {
+            Some(Bridge {
                 mac: link.mac?,
                 mtu: link.mtu,
                 name,
+                up: link.up,
             })
         }),
         addresses: dump

@@ -188,6 +188,7 @@ impl Network {
                 mac: self.bridge_mac(),
                 mtu,
                 name: self.name.clone(),
+                up: true,
             }),
             addresses: gateways.chain(services).collect(),
             vxlan: Some(Vxlan {

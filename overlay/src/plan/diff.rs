@@ -173,7 +173,7 @@ impl NetworkDiff<'_> {
         match &now.bridge {
             None => self.push(NetworkOp::Add(bridge.clone())),
             Some(current) => {
-                if current.mac != bridge.mac || current.name != bridge.name {
+                if (current.mac, &current.name, current.up) != (bridge.mac, &bridge.name, bridge.up) {
                     self.push(NetworkOp::SetBridge(bridge.clone()));
                 }
                 if current.mtu != bridge.mtu {

@@ -85,6 +85,8 @@ pub struct Bridge {
     pub mtu: u32,
     /// The network's name, kept in the alias.
     pub name: String,
+    /// Whether it forwards anything.
+    pub up: bool,
 }
 
 /// The tunnel of a network.
@@ -211,7 +213,8 @@ impl fmt::Display for HostRules {
 
 impl fmt::Display for Bridge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "bridge {} mtu {} named {}", self.mac, self.mtu, self.name)
+        write!(f, "bridge {} mtu {} named {}", self.mac, self.mtu, self.name)?;
+        f.write_str(if self.up { "" } else { ", down" })
     }
 }
 

@@ -171,10 +171,11 @@ fn observed_endpoint() -> impl Strategy<Value = ObservedEndpoint> {
 }
 
 fn observed_network() -> impl Strategy<Value = ObservedNetwork> {
-    let bridge = (mac(), 1400..1402_u32).prop_map(|(mac, mtu)| Bridge {
+    let bridge = (mac(), 1400..1402_u32, any::<bool>()).prop_map(|(mac, mtu, up)| Bridge {
         mac,
         mtu,
         name: "n1".to_owned(),
+        up,
     });
     let vxlan = (1..3_u32, vtep(), 1400..1402_u32).prop_map(|(vni, local, mtu)| Vxlan {
         vni: Vni::try_from(vni).unwrap(),

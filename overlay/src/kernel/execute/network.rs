@@ -67,7 +67,8 @@ impl Run<'_> {
             NetworkOp::SetBridge(bridge) => {
                 let set = SetLink::index(links.bridge)
                     .mac(bridge.mac)
-                    .alias(names::bridge_alias(&bridge.name));
+                    .alias(names::bridge_alias(&bridge.name))
+                    .up();
                 self.push(target, set);
             }
             NetworkOp::AddAddress(net) => self.push(target, address(*net).add()),
