@@ -142,9 +142,7 @@ pub(super) mod load {
     pub(in super::super) const TOTAL: i16 = 16;
     /// Of the total, those that were never made.
     pub(in super::super) const FAILED: i16 = 24;
-    /// The failures since one was made last.
-    pub(in super::super) const IN_A_ROW: i16 = 32;
-    pub(in super::super) const LEN: usize = 40;
+    pub(in super::super) const LEN: usize = 32;
 }
 
 /// Value of `sockets`.

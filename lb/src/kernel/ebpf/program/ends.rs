@@ -19,8 +19,7 @@ mod ops {
     pub(super) const CONNECTING: i32 = 3;
     pub(super) const STATE: i32 = 10;
     pub(super) const STATE_FLAG: i32 = 4;
-    /// `TCP_ESTABLISHED`, `TCP_SYN_SENT`, `TCP_SYN_RECV`, `TCP_CLOSE`, `TCP_CLOSE_WAIT`
-    pub(super) const ESTABLISHED: i32 = 1;
+    /// `TCP_SYN_SENT`, `TCP_SYN_RECV`, `TCP_CLOSE`, `TCP_CLOSE_WAIT`
     pub(super) const SYN_SENT: i32 = 2;
     pub(super) const SYN_RECEIVED: i32 = 3;
     pub(super) const CLOSED: i32 = 7;
@@ -44,19 +43,18 @@ pub(super) fn on_release() -> Program {
     asm.finish()
 }
 
-/// A connection is made, or ends before its socket is closed: it was reset, timed out, was never made, or the other side
+/// A connection is attempted, or ends before its socket is closed: it was reset, timed out, was never made, or the other side
 /// has said that it is done.
 pub(super) fn on_sock_ops() -> Program {
     let mut asm = Asm::new();
     let a = &mut asm;
-    let [known, noted, made, ended, pass] = [(); 5].map(|()| a.label());
+    let [known, noted, ended, pass] = [(); 4].map(|()| a.label());
     a.set(R6, R1)
         .load(W, R7, R6, ops::OP)
         .set(R8, 0)
         .jump_if(Equal, R7, ops::CONNECTING, known)
         .jump_if(NotEqual, R7, ops::STATE, pass)
         .load(W, R8, R6, ops::NEW_STATE)
-        .jump_if(Equal, R8, ops::ESTABLISHED, known)
         .jump_if(Equal, R8, ops::CLOSED, known)
         .jump_if(NotEqual, R8, ops::CLOSE_WAIT, pass)
         .bind(known)
@@ -72,15 +70,10 @@ pub(super) fn on_sock_ops() -> Program {
         .set(R2, ops::STATE_FLAG)
         .call(Helper::SockOpsCbFlagsSet)
         .jump(pass);
-    a.bind(noted)
-        .set(R7, R0)
-        .jump_if(Equal, R8, ops::ESTABLISHED, made);
+    a.bind(noted).set(R7, R0);
     note_failure(a, ended);
     a.bind(ended);
     release(a);
-    a.jump(pass).bind(made);
-    load_of(a, pass);
-    a.set(R1, 0).atomic_swap(R0, load::IN_A_ROW, R1);
     a.bind(pass).set(R0, 1).exit();
     asm.finish()
 }
@@ -100,9 +93,7 @@ fn note_failure(a: &mut Asm, other: Label) {
         .jump_if(Equal, R1, 0, other)
         .bind(failed);
     load_of(a, other);
-    for counter in [load::FAILED, load::IN_A_ROW] {
-        a.set(R1, 1).atomic_add(R0, counter, R1);
-    }
+    a.set(R1, 1).atomic_add(R0, load::FAILED, R1);
 }
 
 /// What is noted at R7 does not count as open any more, if it did.
