@@ -31,10 +31,16 @@ pub fn rate(text: &str) -> Result<f64> {
     number_after(text, "Queries per second:")
 }
 
-/// Those that were answered, per second, where not every question has to be.
+/// Those that were answered, per second, where not every question has to be. How many were not is said.
 pub fn answered(text: &str) -> Result<f64> {
-    let of_all = number_after(text, "NOERROR")? / number_after(text, "Queries completed:")?;
-    Ok(of_all * number_after(text, "Queries per second:")?)
+    let [found, asked] = [
+        number_after(text, "NOERROR")?,
+        number_after(text, "Queries completed:")?,
+    ];
+    if found < asked {
+        eprintln!("  {} of {asked} had no answer but an error", asked - found);
+    }
+    Ok(found / asked * number_after(text, "Queries per second:")?)
 }
 
 /// Within which time, in seconds, 99 of 100 were answered. A question without an answer took for ever.
