@@ -24,7 +24,7 @@ const STEPS: u16 = 10;
 
 /// Since when the backends of services are active.
 ///
-/// [`observe`](Self::observe) every service whenever something may have changed and when [`poll_timeout`](Self::poll_timeout)
+/// [Observe](Round::observe) every service whenever something may have changed and when [`poll_timeout`](Self::poll_timeout)
 /// says so, then [`apply`](Self::apply) it to what datapaths are given.
 #[derive(Debug, Default)]
 pub struct SlowStart {
