@@ -21,7 +21,7 @@
 //! Of TCP only what opens a connection gets a backend. What comes in the middle of one was forgotten, and is reset: its
 //! backend is not known any more.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use weft_netlink::nft::{
     CT_NEW, Chain, ChainType, Datum, Element, Expr, Family, Hook, Kind, Load, Reg, Reject, Rule, Set,
@@ -29,11 +29,19 @@ use weft_netlink::nft::{
 };
 use weft_types::{NetworkId, ServiceId};
 
+mod keys;
+mod slots;
 #[cfg(test)]
 mod tests;
+mod translate;
 
+use self::translate::{Target, translate};
+pub(super) use self::{
+    keys::{Key, Map, add_elements, delete_elements},
+    slots::Slots,
+};
 use super::attempts;
-use crate::{Loads, PortMap, Protocol, Scheduler, Service, choices};
+use crate::{Loads, PortMap, Protocol, Scheduler, Service};
 
 /// The comment of the first rule of the base chain. Another one means another layout, which is replaced whole.
 pub(super) const LAYOUT: &str = "weft virtual addresses, layout 2";
@@ -63,89 +71,6 @@ pub(super) fn table_of(network: NetworkId) -> Table {
 pub(super) fn is_table_name(name: &str) -> bool {
     name.strip_prefix(TABLE_PREFIX)
         .is_some_and(|id| id.len() == 12 && id.bytes().all(|b| b.is_ascii_hexdigit()))
-}
-
-/// The maps of a table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Map {
-    Ports { ipv6: bool },
-    Vips { ipv6: bool },
-}
-
-impl Map {
-    pub(super) const ALL: [Self; 4] = [
-        Self::Ports { ipv6: false },
-        Self::Ports { ipv6: true },
-        Self::Vips { ipv6: false },
-        Self::Vips { ipv6: true },
-    ];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Ports { ipv6: false } => "ports4",
-            Self::Ports { ipv6: true } => "ports6",
-            Self::Vips { ipv6: false } => "vips4",
-            Self::Vips { ipv6: true } => "vips6",
-        }
-    }
-
-    fn key(self) -> Vec<Kind> {
-        match self {
-            Self::Ports { ipv6: false } => vec![Kind::Addr4, Kind::Proto, Kind::Port],
-            Self::Ports { ipv6: true } => vec![Kind::Addr6, Kind::Proto, Kind::Port],
-            Self::Vips { ipv6: false } => vec![Kind::Addr4],
-            Self::Vips { ipv6: true } => vec![Kind::Addr6],
-        }
-    }
-}
-
-/// A key of one of the maps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Key {
-    pub(super) vip: IpAddr,
-    /// Protocol and port; none stands for the rest of the address.
-    pub(super) port: Option<(u8, u16)>,
-}
-
-impl Key {
-    pub(super) fn map(&self) -> Map {
-        match self.port {
-            Some(_) => Map::Ports {
-                ipv6: self.vip.is_ipv6(),
-            },
-            None => Map::Vips {
-                ipv6: self.vip.is_ipv6(),
-            },
-        }
-    }
-
-    fn data(&self) -> Vec<Datum> {
-        let mut data = vec![Datum::from(self.vip)];
-        if let Some((protocol, port)) = self.port {
-            data.extend([Datum::Proto(protocol), Datum::Port(port)]);
-        }
-        data
-    }
-
-    /// Reads back the bytes of a key: the address, and the rest in fields padded to four bytes.
-    pub(super) fn from_bytes(map: Map, bytes: &[u8]) -> Option<Self> {
-        let (Map::Ports { ipv6 } | Map::Vips { ipv6 }) = map;
-        let (vip, rest) = if ipv6 {
-            let (addr, rest) = bytes.split_first_chunk::<16>()?;
-            (IpAddr::from(*addr), rest)
-        } else {
-            let (addr, rest) = bytes.split_first_chunk::<4>()?;
-            (IpAddr::from(*addr), rest)
-        };
-        let port = match (map, rest) {
-            (Map::Ports { .. }, [protocol, _, _, _, high, low, ..]) => {
-                Some((*protocol, u16::from_be_bytes([*high, *low])))
-            }
-            (Map::Ports { .. }, _) => return None,
-            (Map::Vips { .. }, _) => None,
-        };
-        Some(Self { vip, port })
-    }
 }
 
 pub(super) fn protocol_number(protocol: Protocol) -> u8 {
@@ -254,61 +179,6 @@ fn timeout_protocol(protocol: Protocol) -> TimeoutProtocol {
     }
 }
 
-/// The addresses to translate to, one after the other, for IPv4 and IPv6.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Slots {
-    side: Side,
-    /// Whether it is the client's address that finds its slot, instead of each connection taking the next one.
-    by_client: bool,
-    v4: Vec<IpAddr>,
-    v6: Vec<IpAddr>,
-}
-
-impl Slots {
-    /// `seed` differs between sandboxes, so that they do not all begin with the same backend.
-    pub(super) fn of(service: &Service, loads: &Loads, seed: u64, side: Side) -> Self {
-        let by_client = service.scheduler == Scheduler::Maglev && side == Side::Entry;
-        let slots = |ipv6| {
-            if !service.vips.iter().any(|vip| vip.is_ipv6() == ipv6) {
-                return Vec::new();
-            }
-            let mut chosen = choices(service, ipv6, loads);
-            if service.scheduler != Scheduler::LeastConnections && !by_client && !chosen.is_empty() {
-                let len = chosen.len();
-                chosen.rotate_left((seed % len as u64) as usize);
-            }
-            if service.scheduler == Scheduler::Maglev && !by_client {
-                // The sandbox is the client, so its place in the table is all it needs.
-                chosen.truncate(1);
-            }
-            let addrs: BTreeMap<_, _> = service
-                .active(ipv6)
-                .into_iter()
-                .map(|(backend, addr)| (backend.endpoint, addr))
-                .collect();
-            chosen
-                .iter()
-                .filter_map(|endpoint| addrs.get(endpoint).copied())
-                .collect()
-        };
-        Self {
-            side,
-            by_client,
-            v4: slots(false),
-            v6: slots(true),
-        }
-    }
-
-    fn of_version(&self, ipv6: bool) -> &[IpAddr] {
-        if ipv6 { &self.v6 } else { &self.v4 }
-    }
-
-    /// Whether the order can make a difference.
-    pub(super) fn has_choice(&self) -> bool {
-        self.v4.len() > 1 || self.v6.len() > 1
-    }
-}
-
 /// What a service's configuration is known by in the kernel. The order of slots under least connection does not
 /// enter: it changes with every connection.
 pub(super) fn fingerprint(service: &Service, seed: u64, side: Side) -> String {
@@ -391,7 +261,7 @@ pub(super) fn write_table(change: &mut Transaction, table: &Table, side: Side) {
             table,
             REFUSE_CHAIN,
             Rule::new()
-                .equal(Load::L4Proto, Datum::Proto(6))
+                .equal(Load::L4Proto, Datum::Proto(protocol_number(Protocol::Tcp)))
                 .then(Expr::Reject(Reject::TcpReset)),
         )
         .add_rule(
@@ -400,37 +270,6 @@ pub(super) fn write_table(change: &mut Transaction, table: &Table, side: Side) {
             Rule::new().then(Expr::Reject(Reject::PortUnreachable)),
         );
     attempts::write(change, table, side);
-}
-
-/// Adds what leads to a service.
-pub(super) fn add_elements<'a>(
-    change: &mut Transaction,
-    table: &Table,
-    elements: impl Iterator<Item = (&'a Key, &'a String)> + Clone,
-) {
-    for map in Map::ALL {
-        let of_map = elements.clone().filter(|(key, _)| key.map() == map);
-        let new = of_map
-            .map(|(key, chain)| Element::verdict(key.data(), Verdict::Goto(chain.clone())))
-            .collect();
-        change.add_elements(table, map.name(), new);
-    }
-}
-
-/// Deletes what leads to a service.
-pub(super) fn delete_elements<'a>(
-    change: &mut Transaction,
-    table: &Table,
-    keys: impl Iterator<Item = &'a Key> + Clone,
-) {
-    for map in Map::ALL {
-        let old = keys
-            .clone()
-            .filter(|key| key.map() == map)
-            .map(|key| Element::key(key.data()))
-            .collect();
-        change.delete_elements(table, map.name(), old);
-    }
 }
 
 /// Writes the rules of a service's chains anew; the chains are there.
@@ -465,7 +304,7 @@ pub(super) fn write_rules(
                 translate(change, table, &chain, rule, slots, ipv6, &target);
             }
         }
-        change.add_rule(table, &chain, goto_refuse());
+        change.add_rule(table, &chain, Rule::new().then(refuse()));
     }
     let chain = main_chain(service.id);
     change.flush_chain(table, &chain);
@@ -492,7 +331,7 @@ pub(super) fn write_rules(
         }
         translate(change, table, &chain, rule, slots, ipv6, &Target::Same);
     }
-    let last = goto_refuse();
+    let last = Rule::new().then(refuse());
     change.add_rule(
         table,
         &chain,
@@ -516,109 +355,9 @@ fn stale_tcp(tcp: Rule) -> Rule {
             equal: false,
             value: Datum::Bits(TCP_SYN),
         })
-        .then(Expr::Verdict(Verdict::Goto(REFUSE_CHAIN.to_owned())))
+        .then(refuse())
 }
 
-fn goto_refuse() -> Rule {
-    Rule::new().then(Expr::Verdict(Verdict::Goto(REFUSE_CHAIN.to_owned())))
-}
-
-/// The port of a backend.
-enum Target {
-    Same,
-    Port(u16),
-    /// By this map from that of the service.
-    Map(String),
-}
-
-/// Ends `rule` with the translation to the next slot.
-fn translate(
-    change: &mut Transaction,
-    table: &Table,
-    chain: &str,
-    rule: Rule,
-    slots: &Slots,
-    ipv6: bool,
-    target: &Target,
-) {
-    let (slots, by_client) = (slots.of_version(ipv6), slots.by_client);
-    if let [first, _, ..] = slots {
-        // A commit makes new rules visible a moment before the elements of their maps. Whoever comes in between
-        // finds no slot, and must not be refused.
-        translate_to(change, table, chain, rule.clone(), slots, by_client, target);
-        translate_to(change, table, chain, rule, &[*first], by_client, target);
-    } else {
-        translate_to(change, table, chain, rule, slots, by_client, target);
-    }
-}
-
-fn translate_to(
-    change: &mut Transaction,
-    table: &Table,
-    chain: &str,
-    mut rule: Rule,
-    slots: &[IpAddr],
-    by_client: bool,
-    target: &Target,
-) {
-    let (number, addr, port) = (Reg(0), Reg(4), Reg(8));
-    let ipv6 = slots.first().is_some_and(IpAddr::is_ipv6);
-    rule = match slots {
-        [one] => rule.then(Expr::Immediate {
-            value: (*one).into(),
-            to: addr,
-        }),
-        many => {
-            let kind = if ipv6 { Kind::Addr6 } else { Kind::Addr4 };
-            let elements = many
-                .iter()
-                .enumerate()
-                .map(|(slot, addr)| Element::value([Datum::Number(slot as u32)], (*addr).into()))
-                .collect();
-            let set = Set::anonymous([Kind::Number], SetData::Value(kind));
-            let set = change.add_anonymous_set(table, set, elements);
-            let modulus = many.len() as u32;
-            let rule = if by_client {
-                let (saddr, len) = if ipv6 {
-                    (Load::Ip6Saddr, 16)
-                } else {
-                    (Load::Ip4Saddr, 4)
-                };
-                rule.then(Expr::Load(saddr, addr)).then(Expr::Hash {
-                    key: addr,
-                    len,
-                    modulus,
-                    to: number,
-                })
-            } else {
-                rule.then(Expr::Numgen { modulus, to: number })
-            };
-            rule.then(Expr::Lookup {
-                set,
-                key: number,
-                to: Some(addr),
-                invert: false,
-            })
-        }
-    };
-    let port = match target {
-        Target::Same => None,
-        Target::Port(target) => {
-            rule = rule.then(Expr::Immediate {
-                value: Datum::Port(*target),
-                to: port,
-            });
-            Some(port)
-        }
-        Target::Map(map) => {
-            rule = rule.then(Expr::Load(Load::Dport, number)).then(Expr::Lookup {
-                set: map.as_str().into(),
-                key: number,
-                to: Some(port),
-                invert: false,
-            });
-            Some(port)
-        }
-    };
-    change.add_rule(table, chain, rule.then(Expr::Dnat { ipv6, addr, port }));
+fn refuse() -> Expr {
+    Expr::Verdict(Verdict::Goto(REFUSE_CHAIN.to_owned()))
 }
