@@ -24,7 +24,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::{
     bed::{Bed, COMMAND, Endpoint, Node, alone, has_ebpf, items, soon},
-    traffic::{Caller, PATIENCE, PORT, ask, call, call_at, datagrams, spread},
+    traffic::{PATIENCE, PORT, ask, call, call_at, datagrams, spread},
 };
 
 /// What the network's resolver answers: address and TTL of each record, as often as it is there.
@@ -362,7 +362,6 @@ fn moby_46636_30820_rules_are_in_tables_of_our_own_and_do_not_grow_with_the_endp
 fn moby_32195_a_service_that_is_made_anew_under_its_name_serves_at_once() {
     alone(|| {
         let (bed, webs, client) = shop("");
-        let callers = Caller::start(&client.sandbox, bed["h1"].vip("web"));
         for _ in 0..3 {
             bed["h1"].weft("service rm web");
             bed["h2"].weft("service create --network app web");
@@ -371,7 +370,6 @@ fn moby_32195_a_service_that_is_made_anew_under_its_name_serves_at_once() {
             assert_eq!(found.len(), 2, "{found:?}");
             assert_eq!(addresses(&client.sandbox, "web"), [bed["h2"].vip("web")].into());
         }
-        drop(callers.stop());
         assert!(call(&client.sandbox, bed["h1"].vip("web")).is_ok());
         close(bed, webs, client);
     });

@@ -91,16 +91,7 @@ fn one_cluster() {
     }
     one.docker("exec s1 busybox mv /www/index /www/index.html");
     two.eventually_in("client", "wget -q -O - http://pages:8000/");
-    one.eventually("two backends of pages", || {
-        let service = one.try_weft("service inspect --format json pages")?;
-        let service: serde_json::Value = serde_json::from_str(&service).unwrap();
-        let ready = service["ready_count"].as_u64();
-        Ok(if ready == Some(2) {
-            String::new()
-        } else {
-            service.to_string()
-        })
-    });
+    one.eventually_ready("pages", 2);
 
     // Who was told to stop gets no new connections, and who is taken off a network neither, before he is.
     one.docker("kill -s TERM s1");

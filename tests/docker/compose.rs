@@ -45,16 +45,7 @@ fn across() {
     two.eventually_docker("network inspect shop");
     two.shell(&format!("{compose} up -d 2>&1"));
     // Several containers of a service are a service of the cluster, with one address.
-    two.eventually("two backends of web", || {
-        let service = two.try_weft("service inspect --format json web")?;
-        let service: serde_json::Value = serde_json::from_str(&service).unwrap();
-        let ready = service["ready_count"].as_u64();
-        Ok(if ready == Some(2) {
-            String::new()
-        } else {
-            service.to_string()
-        })
-    });
+    two.eventually_ready("web", 2);
     let service = two.weft("service inspect --format json web");
     let service: serde_json::Value = serde_json::from_str(&service).unwrap();
     let vip = service["vips"][0].as_str().unwrap_or_else(|| panic!("{service}"));

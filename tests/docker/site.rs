@@ -360,6 +360,17 @@ impl DockerHost {
         looked.unwrap_or_else(|error| panic!("{error}\n{}", self.log("agent")));
     }
 
+    /// Waits until a service has so many backends that are ready.
+    #[track_caller]
+    pub fn eventually_ready(&self, service: &str, backends: u64) {
+        self.eventually(&format!("{backends} backends of {service}"), || {
+            let detail = self.try_weft(&format!("service inspect --format json {service}"))?;
+            let detail: serde_json::Value = serde_json::from_str(&detail).unwrap();
+            let ready = detail["ready_count"].as_u64() == Some(backends);
+            Ok(if ready { String::new() } else { detail.to_string() })
+        });
+    }
+
     /// Waits until `docker` does it.
     #[track_caller]
     pub fn eventually_docker(&self, line: &str) -> String {
