@@ -14,6 +14,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("weft-overlay", &["weft-types", "weft-netlink"]),
         ("weft-lb", &["weft-types", "weft-netlink"]),
         ("weft-dns", &["weft-types", "weft-netlink"]),
+        ("weft-wireguard", &["weft-types", "weft-netlink"]),
         ("netns-harness", &["weft-types", "weft-netlink"]),
         (
             "weft",
@@ -25,13 +26,20 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "weft-overlay",
                 "weft-lb",
                 "weft-dns",
+                "weft-wireguard",
                 "netns-harness",
             ],
         ),
         // Tests may use everything, benchmarks these; nothing may use tests.
         (
             "weft-tests",
-            &["weft-types", "weft-netlink", "weft-dns", "netns-harness"],
+            &[
+                "weft-types",
+                "weft-netlink",
+                "weft-dns",
+                "weft-wireguard",
+                "netns-harness",
+            ],
         ),
     ])
 }

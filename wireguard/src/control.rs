@@ -1,0 +1,213 @@
+//! What is said on the control socket: requests and answers in postcard, each after its length (u32, little-endian).
+
+mod client;
+
+use std::{
+    io::{self, Read, Write},
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use weft_types::{Mac, Vni};
+use zeroize::Zeroizing;
+
+use crate::Secret32;
+
+pub use client::{Client, ClientError};
+
+/// A million addresses of 10,000 peers fit; what claims to be longer is not a message of ours.
+const LONGEST: u32 = 32 * 1024 * 1024;
+
+/// What the agent asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// To make it so, from whatever is now.
+    Apply(Box<Desired>),
+    /// How things are.
+    Status,
+}
+
+/// What the process answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// It is so, but for what failed. Sent when packets already follow the new state.
+    Applied {
+        /// The one of the request.
+        generation: u64,
+        /// A sentence for each thing that could not be done; the next `Apply` tries it again.
+        failed: Vec<String>,
+    },
+    /// How things are.
+    Status(Status),
+    /// Nothing was changed, because of this.
+    Refused(String),
+}
+
+/// All that the process has to know. It needs no order: what is not in it any more is taken away, what stays keeps
+/// its sessions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Desired {
+    /// Comes back in answers; the process does not compare it.
+    pub generation: u64,
+    /// This node's X25519 key.
+    pub private_key: Secret32,
+    /// The UDP port of WireGuard.
+    pub port: u16,
+    /// This node's address inside the tunnels.
+    pub vtep: Ipv4Addr,
+    /// The other nodes.
+    pub peers: Vec<Peer>,
+    /// The encrypted networks that this node has a part in.
+    pub networks: Vec<Network>,
+}
+
+/// Another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its X25519 key, which it is known by.
+    pub public_key: [u8; 32],
+    /// What this pair of nodes shares beside their keys.
+    pub preshared_key: Secret32,
+    /// Its address inside the tunnels, the only one it may speak from.
+    pub vtep: Ipv4Addr,
+    /// Where it says it is. A change moves it there; in between it is where its last authentic packet came from.
+    pub endpoint: SocketAddr,
+}
+
+/// An encrypted network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Its number in VXLAN headers.
+    pub vni: Vni,
+    /// The network namespace of its bridge.
+    pub netns: PathBuf,
+    /// The persistent TAP device there that is a port of the bridge.
+    pub tap: String,
+    /// The addresses inside the tunnels of the peers that may send frames of this network.
+    pub members: Vec<Ipv4Addr>,
+    /// Where frames to an Ethernet address go, and the only place where frames from it may come from.
+    pub fdb: Vec<(Mac, Ipv4Addr)>,
+}
+
+/// How things are.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the last state applied, 0 before the first.
+    pub generation: u64,
+    /// The UDP port, 0 before the first state.
+    pub port: u16,
+    /// In the order they were given.
+    pub networks: Vec<NetworkStatus>,
+    /// In the order they were given.
+    pub peers: Vec<PeerStatus>,
+    /// Since the process began.
+    pub dropped: Dropped,
+}
+
+/// An encrypted network, as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkStatus {
+    /// Which one.
+    pub vni: Vni,
+    /// Whether its TAP is open: frames flow. `Err` of `Apply` said why not.
+    pub attached: bool,
+    /// Frames taken from its TAP and sent to a peer, a segment of a larger one counting as one.
+    pub sent_frames: u64,
+    /// Frames that came from members and went into its TAP.
+    pub received_frames: u64,
+    /// Frames from its TAP that went nowhere: unknown, broadcast or multicast destination, or malformed.
+    pub dropped_sending: u64,
+    /// Frames of this network from tunnels that failed a check, or that the TAP did not take.
+    pub dropped_receiving: u64,
+}
+
+/// Another node, as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Which one.
+    pub public_key: [u8; 32],
+    /// Where packets to it go now.
+    pub endpoint: SocketAddr,
+    /// How long ago the last handshake was completed.
+    pub last_handshake: Option<Duration>,
+    /// Of WireGuard, headers and tags included.
+    pub received_bytes: u64,
+    /// Of WireGuard, headers and tags included.
+    pub sent_bytes: u64,
+    /// Frames to it that were dropped: no session and the queue full, or the socket refused them.
+    pub lost: u64,
+    /// Whether one system call carries many packets to it. Not so for ten minutes after the path refused that.
+    pub segmentation: bool,
+    /// The largest packet that the path takes, where that turned out to be less than full packets need.
+    pub path_mtu: Option<u32>,
+}
+
+/// Packets that came in and were not delivered, by the first check they failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Dropped {
+    /// Not a message of WireGuard.
+    pub malformed: u64,
+    /// Data for no session: the receiver index belongs to nobody.
+    pub unknown_index: u64,
+    /// Handshakes of strangers: a key that is no peer's.
+    pub unknown_peer: u64,
+    /// Handshakes over the budget, answered by a cookie or not at all.
+    pub over_budget: u64,
+    /// What did not decrypt: forged, changed on the way, or of a session long gone.
+    pub undecryptable: u64,
+    /// Seen before.
+    pub replayed: u64,
+    /// Decrypted, but not IPv4 from the peer's own address inside the tunnels.
+    pub wrong_source: u64,
+    /// Decrypted, but not to this node's address inside the tunnels.
+    pub wrong_destination: u64,
+    /// Decrypted, but not VXLAN, or damaged.
+    pub not_vxlan: u64,
+    /// Of a network that this node has no part in.
+    pub unknown_vni: u64,
+    /// Of a network that the sender is no member of.
+    pub not_a_member: u64,
+    /// From an Ethernet address that does not belong to the sender.
+    pub wrong_mac: u64,
+}
+
+/// Writes a message with its length before it. The bytes are wiped: there may be keys in them.
+pub(crate) fn write_message<T: Serialize>(to: &mut impl Write, message: &T) -> io::Result<()> {
+    let bytes = Zeroizing::new(postcard::to_allocvec(message).map_err(invalid)?);
+    let length = u32::try_from(bytes.len())
+        .ok()
+        .filter(|length| *length <= LONGEST);
+    let length = length.ok_or_else(|| invalid(format!("a message of {} bytes is too long", bytes.len())))?;
+    to.write_all(&length.to_le_bytes())?;
+    to.write_all(&bytes)?;
+    to.flush()
+}
+
+/// Reads a message that has its length before it. Memory is taken as bytes arrive, not as the length promises.
+pub(crate) fn read_message<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length)?;
+    let length = u32::from_le_bytes(length);
+    if length > LONGEST {
+        return Err(invalid(format!("a message of {length} bytes is too long")));
+    }
+    let mut bytes = Zeroizing::new(Vec::new());
+    from.take(length.into()).read_to_end(&mut bytes)?;
+    if bytes.len() < length as usize {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    match postcard::take_from_bytes(&bytes) {
+        Ok((message, [])) => Ok(message),
+        Ok((_, rest)) => Err(invalid(format!("{} bytes too many in a message", rest.len()))),
+        Err(error) => Err(invalid(error)),
+    }
+}
+
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+#[cfg(test)]
+mod tests;
