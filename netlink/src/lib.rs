@@ -1,4 +1,4 @@
-//! Network namespaces, route netlink in batches, nf_tables, conntrack and BPF: the kernel's words for Weft's edges
+//! Network namespaces, route netlink in batches, TAP devices, nf_tables, conntrack and BPF: the kernel's words for Weft's edges
 #![warn(missing_docs)]
 
 pub mod bpf;
@@ -8,4 +8,5 @@ pub mod diag;
 pub mod netns;
 pub mod nft;
 pub mod route;
+pub mod tap;
 pub mod testing;
