@@ -92,12 +92,33 @@ pub struct Attempts {
     /// Those over TCP that were never made: refused, reset before, nothing could lead there, or, where the datapath can
     /// tell, without an answer for too long.
     pub failed: u64,
+    /// Of all of them, those over TCP.
+    pub tcp: u64,
+    /// Of those over TCP, the ones that were made.
+    pub made: u64,
+    /// Of those over TCP, the ones that a program gave up so soon that nothing follows from it, where the datapath can tell.
+    pub given_up: u64,
+}
+
+impl Attempts {
+    /// Those over TCP of which it is known how they ended or began.
+    pub fn settled(&self) -> u64 {
+        self.made.saturating_add(self.failed).saturating_add(self.given_up)
+    }
+
+    /// Those over TCP of which it is not known yet.
+    pub fn pending(&self) -> u64 {
+        self.tcp.saturating_sub(self.settled())
+    }
 }
 
 impl AddAssign for Attempts {
     fn add_assign(&mut self, other: Self) {
         self.total += other.total;
         self.failed += other.failed;
+        self.tcp += other.tcp;
+        self.made += other.made;
+        self.given_up += other.given_up;
     }
 }
 

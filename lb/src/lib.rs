@@ -16,6 +16,7 @@
 #![warn(missing_docs)]
 
 mod datapath;
+mod eject;
 mod fake;
 mod health;
 pub mod kernel;
@@ -27,6 +28,7 @@ mod slow_start;
 mod tests;
 
 pub use datapath::{Attempts, Datapath, DatapathError, Written};
+pub use eject::{Change as EjectChange, EjectRule, Ejected, Ejections};
 pub use fake::FakeDatapath;
 pub use health::{Health, Monitor, Timing};
 pub use service::{Backend, BackendState, ClientTable, PortMap, Protocol, Scheduler, Service};

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! set made4    { original destination . protocol . who answers; counter }
-//! set failed4  likewise                                           made6, failed6 likewise
+//! set failed4, answered4  likewise                                made6, failed6, answered6 likewise
 //! chain made   (nat, postrouting)          the first packet of each connection: made4, made6
-//! chain failed (filter, input or forward)  a reset that comes before a connection is made: failed4, failed6
+//! chain failed (filter, input or forward)  what comes before a connection is made: a reset: failed4, failed6,
+//!                                          or the answer that makes it: answered4, answered6
 //! ```
 //!
 //! The rules count by what connection tracking says, and know nothing of services, so that a change of those does not touch
@@ -24,7 +25,7 @@ use weft_netlink::{
     netns::Netns,
     nft::{
         CT_ASSURED, CT_DNAT, Chain, ChainType, Datum, Element, Expr, Family, Hook, Kind, Load, Nft, NftError,
-        Reg, Rule, Set, TCP_RST, Table, Transaction, Verdict, priority,
+        Reg, Rule, Set, TCP_RST, TCP_SYN, Table, Transaction, Verdict, priority,
     },
 };
 use weft_types::EndpointId;
@@ -37,6 +38,7 @@ use crate::{Attempts, Protocol, Service};
 
 const MADE: &str = "made";
 const FAILED: &str = "failed";
+const ANSWERED: &str = "answered";
 /// Pairs of a virtual address and a backend; about 100 bytes each.
 const MOST: u32 = 1 << 16;
 
@@ -72,12 +74,14 @@ pub(super) fn write(change: &mut Transaction, table: &Table, side: Side) {
         let translated = Rule::new().then(Expr::Load(Load::CtStatus, Reg(0)));
         let translated = masked(translated, Datum::Number(CT_DNAT), true, Datum::Number(CT_DNAT));
         change.add_rule(table, MADE, count(translated, MADE, ipv6));
-        let answer = Rule::new()
-            .equal(Load::CtDirection, Datum::Bits(1))
-            .equal(Load::L4Proto, Datum::Proto(protocol_number(Protocol::Tcp)))
-            .then(Expr::Load(Load::TcpFlags, Reg(0)));
-        let reset = masked(answer, Datum::Bits(TCP_RST), true, Datum::Bits(TCP_RST));
-        change.add_rule(table, FAILED, count(reset, FAILED, ipv6));
+        for (flag, set) in [(TCP_RST, FAILED), (TCP_SYN, ANSWERED)] {
+            let answer = Rule::new()
+                .equal(Load::CtDirection, Datum::Bits(1))
+                .equal(Load::L4Proto, Datum::Proto(protocol_number(Protocol::Tcp)))
+                .then(Expr::Load(Load::TcpFlags, Reg(0)));
+            let answer = masked(answer, Datum::Bits(flag), true, Datum::Bits(flag));
+            change.add_rule(table, FAILED, count(answer, set, ipv6));
+        }
     }
 }
 
@@ -104,7 +108,13 @@ pub(super) fn read(netns: &Netns, services: &[&Service]) -> Result<BTreeMap<Endp
             let attempts = attempts.entry(*endpoint).or_default();
             match set {
                 FAILED => attempts.failed += count,
-                _ => attempts.total += count,
+                ANSWERED => attempts.made += count,
+                _ => {
+                    attempts.total += count;
+                    if protocol == protocol_number(Protocol::Tcp) {
+                        attempts.tcp += count;
+                    }
+                }
             }
         }
     }
@@ -174,7 +184,7 @@ fn pairs_of(service: &Service) -> impl Iterator<Item = (IpAddr, IpAddr, Endpoint
 }
 
 fn sets() -> impl Iterator<Item = (&'static str, bool)> {
-    [MADE, FAILED]
+    [MADE, FAILED, ANSWERED]
         .into_iter()
         .flat_map(|set| [(set, false), (set, true)])
 }

@@ -6,7 +6,7 @@
 //!   map vips4  { VIP : goto svc-ID }                                map vips6 likewise
 //!   chain vips (nat, output)     asks ports4, vips4, ports6, vips6
 //!   chain refuse                 TCP reset, else port unreachable
-//!   made4, failed4, chains of the same names, and likewise for IPv6: see [`super::attempts`]
+//!   made4, failed4, answered4, chains of the same names, and likewise for IPv6: see [`super::attempts`]
 //!   chain svc-ID-tcp-80          the next slot: numgen counts through a map of backend addresses
 //!   chain svc-ID-tcp-80-89       the same for a range; elements lead there from each of its ports
 //!   map svc-ID-tcp-80-89-to-8080 { PORT : TARGET }, where those differ
@@ -44,7 +44,7 @@ use super::attempts;
 use crate::{Loads, PortMap, Protocol, Scheduler, Service};
 
 /// The comment of the first rule of the base chain. Another one means another layout, which is replaced whole.
-pub(super) const LAYOUT: &str = "weft virtual addresses, layout 2";
+pub(super) const LAYOUT: &str = "weft virtual addresses, layout 3";
 pub(super) const BASE_CHAIN: &str = "vips";
 const REFUSE_CHAIN: &str = "refuse";
 const SERVICE_PREFIX: &str = "svc-";

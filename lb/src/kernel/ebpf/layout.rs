@@ -6,7 +6,7 @@
 //! services   service id                           → scheduler, where its slots are
 //! slots      number                               → backend number, weight
 //! backends   number                               → addresses, tag             never changed while in use
-//! loads      number                               → open, total, failed        changed by the programs only
+//! loads      number                               → open, tried, failed, made  changed by the programs only
 //! sockets    a socket                             → what was translated last, and whether it counts
 //! flows      socket cookie . address . port       → for sockets that are not connected: backend, and back
 //! ledger     service id . endpoint id             → backend number             for the agent after a restart
@@ -24,7 +24,7 @@ use weft_types::{EndpointId, NetworkId, ServiceId};
 use crate::{Protocol, Scheduler};
 
 /// Maps of another layout are not adopted.
-pub(super) const LAYOUT: u32 = 2;
+pub(super) const LAYOUT: u32 = 3;
 
 const MAX_SANDBOXES: u32 = 65_536;
 const MAX_VIPS: u32 = 1 << 18;
@@ -142,7 +142,12 @@ pub(super) mod load {
     pub(in super::super) const TOTAL: i16 = 16;
     /// Of the total, those that were never made.
     pub(in super::super) const FAILED: i16 = 24;
-    pub(in super::super) const LEN: usize = 32;
+    /// Of the total, those over TCP; of these, those that were made, and those that were given up before a backend had time to
+    /// answer.
+    pub(in super::super) const TCP: i16 = 32;
+    pub(in super::super) const MADE: i16 = 40;
+    pub(in super::super) const GIVEN_UP: i16 = 48;
+    pub(in super::super) const LEN: usize = 56;
 }
 
 /// Value of `sockets`.

@@ -303,6 +303,9 @@ impl Table {
         let attempts = |load: &[u8]| Attempts {
             total: number_at(load, load::TOTAL),
             failed: number_at(load, load::FAILED),
+            tcp: number_at(load, load::TCP),
+            made: number_at(load, load::MADE),
+            given_up: number_at(load, load::GIVEN_UP),
         };
         Some(self.services.get(&service)?.loads(maps, attempts).collect())
     }

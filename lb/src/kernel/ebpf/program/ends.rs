@@ -15,8 +15,9 @@ mod ops {
     pub(super) const NEW_STATE: i16 = 8;
     pub(super) const RETRANSMITTED: i16 = 136;
     pub(super) const SOCKET: i16 = 184;
-    /// `BPF_SOCK_OPS_TCP_CONNECT_CB`, `BPF_SOCK_OPS_STATE_CB` and its flag
+    /// `BPF_SOCK_OPS_TCP_CONNECT_CB`, `BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB`, `BPF_SOCK_OPS_STATE_CB` and its flag
     pub(super) const CONNECTING: i32 = 3;
+    pub(super) const MADE: i32 = 4;
     pub(super) const STATE: i32 = 10;
     pub(super) const STATE_FLAG: i32 = 4;
     /// `TCP_SYN_SENT`, `TCP_SYN_RECV`, `TCP_CLOSE`, `TCP_CLOSE_WAIT`
@@ -43,16 +44,17 @@ pub(super) fn on_release() -> Program {
     asm.finish()
 }
 
-/// A connection is attempted, or ends before its socket is closed: it was reset, timed out, was never made, or the other side
+/// A connection is attempted, is made, or ends before its socket is closed: it was reset, timed out, was never made, or the other side
 /// has said that it is done.
 pub(super) fn on_sock_ops() -> Program {
     let mut asm = Asm::new();
     let a = &mut asm;
-    let [known, noted, ended, pass] = [(); 4].map(|()| a.label());
+    let [known, attempted, noted, ended, pass] = [(); 5].map(|()| a.label());
     a.set(R6, R1)
         .load(W, R7, R6, ops::OP)
         .set(R8, 0)
         .jump_if(Equal, R7, ops::CONNECTING, known)
+        .jump_if(Equal, R7, ops::MADE, known)
         .jump_if(NotEqual, R7, ops::STATE, pass)
         .load(W, R8, R6, ops::NEW_STATE)
         .jump_if(Equal, R8, ops::CLOSED, known)
@@ -65,12 +67,20 @@ pub(super) fn on_sock_ops() -> Program {
         .set(R4, 0)
         .call(Helper::SkStorageGet)
         .jump_if(Equal, R0, 0, pass)
-        .jump_if(NotEqual, R7, ops::CONNECTING, noted)
-        .set(R1, R6)
+        // It is connected to nobody's virtual address now.
+        .load(H, R1, R0, socket::PEER_PORT)
+        .jump_if(Equal, R1, 0, pass)
+        .set(R9, R7)
+        .set(R7, R0)
+        .jump_if(Equal, R9, ops::CONNECTING, attempted)
+        .jump_if(NotEqual, R9, ops::MADE, noted);
+    count_one(a, load::MADE, pass);
+    a.jump(pass).bind(attempted);
+    a.set(R1, R6)
         .set(R2, ops::STATE_FLAG)
-        .call(Helper::SockOpsCbFlagsSet)
-        .jump(pass);
-    a.bind(noted).set(R7, R0);
+        .call(Helper::SockOpsCbFlagsSet);
+    count_one(a, load::TCP, pass);
+    a.jump(pass).bind(noted);
     note_failure(a, ended);
     a.bind(ended);
     release(a);
@@ -80,7 +90,7 @@ pub(super) fn on_sock_ops() -> Program {
 
 /// Counts a connection that ends in the state R8 and was never made.
 fn note_failure(a: &mut Asm, other: Label) {
-    let [never_made, failed] = [(); 2].map(|()| a.label());
+    let [never_made, failed, given_up] = [(); 3].map(|()| a.label());
     a.jump_if(NotEqual, R8, ops::CLOSED, other)
         .load(W, R1, R6, ops::OLD_STATE)
         .jump_if(Equal, R1, ops::SYN_SENT, never_made)
@@ -90,10 +100,17 @@ fn note_failure(a: &mut Asm, other: Label) {
         .load(D, R1, R7, socket::COUNTED)
         .jump_if(NotEqual, R1, 0, failed)
         .load(W, R1, R6, ops::RETRANSMITTED)
-        .jump_if(Equal, R1, 0, other)
+        .jump_if(Equal, R1, 0, given_up)
         .bind(failed);
-    load_of(a, other);
-    a.set(R1, 1).atomic_add(R0, load::FAILED, R1);
+    count_one(a, load::FAILED, other);
+    a.jump(other).bind(given_up);
+    count_one(a, load::GIVEN_UP, other);
+}
+
+/// One more at the backend that is noted at R7.
+fn count_one(a: &mut Asm, what: i16, gone: Label) {
+    load_of(a, gone);
+    a.set(R1, 1).atomic_add(R0, what, R1);
 }
 
 /// What is noted at R7 does not count as open any more, if it did.
