@@ -96,17 +96,17 @@ pub struct Attempts {
     pub tcp: u64,
     /// Of those over TCP, the ones that were made.
     pub made: u64,
-    /// Of those over TCP, the ones that a program gave up so soon that nothing follows from it, where the datapath can tell.
-    pub given_up: u64,
+    /// Of those over TCP, the ones of which nobody will know, because those who counted are gone.
+    pub unknown: u64,
 }
 
 impl Attempts {
     /// Those over TCP of which it is known how they ended or began.
     pub fn settled(&self) -> u64 {
-        self.made.saturating_add(self.failed).saturating_add(self.given_up)
+        self.made.saturating_add(self.failed).saturating_add(self.unknown)
     }
 
-    /// Those over TCP of which it is not known yet.
+    /// Those over TCP of which it is not known yet, or never will be: their programs have given them up.
     pub fn pending(&self) -> u64 {
         self.tcp.saturating_sub(self.settled())
     }
@@ -118,7 +118,7 @@ impl AddAssign for Attempts {
         self.failed += other.failed;
         self.tcp += other.tcp;
         self.made += other.made;
-        self.given_up += other.given_up;
+        self.unknown += other.unknown;
     }
 }
 

@@ -5,7 +5,8 @@
 //! connections. Nothing is told between hosts, so nobody can be talked into ejecting.
 //!
 //! A failure is a connection over TCP that was refused or reset before it was made, or that had no answer for [`PATIENCE`]; the
-//! datapath's counters say the first, and of the second how many are still pending is enough. One that is made ends the row, in
+//! datapath's counters say the first, and of the second how many are still pending is enough, whether or not its program has given it
+//! up meanwhile. One that is made ends the row, in
 //! whatever order they were within two looks at the counters: this is for backends that do not answer, not for those that
 //! answer badly. Datapaths see an ejected backend as draining: what is open stays open.
 
@@ -109,7 +110,9 @@ impl Ejections {
         while out > most {
             let ejected = active.iter().map(|backend| backend.endpoint);
             let until = |endpoint: &EndpointId| self.ejected(*endpoint).map(|ejected| ejected.until);
-            let next = ejected.filter(|endpoint| until(endpoint).is_some()).min_by_key(until);
+            let next = ejected
+                .filter(|endpoint| until(endpoint).is_some())
+                .min_by_key(until);
             next.into_iter().for_each(|endpoint| self.readmit(endpoint, now));
             out -= 1;
         }
@@ -155,6 +158,11 @@ impl Ejections {
     /// What has changed.
     pub fn poll_change(&mut self) -> Option<Change> {
         self.changes.pop_front()
+    }
+
+    /// Whether nobody is known.
+    pub fn is_empty(&self) -> bool {
+        self.watched.is_empty()
     }
 
     /// Whether a backend is ejected.
@@ -217,19 +225,15 @@ impl Watched {
         let made = counted.made.saturating_sub(last.made);
         let failed = counted.failed.saturating_sub(last.failed);
         self.tried.push_back((now, counted.tcp));
-        while self
-            .tried
-            .get(1)
-            .is_some_and(|(then, _)| *then + PATIENCE <= now)
-        {
+        while self.tried.get(1).is_some_and(|(then, _)| *then + PATIENCE <= now) {
             self.tried.pop_front();
         }
         // Those that had no answer for too long failed already; now it is said by the kernel.
         let known = failed.min(self.charged);
-        let given_up = counted.given_up.saturating_sub(last.given_up);
+        let unknown = counted.unknown.saturating_sub(last.unknown);
         self.charged = self
             .charged
-            .saturating_sub(known + given_up)
+            .saturating_sub(known + unknown)
             .min(counted.pending());
         let old = self.tried.front().filter(|(then, _)| *then + PATIENCE <= now);
         let overdue = old.map_or(0, |(_, tried)| {

@@ -5,6 +5,7 @@ mod bed;
 mod counts;
 mod crash;
 mod drain;
+mod eject;
 mod health;
 mod http;
 mod leftovers;

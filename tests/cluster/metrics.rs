@@ -83,7 +83,7 @@ fn every_metric_moves_when_something_happens() {
         // Networks, endpoints, services, health, names.
         h1.weft("network create app");
         h1.weft(&format!(
-            "service create --network app --health tcp={PORT} --interval 1s web"
+            "service create --network app --health tcp={PORT} --interval 1s --eject 1 web"
         ));
         let replicas = [
             h1.replica("web-1", "app", "--service web"),
@@ -133,6 +133,8 @@ fn every_metric_moves_when_something_happens() {
         let all: BTreeSet<String> = metrics(h1).into_keys().collect();
         let wanted: BTreeSet<String> = all.difference(&constant).cloned().collect();
         soon("every metric to have moved", || {
+            // In vain, one after the other.
+            let _ = call_at(&client.sandbox, vip, PORT + 1);
             let now = metrics(h1);
             let moved = moved(&before, &now);
             if moved == wanted {

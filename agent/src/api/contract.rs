@@ -34,7 +34,7 @@ macro_rules! for_every_type {
             ClusterLeaveResponse TokenCreateRequest TokenCreateResponse TokenInfo NodeInfo NodeDetail NodeShare
             NodeRemoveQuery NodeRemoveResponse NodeDrainRequest NodeDrainResponse NodeActivateRequest
             NodeActivateResponse EndpointDrainRequest EndpointDrainResponse EndpointActivateRequest
-            EndpointActivateResponse BackendName ClientConnections NetworkCreateRequest Subnet NetworkSummary NetworkDetail
+            EndpointActivateResponse BackendName ClientConnections Ejected NetworkCreateRequest Subnet NetworkSummary NetworkDetail
             AddressShare NetworkRemoveResponse Endpoint ConnectRequest ConnectResponse EndpointDns
             DisconnectRequest DisconnectResponse HealthCheck HealthUpdate Tuning ServiceCreateRequest
             ServiceUpdateRequest ServiceQuery ServicePort PublishedPort ServiceSummary ServiceChanged ServiceDetail Backend

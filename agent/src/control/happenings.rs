@@ -12,12 +12,12 @@ use crate::api::{
 
 impl Control {
     /// The driver stamps the time: nothing here reads a clock.
-    pub(super) fn event<const N: usize>(
+    pub(super) fn event<'a>(
         &mut self,
         kind: EventKind,
         id: String,
         name: String,
-        attributes: [(&str, String); N],
+        attributes: impl IntoIterator<Item = (&'a str, String)>,
     ) {
         let attributes: BTreeMap<_, _> = attributes
             .into_iter()
@@ -56,6 +56,17 @@ impl Control {
     }
 
     pub(super) fn endpoint_event(&mut self, kind: EventKind, network: NetworkId, id: EndpointId) {
+        self.endpoint_event_with(kind, network, id, Vec::new());
+    }
+
+    /// The same with more to say.
+    pub(super) fn endpoint_event_with(
+        &mut self,
+        kind: EventKind,
+        network: NetworkId,
+        id: EndpointId,
+        more: Vec<(&str, String)>,
+    ) {
         let Some((_, endpoint)) = self.catalogue.endpoints(network).find(|(known, _)| *known == id) else {
             return;
         };
@@ -76,6 +87,7 @@ impl Control {
             ("node", node),
             ("addresses", addresses.join(",")),
         ];
+        let attributes = attributes.into_iter().chain(more);
         self.event(kind, id.to_string(), name, attributes);
     }
 

@@ -15,6 +15,8 @@ pub struct Measures {
     pub gossip: Stats,
     pub records: u64,
     pub health: HealthCounts,
+    /// How often this host has ejected a backend.
+    pub ejections: u64,
 }
 
 /// How health checks ended.
@@ -42,6 +44,7 @@ impl Control {
             gossip: *self.gossip.stats(),
             records: self.gossip.records().count() as u64,
             health: self.checks.ended(),
+            ejections: self.ejected_so_far,
         }
     }
 

@@ -11,6 +11,7 @@ mod catalogue;
 mod command;
 pub mod docker;
 mod drain;
+mod eject;
 mod endpoints;
 mod finding;
 mod happenings;
@@ -47,7 +48,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use serde::{Deserialize, Serialize};
 use weft_gossip::{Gossip, Key, Output, Record};
-use weft_lb::SlowStart;
+use weft_lb::{Ejections, SlowStart};
 use weft_types::{ClusterId, EndpointId, NetworkId, NodeId};
 
 use crate::api::{
@@ -216,6 +217,9 @@ pub struct Control {
     polls: Polls,
     drains: Drains,
     slow_start: SlowStart,
+    ejections: Ejections,
+    /// How often this host has ejected a backend.
+    ejected_so_far: u64,
     problems: BTreeSet<String>,
     /// Those of `problems` that the last report of the kernel named.
     host_problems: BTreeSet<String>,
@@ -296,6 +300,8 @@ impl Control {
             polls: Polls::default(),
             drains: Drains::default(),
             slow_start: SlowStart::default(),
+            ejections: Ejections::default(),
+            ejected_so_far: 0,
             problems: BTreeSet::new(),
             host_problems: BTreeSet::new(),
             generation: 1,

@@ -41,7 +41,7 @@ const MAX_KEPT: usize = 1024;
 /// What is said of a node whose agent is away.
 const AWAY: &str = "its agent is away; it hears of this when it is back";
 /// Counts that fit one message; for the others the rest is asked for.
-const MAX_COUNTS: usize = 24;
+const MAX_COUNTS: usize = 20;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Question {
@@ -312,9 +312,16 @@ impl Control {
         self.polls.counting.remove(&(order.asker, order.id));
         let Some(counted) = counted else { return };
         let counted = counted.iter().map(|(endpoint, count)| (*endpoint, *count));
-        let mut counts: Vec<_> = counted
-            .filter(|(endpoint, count)| *count != Traffic::default() && order.backends.contains(endpoint))
+        let mut counts: BTreeMap<EndpointId, Traffic> = counted
+            .filter(|(endpoint, _)| order.backends.contains(endpoint))
             .collect();
+        for endpoint in order.backends.iter().filter(|_| order.with_attempts) {
+            if let Some(ejected) = self.ejected_until(*endpoint, now) {
+                counts.entry(*endpoint).or_default().ejected = Some(ejected);
+            }
+        }
+        counts.retain(|_, count| *count != Traffic::default());
+        let mut counts: Vec<_> = counts.into_iter().collect();
         let more = counts.len() > MAX_COUNTS;
         counts.truncate(MAX_COUNTS);
         self.give(order.asker, order.id, Answer::Open { counts, more }, now);

@@ -353,7 +353,7 @@ impl Control {
             if ports.is_empty() {
                 continue;
             }
-            let mut balanced = self.balanced_service(id, spec);
+            let mut balanced = self.service_with_all(id, spec);
             (balanced.vips, balanced.ports) = (Vec::new(), ports);
             if mode == PublishMode::Host {
                 // The balancer has it beside the other, by an id of its own that is the same after a restart.
@@ -363,6 +363,7 @@ impl Control {
                     .backends
                     .retain(|backend| local.contains(&backend.endpoint));
             }
+            self.adjust(&mut balanced);
             services.push(Entered { of: id, balanced });
         }
         services

@@ -13,7 +13,7 @@ use super::{
     pools::{address, number},
     records::{Register, ServiceSpec, SpaceKey, encode, service_key},
 };
-use crate::api::{ApiError, types::*};
+use crate::api::{ApiError, Timestamp, types::*};
 
 /// The largest number of services of one network, and of ports of one service.
 const MAX_SERVICES: usize = 10_000;
@@ -324,9 +324,14 @@ impl Control {
                     open: count.open,
                     total: count.total,
                     failed: count.failed,
+                    ejected: count.ejected.map(|ejected| Ejected {
+                        failures: ejected.failures,
+                        until: Timestamp::from_unix_millis(ejected.until_millis),
+                    }),
                 })
             });
             backend.clients = clients.collect();
+            say_who_ejects(backend);
             backend
                 .clients
                 .sort_by(|one, other| one.node_name.cmp(&other.node_name));
@@ -357,11 +362,7 @@ impl Control {
 
     /// The endpoints that serve a service, by name; a node believed dead serves nothing.
     pub(super) fn backends(&self, network: NetworkId, service: &str) -> Vec<Backend> {
-        let serving = self
-            .catalogue
-            .endpoints(network)
-            .filter(|(_, endpoint)| endpoint.spec.service.as_deref() == Some(service));
-        serving
+        self.serving(network, service)
             .map(|(endpoint_id, endpoint)| {
                 let (reason, since) = self.backend_reason(network, endpoint_id, endpoint);
                 Backend {
@@ -371,7 +372,12 @@ impl Control {
                     node_name: self.catalogue.node_name(endpoint.node),
                     addresses: endpoint.spec.addresses.iter().map(IpNet::addr).collect(),
                     weight: endpoint.spec.weight,
-                    state: self.backend_state(network, endpoint_id, endpoint),
+                    state: match self.backend_state(network, endpoint_id, endpoint) {
+                        BackendState::Ready if self.ejections.ejected(endpoint_id).is_some() => {
+                            BackendState::Ejected
+                        }
+                        state => state,
+                    },
                     open_connections: 0,
                     total_connections: 0,
                     failed_connections: 0,
@@ -389,6 +395,25 @@ impl Control {
             self.node_state(node),
             NodeState::Alive | NodeState::Suspect | NodeState::Away
         )
+    }
+}
+
+/// Others may eject a backend that this host does not, and it may be over by now.
+fn say_who_ejects(backend: &mut Backend) {
+    let ejected =
+        |client: &ClientConnections| client.ejected.map(|ejected| (client.node_name.clone(), ejected));
+    let mut by: Vec<_> = backend.clients.iter().filter_map(ejected).collect();
+    by.sort_by(|one, other| one.0.cmp(&other.0));
+    match (backend.state, by.is_empty()) {
+        (BackendState::Ejected, true) => backend.state = BackendState::Ready,
+        (BackendState::Ready | BackendState::Ejected, false) => {
+            let by = by.iter().map(|(node, Ejected { failures, until })| {
+                format!("by {node} until {until}: {failures} connections in a row failed")
+            });
+            backend.state = BackendState::Ejected;
+            backend.reason = Some(by.collect::<Vec<_>>().join("; "));
+        }
+        _ => {}
     }
 }
 

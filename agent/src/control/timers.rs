@@ -25,6 +25,7 @@ impl Control {
             self.polls.poll_timeout(),
             self.drains.poll_timeout(),
             self.slow_start.poll_timeout(),
+            self.ejections.poll_timeout(),
             self.parked.iter().map(|parked| parked.deadline).min(),
         ]
         .into_iter()
@@ -60,6 +61,7 @@ impl Control {
         if self.slow_start.handle_timeout(now.instant) {
             self.host_changed();
         }
+        self.readmit_who_is_due(now);
         if self.next_look <= now.instant {
             self.next_look = now.instant + LOOK_EVERY;
             self.look_ahead(now);

@@ -5,6 +5,8 @@ use std::ops::AddAssign;
 use serde::{Deserialize, Serialize};
 use weft_lb::Attempts;
 
+use super::eject::EjectedUntil;
+
 /// Connections of one host's clients to one backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Traffic {
@@ -14,6 +16,8 @@ pub struct Traffic {
     pub total: u64,
     /// Of these, failed.
     pub failed: u64,
+    /// Whether the host ejects the backend; known to its control only.
+    pub ejected: Option<EjectedUntil>,
 }
 
 impl Traffic {

@@ -31,6 +31,8 @@ pub struct HostState {
     pub sandboxes: Vec<SandboxTables>,
     /// What comes in by published ports.
     pub entries: Vec<EntryTable>,
+    /// Services of which [`Control::handle_attempts`] is to be told about once a second what was tried.
+    pub watched: BTreeSet<ServiceId>,
     /// What is wrong with that, a sentence each.
     pub entry_problems: Vec<String>,
     pub zone: Zone,
@@ -60,6 +62,7 @@ impl Control {
             overlay: self.overlay(),
             sandboxes: self.sandbox_tables(),
             entries: self.entry_tables(),
+            watched: self.ejecting(),
             entry_problems: self
                 .publish_problems()
                 .into_iter()
@@ -232,7 +235,11 @@ impl Control {
         let services = self.catalogue.all_services();
         let slow = services.filter_map(|(id, spec)| Some((id, spec, spec.tuning.slow_start()?)));
         let slow: Vec<_> = slow
-            .map(|(id, spec, time)| (self.whole_service(id, spec), time))
+            .map(|(id, spec, time)| {
+                let mut service = self.service_with_all(id, spec);
+                self.ejections.apply(&mut service);
+                (service, time)
+            })
             .collect();
         let mut round = self.slow_start.begin();
         for (service, time) in &slow {
@@ -241,13 +248,19 @@ impl Control {
     }
 
     pub(super) fn balanced_service(&self, id: ServiceId, spec: &ServiceSpec) -> weft_lb::Service {
-        let mut service = self.whole_service(id, spec);
-        self.slow_start.apply(&mut service);
+        let mut service = self.service_with_all(id, spec);
+        self.adjust(&mut service);
         service
     }
 
-    /// The same with all backends at their whole weights.
-    fn whole_service(&self, id: ServiceId, spec: &ServiceSpec) -> weft_lb::Service {
+    /// Gives the backends of a service what this host's clients are to make of them.
+    pub(super) fn adjust(&self, service: &mut weft_lb::Service) {
+        self.ejections.apply(service);
+        self.slow_start.apply(service);
+    }
+
+    /// The same with all backends, at their whole weights.
+    pub(super) fn service_with_all(&self, id: ServiceId, spec: &ServiceSpec) -> weft_lb::Service {
         weft_lb::Service {
             id,
             vips: spec.vips.clone(),
@@ -264,11 +277,7 @@ impl Control {
     }
 
     pub(super) fn balanced_backends(&self, network: NetworkId, service: &str) -> Vec<weft_lb::Backend> {
-        let serving = self
-            .catalogue
-            .endpoints(network)
-            .filter(|(_, endpoint)| endpoint.spec.service.as_deref() == Some(service));
-        serving
+        self.serving(network, service)
             .map(|(id, endpoint)| weft_lb::Backend {
                 endpoint: id,
                 addrs: endpoint.spec.addresses.iter().map(IpNet::addr).collect(),
@@ -276,9 +285,13 @@ impl Control {
                 state: match (self.backend_state(network, id, endpoint), endpoint.spec.weight) {
                     (BackendState::Down, _) => weft_lb::BackendState::Down,
                     // What is open to it may still be answered.
-                    (BackendState::Starting | BackendState::Unhealthy | BackendState::Draining, _) => {
-                        weft_lb::BackendState::Draining
-                    }
+                    (
+                        BackendState::Starting
+                        | BackendState::Unhealthy
+                        | BackendState::Ejected
+                        | BackendState::Draining,
+                        _,
+                    ) => weft_lb::BackendState::Draining,
                     (BackendState::Drained, _) if self.is_cut(network, id, endpoint) => {
                         weft_lb::BackendState::Down
                     }
@@ -289,6 +302,16 @@ impl Control {
                 },
             })
             .collect()
+    }
+
+    /// The endpoints that serve a service, by name.
+    pub(super) fn serving<'a>(
+        &'a self,
+        network: NetworkId,
+        service: &'a str,
+    ) -> impl Iterator<Item = (EndpointId, &'a Endpoint)> {
+        let endpoints = self.catalogue.endpoints(network);
+        endpoints.filter(move |(_, endpoint)| endpoint.spec.service.as_deref() == Some(service))
     }
 
     fn zone(&self) -> Zone {

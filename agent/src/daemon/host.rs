@@ -15,7 +15,7 @@ use std::{
 use anyhow::Context;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use weft_lb::{
-    Datapath,
+    Attempts, Datapath,
     kernel::{Choice, NftDatapath, choose},
 };
 use weft_netlink::{
@@ -47,6 +47,8 @@ pub(super) enum Said {
     Report(Report),
     /// `None` where it could not be found out.
     Counted(CountOrder, Option<BTreeMap<EndpointId, Traffic>>),
+    /// What clients have tried so far, for [`Control::handle_attempts`](crate::control::Control::handle_attempts).
+    Tried(BTreeMap<EndpointId, Attempts>),
 }
 
 pub(super) struct Report {
@@ -120,6 +122,7 @@ impl HostThread {
             served: BTreeMap::new(),
             balanced: BTreeMap::new(),
             tally: Tally::default(),
+            told: Instant::now(),
             work: Work::default(),
             suspects: false,
             ifnames: BTreeMap::new(),
@@ -205,6 +208,8 @@ struct Host {
     /// Sandboxes that have tables, and what they last had.
     balanced: BTreeMap<String, SandboxTables>,
     tally: Tally,
+    /// When it was last said what clients have tried.
+    told: Instant,
     work: Work,
     /// Whether somebody else may have changed what is ours since it was last made right.
     suspects: bool,
@@ -251,6 +256,7 @@ impl Host {
                 Err(RecvTimeoutError::Timeout) => self.look(),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+            self.tell();
         }
     }
 

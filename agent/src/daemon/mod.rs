@@ -266,7 +266,8 @@ impl Daemon {
             (host::Said::Counted(order, open), Some(control)) => {
                 control.handle_counted(order, open.as_ref(), now())
             }
-            (host::Said::Counted(..), None) => {}
+            (host::Said::Tried(tried), Some(control)) => control.handle_attempts(&tried, now()),
+            (host::Said::Counted(..) | host::Said::Tried(_), None) => {}
         }
     }
 

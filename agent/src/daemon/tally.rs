@@ -26,21 +26,28 @@ impl Tally {
         for (endpoint, now) in shown {
             let before = last.insert(endpoint, now).unwrap_or_default();
             let has_begun_anew = now.total < before.total || now.failed < before.failed;
+            let sum = self.sums.entry(endpoint).or_default();
             let before = if has_begun_anew {
+                give_up(sum, before);
                 Attempts::default()
             } else {
                 before
             };
-            *self.sums.entry(endpoint).or_default() += Attempts {
+            *sum += Attempts {
                 total: now.total - before.total,
                 failed: now.failed - before.failed,
+                tcp: now.tcp.saturating_sub(before.tcp),
+                made: now.made.saturating_sub(before.made),
+                unknown: now.unknown.saturating_sub(before.unknown),
             };
         }
     }
 
     /// A source is gone; what it showed stays in the sums.
     pub(super) fn end(&mut self, source: &str) {
-        self.last.remove(source);
+        for (endpoint, last) in self.last.remove(source).into_iter().flatten() {
+            give_up(self.sums.entry(endpoint).or_default(), last);
+        }
     }
 
     /// Forgets backends that are gone.
@@ -58,6 +65,11 @@ impl Tally {
     }
 }
 
+/// What was pending where counters ended never ends for those who count.
+fn give_up(sum: &mut Attempts, last: Attempts) {
+    sum.unknown += last.pending();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,7 +77,13 @@ mod tests {
     const WEB: EndpointId = EndpointId([1; 16]);
 
     fn shows(total: u64, failed: u64) -> Shown {
-        [(WEB, Attempts { total, failed })].into()
+        let attempts = Attempts {
+            total,
+            failed,
+            tcp: total,
+            ..Attempts::default()
+        };
+        [(WEB, attempts)].into()
     }
 
     fn sum(tally: &Tally) -> (u64, u64) {
@@ -93,6 +111,8 @@ mod tests {
         tally.take("one", other.into());
         tally.take("one", shows(2, 2));
         assert_eq!(sum(&tally), (11, 5), "it was asked for another in between");
+        let pending = tally.sums()[&WEB].pending();
+        assert_eq!(pending, 0, "those of ended counters are not waited for");
         tally.retain(&BTreeSet::new());
         assert_eq!(sum(&tally), (0, 0));
         tally.take("one", shows(1, 0));

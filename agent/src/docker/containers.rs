@@ -12,7 +12,7 @@ use super::{
 use crate::{
     api::{
         ErrorKind,
-        types::{HealthCheck, Scheduler, ServiceChanged, ServiceCreateRequest, ServicePort},
+        types::{HealthCheck, Scheduler, ServiceChanged, ServiceCreateRequest, ServicePort, Tuning},
     },
     control::{
         HealthState,
@@ -308,6 +308,9 @@ fn service_request(
         ports: ports.collect::<Result<_, _>>()?,
         health: health_check(labels)?,
         publish: Vec::new(),
-        tuning: Default::default(),
+        tuning: match labels.get("weft.eject") {
+            None => Tuning::default(),
+            Some(text) => Tuning::read_eject(text).map_err(|error| format!("weft.eject: {error}"))?,
+        },
     })
 }

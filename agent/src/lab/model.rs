@@ -12,7 +12,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use weft_types::Mac;
 
-use crate::api::types::{EndpointMode, HealthCheck, PublishedPort, Scheduler};
+use crate::api::types::{EndpointMode, HealthCheck, PublishedPort, Scheduler, Tuning};
 
 /// A whole lab file.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -91,6 +91,8 @@ pub struct ServiceSpec {
     pub endpoint_mode: EndpointMode,
     /// How its backends are chosen.
     pub lb: Scheduler,
+    /// How connections to it are treated.
+    pub tuning: Tuning,
     /// Port that the service answers on, when the file sets it.
     pub port: Option<u16>,
     /// How its replicas are checked.

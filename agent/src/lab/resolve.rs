@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::model::{AttachmentSpec, LabFile, NetworkSpec, ServiceSpec, Underlay, Workload};
-use crate::api::types::{EndpointMode, HealthCheck, HealthTest, PublishedPort, Scheduler};
+use crate::api::types::{EndpointMode, HealthCheck, HealthTest, PublishedPort, Scheduler, Tuning};
 
 /// The port that services answer on when the file does not say.
 pub const DEFAULT_PORT: u16 = 80;
@@ -67,6 +67,8 @@ pub struct ServicePlan {
     pub endpoint_mode: EndpointMode,
     /// How its backends are chosen.
     pub lb: Scheduler,
+    /// How connections to it are treated.
+    pub tuning: Tuning,
     /// How its replicas are checked.
     pub health: Option<HealthCheck>,
     /// Ports of the hosts that lead to it by this network.
@@ -141,6 +143,7 @@ pub fn resolve(lab: &LabFile, name: &str) -> Topology {
             network: attachment.network.clone(),
             endpoint_mode: service.endpoint_mode,
             lb: service.lb,
+            tuning: service.tuning,
             health: service.health.clone().map(|check| with_port(check, service.port)),
             publish: if entered_by(lab, service) == Some(&attachment.network) {
                 service.publish.clone()

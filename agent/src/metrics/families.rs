@@ -88,4 +88,6 @@ families! {
         "What could not be done on this host, each time that it is tried, such as a published port that something else has; weft status says what and why.";
     HEALTH_CHECKS = Counter "weft_health_checks" ["result"]
         "Health checks of backends on this node that have ended.";
+    EJECTIONS = Counter "weft_service_ejections" []
+        "Times that this host gave a backend no connections for a time, because those of its clients failed one after the other.";
 }

@@ -152,6 +152,7 @@ impl Samples {
                 self.add(families::ADDRESSES_FREE, [name, node], free);
             }
         }
+        self.add(families::EJECTIONS, [], cluster.ejections);
         let health = &cluster.health;
         for (result, count) in [("passed", health.passed), ("failed", health.failed)] {
             self.add(families::HEALTH_CHECKS, [result], count);

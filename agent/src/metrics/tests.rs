@@ -17,11 +17,13 @@ fn snapshot() -> Snapshot {
         gossip: Stats::default(),
         records: 7,
         health: crate::control::HealthCounts { passed: 5, failed: 1 },
+        ejections: 2,
     };
     let traffic = Traffic {
         open: 3,
         total: 40,
         failed: 2,
+        ejected: None,
     };
     Snapshot {
         node_name: "h1".to_owned(),
@@ -52,6 +54,7 @@ fn metrics_read_as_text() {
         "weft_agent_start_time_seconds 1763000000.25",
         "weft_health_checks_total{result=\"passed\"} 5",
         "weft_gossip_records 7",
+        "weft_service_ejections_total 2",
         "weft_nodes{state=\"down\"} 0",
     ] {
         assert!(

@@ -146,11 +146,11 @@ fn what_was_pending_before_anybody_looked_is_nobodys_failure() {
 }
 
 #[test]
-fn whoever_gives_up_at_once_proves_nothing() {
+fn whose_end_nobody_knows_proves_nothing() {
     let mut host = Host::new(2);
     for _ in 0..10 {
         host.calls(0, 0, 0, 5);
-        host.counted.get_mut(&id(0)).unwrap().given_up += 5;
+        host.counted.get_mut(&id(0)).unwrap().unknown += 5;
         host.look();
     }
     host.pass(2 * PATIENCE);

@@ -3,6 +3,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use weft_types::{EndpointId, NetworkId, NodeId};
 
+use crate::api::Timestamp;
+
 /// What connections may take to end, unless it is said.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 /// The same for an endpoint that is detached.
@@ -153,6 +155,17 @@ pub struct ClientConnections {
     pub total: u64,
     /// How many of these failed.
     pub failed: u64,
+    /// Whether they get no new ones, because too many failed one after the other; null if they do.
+    pub ejected: Option<Ejected>,
+}
+
+/// That the clients on a host get no new connections to a backend for a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ejected {
+    /// How many connections in a row had failed.
+    pub failures: u32,
+    /// Until when, by that host's clock.
+    pub until: Timestamp,
 }
 
 fn default_grace() -> u64 {

@@ -37,6 +37,12 @@ pub enum EventKind {
     /// An endpoint's health check fails: it gets no new connections.
     #[serde(rename = "endpoint.unhealthy")]
     EndpointUnhealthy,
+    /// This host's clients could not connect to a backend: it gets no connections from here for a time.
+    #[serde(rename = "endpoint.ejected")]
+    EndpointEjected,
+    /// It gets connections from here again.
+    #[serde(rename = "endpoint.readmitted")]
+    EndpointReadmitted,
     /// A service was made, or learnt of.
     #[serde(rename = "service.created")]
     ServiceCreated,
@@ -56,7 +62,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind, in the order of the documentation.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::NodeAlive,
         Self::NodeSuspect,
         Self::NodeDown,
@@ -67,6 +73,8 @@ impl EventKind {
         Self::EndpointDisconnected,
         Self::EndpointHealthy,
         Self::EndpointUnhealthy,
+        Self::EndpointEjected,
+        Self::EndpointReadmitted,
         Self::ServiceCreated,
         Self::ServiceUpdated,
         Self::ServiceRemoved,

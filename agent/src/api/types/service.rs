@@ -170,6 +170,8 @@ pub enum BackendState {
     Starting,
     /// It does not: its health check fails. What is open to it stays open.
     Unhealthy,
+    /// It gets none from the hosts that eject it, because connections of their clients failed one after the other.
+    Ejected,
     /// It does not: it is drained. What is open to it stays open.
     Draining,
     /// It does not: it is drained, and nothing is open to it any more.
@@ -180,10 +182,11 @@ pub enum BackendState {
 
 impl BackendState {
     /// Every state, in the order of the documentation.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Ready,
         Self::Starting,
         Self::Unhealthy,
+        Self::Ejected,
         Self::Draining,
         Self::Drained,
         Self::Down,

@@ -7,6 +7,10 @@ use crate::api::ApiError;
 /// The kernel counts in ticks of a millisecond or less, in 32 bits of which one is a sign.
 const MAX_IDLE_SECS: u32 = 24 * 24 * 3600;
 const SLOW_START_MS: (u32, u32) = (100, 3_600_000);
+const MAX_EJECT_FAILURES: u32 = 1_000;
+const EJECT_MS: (u32, u32) = (1_000, 3_600_000);
+/// For how long a backend is ejected at first, unless it is said.
+const DEFAULT_EJECT_MS: u32 = 30_000;
 
 /// How a service treats connections beyond the choice of a backend. In a change, what is not given stays, and 0 stands
 /// for the default.
@@ -19,6 +23,11 @@ pub struct Tuning {
     /// For so many milliseconds the share of a backend that has just come grows, from a tenth of its weight to all of it;
     /// under `lc` and `wrr`. By default it has all of it at once.
     pub slow_start_ms: Option<u32>,
+    /// When so many connections in a row of one host's clients to a backend have failed, that host gives it none for a time. By
+    /// default none is ejected.
+    pub eject_failures: Option<u32>,
+    /// For so many milliseconds at first. By default 30,000.
+    pub eject_ms: Option<u32>,
 }
 
 impl Tuning {
@@ -40,6 +49,21 @@ impl Tuning {
                 shown(SLOW_START_MS.1)
             )));
         }
+        let failures = self.eject_failures.unwrap_or_default();
+        if failures > MAX_EJECT_FAILURES {
+            return Err(ApiError::invalid(format!(
+                "service `{service}` cannot eject backends after {failures} failures in a row: the most is {MAX_EJECT_FAILURES}"
+            )));
+        }
+        let eject = self.eject_ms.filter(|ms| *ms > 0);
+        if let Some(ms) = eject.filter(|ms| !(EJECT_MS.0..=EJECT_MS.1).contains(ms)) {
+            return Err(ApiError::invalid(format!(
+                "service `{service}` cannot eject backends for {}: it is {} to {}",
+                shown(ms),
+                shown(EJECT_MS.0),
+                shown(EJECT_MS.1)
+            )));
+        }
         let changed = |new: Option<u32>, before| match new {
             None => before,
             Some(0) => None,
@@ -48,7 +72,44 @@ impl Tuning {
         Ok(Self {
             idle_timeout_secs: changed(self.idle_timeout_secs, before.idle_timeout_secs),
             slow_start_ms: changed(self.slow_start_ms, before.slow_start_ms),
+            eject_failures: changed(self.eject_failures, before.eject_failures),
+            eject_ms: changed(self.eject_ms, before.eject_ms),
         })
+    }
+
+    /// What `off` or `FAILURES[:TIME]` changes.
+    pub fn read_eject(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is neither a number of failures such as 5 or 5:30s, nor off");
+        let (failures, time) = match text.split_once(':') {
+            _ if text == "off" => ("0", None),
+            Some((failures, time)) => (failures, Some(time)),
+            None => (text, None),
+        };
+        let failures: u32 = failures.parse().map_err(|_| wrong())?;
+        if failures == 0 && text != "off" {
+            return Err(wrong());
+        }
+        let ms = match time {
+            None => 0,
+            Some(time) => {
+                let time = humantime::parse_duration(time).map_err(|_| wrong())?;
+                u32::try_from(time.as_millis())
+                    .ok()
+                    .filter(|ms| *ms > 0)
+                    .ok_or_else(wrong)?
+            }
+        };
+        Ok(Self {
+            eject_failures: Some(failures),
+            eject_ms: Some(ms),
+            ..Self::default()
+        })
+    }
+
+    /// After how many failures in a row a backend is ejected, and for how long at first, if it is.
+    pub fn eject(&self) -> Option<(u32, Duration)> {
+        let ms = self.eject_ms.unwrap_or(DEFAULT_EJECT_MS);
+        Some((self.eject_failures?, Duration::from_millis(ms.into())))
     }
 
     /// For how long the share of a new backend grows, if it does.
@@ -101,6 +162,19 @@ mod tests {
             (both.idle_timeout_secs, both.slow_start_ms),
             (Some(60), Some(500))
         );
+        for (text, eject) in [("5", Some((5, 30))), ("1:1h", Some((1, 3600))), ("off", None)] {
+            let before = Tuning::read_eject("7:2s").unwrap();
+            let after = Tuning::read_eject(text).unwrap().apply("web", before).unwrap();
+            let eject = eject.map(|(failures, secs)| (failures, Duration::from_secs(secs)));
+            assert_eq!(after.eject(), eject, "{text}");
+        }
+        for text in ["", "0", "off:1s", "5:", "5:soon", ":1s", "-1"] {
+            assert!(Tuning::read_eject(text).is_err(), "{text}");
+        }
+        for text in ["1001", "5:500ms", "5:2h"] {
+            let change = Tuning::read_eject(text).unwrap();
+            assert!(change.apply("web", Tuning::default()).is_err(), "{text}");
+        }
         let error = slow(Some(99)).apply("web", slow(None)).unwrap_err();
         assert!(error.message.contains("it is 100ms to 1h"), "{}", error.message);
         let error = idle(Some(MAX_IDLE_SECS + 1))

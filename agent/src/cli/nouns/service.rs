@@ -2,7 +2,7 @@ use clap::{ArgGroup, Args, Subcommand};
 
 use super::{
     health::{HealthArgs, HealthUpdateArgs, states},
-    tuning::{TuningArgs, idle_timeout, slow_start},
+    tuning::{TuningArgs, eject, idle_timeout, slow_start},
 };
 use crate::{
     api::types::{
@@ -48,6 +48,7 @@ Examples:
   weft service create --network app --port 80:8080 --publish 8080:80 shop     (http://ANY-HOST:8080/)
   weft service create --network app --port 80 --health http=/ready --interval 2s shop
   weft service update --lb lc --slow-start 30s web    (a new backend is not flooded)
+  weft service update --eject 5 web                   (a backend that nobody reaches gets a rest)
   weft service update --publish 53:53/udp --publish 53:53,mode=host dns
   weft service update --idle-timeout 1h web           (a silent connection is reset after an hour)
   weft service update --health tcp web                (--health none: no check any more)
@@ -108,7 +109,7 @@ pub(in crate::cli) struct InspectArgs {
 
 /// What `weft service update` takes.
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("change").args(["scheduler", "endpoint_mode", "ports", "publish", "unpublish", "health", "interval", "timeout", "retries", "start_period", "idle_timeout", "slow_start"]).required(true).multiple(true)))]
+#[command(group(ArgGroup::new("change").args(["scheduler", "endpoint_mode", "ports", "publish", "unpublish", "health", "interval", "timeout", "retries", "start_period", "idle_timeout", "slow_start", "eject"]).required(true).multiple(true)))]
 pub(in crate::cli) struct UpdateArgs {
     /// Its name, id or the beginning of its id
     service: String,
@@ -362,7 +363,7 @@ fn health(check: Option<&HealthCheck>) -> String {
 
 /// Who has connections to which backend.
 fn clients(backends: &[Backend]) -> Option<String> {
-    let mut table = Table::new(["ENDPOINT", "FROM", "OPEN", "TOTAL", "FAILED"]);
+    let mut table = Table::new(["ENDPOINT", "FROM", "OPEN", "TOTAL", "FAILED", "EJECTED"]);
     for backend in backends {
         for client in &backend.clients {
             table.row([
@@ -371,6 +372,10 @@ fn clients(backends: &[Backend]) -> Option<String> {
                 client.open.to_string(),
                 client.total.to_string(),
                 client.failed.to_string(),
+                client
+                    .ejected
+                    .map(|ejected| format!("until {}", ejected.until))
+                    .unwrap_or_default(),
             ]);
         }
     }
@@ -399,6 +404,7 @@ fn show(service: &ServiceDetail) -> String {
         .add("health", health(service.summary.health.as_ref()))
         .add("idle time-out", idle_timeout(&service.summary.tuning))
         .add("slow start", slow_start(&service.summary.tuning))
+        .add("eject", eject(&service.summary.tuning))
         .add("made", format!("on node {}", service.created_by.short()));
     let mut backends = Table::new([
         "ENDPOINT",

@@ -16,6 +16,10 @@ pub(super) struct TuningArgs {
     /// wrr. none: it has all of it at once, which is the default
     #[arg(long, value_name = "TIME", value_parser = millis)]
     slow_start: Option<u32>,
+    /// Give a backend none of a host's connections for a time (30s unless it is said, longer each time) when so many of them in a
+    /// row failed; off is the default
+    #[arg(long, value_name = "off|FAILURES[:TIME]", value_parser = Tuning::read_eject)]
+    eject: Option<Tuning>,
 }
 
 fn secs(text: &str) -> Result<u32, String> {
@@ -44,6 +48,7 @@ impl TuningArgs {
         Tuning {
             idle_timeout_secs: self.idle_timeout,
             slow_start_ms: self.slow_start,
+            ..self.eject.unwrap_or_default()
         }
     }
 }
@@ -57,6 +62,14 @@ pub(super) fn idle_timeout(tuning: &Tuning) -> String {
 /// What a service says of new backends.
 pub(super) fn slow_start(tuning: &Tuning) -> String {
     tuning.slow_start().map_or_else(|| "none".to_owned(), shown)
+}
+
+/// What a service says of backends to which nobody can connect.
+pub(super) fn eject(tuning: &Tuning) -> String {
+    tuning.eject().map_or_else(
+        || "off".to_owned(),
+        |(failures, time)| format!("after {failures} failures in a row, for {}", shown(time)),
+    )
 }
 
 fn shown(time: Duration) -> String {

@@ -252,6 +252,7 @@ fn an_inspection_says_how_many_are_open_from_where_however_many_backends_there_a
             open: 1,
             total: 10 * n,
             failed: n,
+            ..Traffic::default()
         };
         world.nodes[2].traffic.insert(made.id, tried);
     }
@@ -260,7 +261,7 @@ fn an_inspection_says_how_many_are_open_from_where_however_many_backends_there_a
     let unlucky = Traffic {
         failed: u64::MAX,
         total: u64::MAX,
-        open: 0,
+        ..Traffic::default()
     };
     world.nodes[1].traffic.insert(first, unlucky);
     world.pass(Duration::from_secs(1));

@@ -1,12 +1,15 @@
 //! What the clients of this host have open and have tried, and what keeping its kernel right took.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use weft_lb::Service;
 use weft_netlink::netns::Netns;
 use weft_types::{EndpointId, ServiceId};
 
-use super::{Host, Said, sandbox_name, sentence, target};
+use super::{Host, LOOK_EVERY, Said, sandbox_name, sentence, target};
 use crate::{
     control::{CountOrder, SandboxTables, Traffic},
     metrics::Work,
@@ -41,6 +44,23 @@ impl Host {
         let mut backends: BTreeSet<EndpointId> = seen.map(|backend| backend.endpoint).collect();
         backends.extend(self.entry.backends());
         backends
+    }
+
+    /// Says what clients have tried with services that want to know.
+    pub(super) fn tell(&mut self) {
+        let watched = self.state.as_ref().map(|state| &state.watched);
+        let Some(watched) = watched.filter(|watched| !watched.is_empty()) else {
+            return;
+        };
+        if self.told.elapsed() < LOOK_EVERY {
+            return;
+        }
+        self.told = Instant::now();
+        let watched = watched.clone();
+        match self.tally_up(&watched) {
+            Ok(()) => drop(self.said.send(Said::Tried(self.tally.sums().clone()))),
+            Err(error) => tracing::warn!(%error, "it is not known which connections fail"),
+        }
     }
 
     pub(super) fn count(&mut self, order: CountOrder) {

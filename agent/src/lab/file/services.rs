@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use crate::api::types::{EndpointMode, HealthTest, Scheduler};
+use crate::api::types::{EndpointMode, HealthTest, Scheduler, Tuning};
 
 use super::{
     super::model::{AttachmentSpec, NetworkSpec, ServiceSpec, Workload},
@@ -80,6 +80,7 @@ fn read_service(
         replicas: 1,
         endpoint_mode: EndpointMode::default(),
         lb: Scheduler::default(),
+        tuning: Tuning::default(),
         port: None,
         health: None,
         publish: Vec::new(),
@@ -427,6 +428,10 @@ fn read_x_weft(
             "lb" => {
                 let names = Scheduler::ALL.map(|scheduler| (scheduler.to_string(), scheduler));
                 service.lb = reader.choice(value, &field, &names)?;
+            }
+            "eject" => {
+                let text = reader.text(value, &field)?;
+                service.tuning = Tuning::read_eject(&text).map_err(|error| reader.error(value.pos, error))?;
             }
             "health" => found.health = Some(health::read_test(reader, value, &field)?),
             "port" => service.port = Some(reader.number(value, &field, 1, 65_535)? as u16),

@@ -116,6 +116,7 @@ pub(super) const SERVICE: Table = &[
 pub(super) const SERVICE_X_WEFT: Table = &[
     ("builtin", Use),
     ("lb", Use),
+    ("eject", Use),
     ("hosts", Use),
     ("weight", Use),
     ("delay_ms", Use),

@@ -192,7 +192,7 @@ pub(super) async fn create_services(site: &Site<'_>) -> Result<Vec<ServiceSummar
             ports: Vec::new(),
             health: service.health.clone(),
             publish: service.publish.clone(),
-            tuning: Default::default(),
+            tuning: service.tuning,
         };
         let created = client.service_create(&request).await;
         let created =

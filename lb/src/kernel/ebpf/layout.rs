@@ -142,12 +142,10 @@ pub(super) mod load {
     pub(in super::super) const TOTAL: i16 = 16;
     /// Of the total, those that were never made.
     pub(in super::super) const FAILED: i16 = 24;
-    /// Of the total, those over TCP; of these, those that were made, and those that were given up before a backend had time to
-    /// answer.
+    /// Of the total, those over TCP; of these, those that were made.
     pub(in super::super) const TCP: i16 = 32;
     pub(in super::super) const MADE: i16 = 40;
-    pub(in super::super) const GIVEN_UP: i16 = 48;
-    pub(in super::super) const LEN: usize = 56;
+    pub(in super::super) const LEN: usize = 48;
 }
 
 /// Value of `sockets`.

@@ -305,7 +305,7 @@ impl Table {
             failed: number_at(load, load::FAILED),
             tcp: number_at(load, load::TCP),
             made: number_at(load, load::MADE),
-            given_up: number_at(load, load::GIVEN_UP),
+            unknown: 0,
         };
         Some(self.services.get(&service)?.loads(maps, attempts).collect())
     }

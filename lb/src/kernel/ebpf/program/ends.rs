@@ -90,7 +90,7 @@ pub(super) fn on_sock_ops() -> Program {
 
 /// Counts a connection that ends in the state R8 and was never made.
 fn note_failure(a: &mut Asm, other: Label) {
-    let [never_made, failed, given_up] = [(); 3].map(|()| a.label());
+    let [never_made, failed] = [(); 2].map(|()| a.label());
     a.jump_if(NotEqual, R8, ops::CLOSED, other)
         .load(W, R1, R6, ops::OLD_STATE)
         .jump_if(Equal, R1, ops::SYN_SENT, never_made)
@@ -100,11 +100,9 @@ fn note_failure(a: &mut Asm, other: Label) {
         .load(D, R1, R7, socket::COUNTED)
         .jump_if(NotEqual, R1, 0, failed)
         .load(W, R1, R6, ops::RETRANSMITTED)
-        .jump_if(Equal, R1, 0, given_up)
+        .jump_if(Equal, R1, 0, other)
         .bind(failed);
     count_one(a, load::FAILED, other);
-    a.jump(other).bind(given_up);
-    count_one(a, load::GIVEN_UP, other);
 }
 
 /// One more at the backend that is noted at R7.
