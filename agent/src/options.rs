@@ -8,6 +8,8 @@ use weft_dns::SplitDomain;
 pub const DEFAULT_GOSSIP_PORT: u16 = 7946;
 /// The UDP port of VXLAN (RFC 7348), when none is given.
 pub const DEFAULT_VXLAN_PORT: u16 = 4789;
+/// The UDP port of WireGuard, when none is given.
+pub const DEFAULT_WIREGUARD_PORT: u16 = 51820;
 /// Where durable state is kept, when no directory is given.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/weft";
 /// Where sockets and namespaces are kept, when no directory is given.
@@ -55,6 +57,16 @@ pub enum DatapathChoice {
     Ebpf,
 }
 
+/// Who starts the process that encrypts, and starts it again when it ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum TunnelsStart {
+    /// The agent, when an encrypted network needs it; the agent also ends it when none does.
+    #[default]
+    Agent,
+    /// A service manager.
+    Service,
+}
+
 /// What names are asked and answered beside those of the networks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DnsOptions {
@@ -82,6 +94,12 @@ pub struct AgentOptions {
     pub advertise: Option<SocketAddr>,
     /// The UDP port of VXLAN. All nodes of a cluster use the same.
     pub vxlan_port: u16,
+    /// The UDP port of WireGuard, which encrypted networks use.
+    pub wireguard_port: u16,
+    /// Whether networks that are made here are encrypted if nobody says otherwise.
+    pub encrypt: bool,
+    /// Who starts the process that encrypts.
+    pub tunnels: TunnelsStart,
     /// Where Docker finds its driver.
     pub docker_plugin: DockerPlugin,
     /// The socket of Docker's API, which is used where Docker's driver is served.
@@ -107,6 +125,9 @@ impl Default for AgentOptions {
             node_name: None,
             advertise: None,
             vxlan_port: DEFAULT_VXLAN_PORT,
+            wireguard_port: DEFAULT_WIREGUARD_PORT,
+            encrypt: false,
+            tunnels: TunnelsStart::Agent,
             docker_plugin: DockerPlugin::Auto,
             docker_socket: DEFAULT_DOCKER_SOCKET.into(),
             datapath: DatapathChoice::Auto,

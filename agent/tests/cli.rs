@@ -343,7 +343,7 @@ async fn usage_is_exit_code_two_and_help_is_none() {
         ("--version", 0),
         ("network", 2),
         ("network create", 2),
-        ("network create --opt encrypted=true app", 2),
+        ("network create --opt encrypted=perhaps app", 2),
         ("network create --opt mtu=9 app", 2),
         ("network create --opt mtu=1400 --opt mtu=1500 app", 2),
         ("network create a.b", 2),
@@ -364,10 +364,10 @@ async fn usage_is_exit_code_two_and_help_is_none() {
     }
     let refused = weft(
         "unix:///nonexistent/weft.sock",
-        "network create --opt encrypted=true app",
+        "network create --opt encrypted=perhaps app",
     )
     .await;
-    assert!(text(&refused.stderr).contains("asks to be encrypted, which this version cannot do"));
+    assert!(text(&refused.stderr).contains("neither yes nor no, so it was not created"));
 }
 
 #[tokio::test]

@@ -30,7 +30,10 @@ use weft_netlink::{
 };
 use weft_types::{EndpointId, NetworkId};
 
-pub use self::error::{Cause, KernelError, OpError};
+pub use self::{
+    error::{Cause, KernelError, OpError},
+    names::{TUNNEL, namespace_path},
+};
 use crate::plan::{Desired, HostPorts, Observed, Sandbox, Uplink, plan};
 
 /// Where the kernel part keeps things.
@@ -60,6 +63,8 @@ struct Space {
     nft: Option<Nft>,
     links: Links,
     uplink: Option<Uplink>,
+    /// Whether its tunnel has forwarding entries of its own.
+    has_vxlan: bool,
     endpoints: BTreeMap<EndpointId, Handle>,
     next_port: u32,
 }
@@ -68,7 +73,7 @@ struct Space {
 #[derive(Debug, Default, Clone, Copy)]
 struct Links {
     bridge: u32,
-    vxlan: Option<u32>,
+    tunnel: Option<u32>,
     uplink: Option<u32>,
     /// In the host's namespace.
     uplink_host: Option<u32>,
@@ -115,7 +120,7 @@ impl Kernel {
         let host = Netns::current()?;
         let route = RouteSocket::open(&host)?;
         let nft = host.run(Nft::open)??;
-        let netns_dir = options.run_dir.join("netns");
+        let netns_dir = names::netns_dir(&options.run_dir);
         Ok(Self {
             netns_dir,
             host,
@@ -192,13 +197,13 @@ impl Kernel {
         self.spaces.get(&network).is_some_and(|space| {
             let Links {
                 bridge,
-                vxlan,
+                tunnel,
                 uplink,
                 ingress,
                 ingress_port,
                 ..
             } = space.links;
-            [Some(bridge), vxlan, uplink, ingress, ingress_port].contains(&link)
+            [Some(bridge), tunnel, uplink, ingress, ingress_port].contains(&link)
                 || space
                     .endpoints
                     .values()

@@ -22,6 +22,9 @@
 //! Who is where is written, never learned: the bridge's forwarding table and neighbours, and the VXLAN
 //! device's, hold one static entry per endpoint. The bridge answers ARP and ND for remote endpoints by itself
 //! and floods nothing into the tunnel.
+//!
+//! Of an encrypted network `vx0` is a TAP device instead. A process of its own takes the frames from there, and has them
+//! encrypted on the underlay; without the process the device has no carrier, and nothing leaves.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -29,4 +32,4 @@ pub mod kernel;
 mod mtu;
 pub mod plan;
 
-pub use mtu::{MtuTooSmall, overlay_mtu};
+pub use mtu::{MtuTooSmall, encrypted_mtu, overlay_mtu};

@@ -18,7 +18,16 @@ pub struct MtuTooSmall {
 ///
 /// VXLAN adds an Ethernet header (14), its own (8), UDP (8) and IP (20, or 40 for an IPv6 underlay).
 pub fn overlay_mtu(underlay: u32, vtep: IpAddr) -> Result<u16, MtuTooSmall> {
-    let overhead = if vtep.is_ipv4() { 50 } else { 70 };
+    fitting(underlay, if vtep.is_ipv4() { 50 } else { 70 })
+}
+
+/// The same for a network that is encrypted: VXLAN within IPv4 (50 bytes) within WireGuard, which adds its own header and
+/// seal (32), UDP (8) and IP. That is taken to be IPv6 (40), so that an underlay may get it later.
+pub fn encrypted_mtu(underlay: u32) -> Result<u16, MtuTooSmall> {
+    fitting(underlay, 50 + 80)
+}
+
+fn fitting(underlay: u32, overhead: u32) -> Result<u16, MtuTooSmall> {
     let left = underlay.saturating_sub(overhead);
     // A loopback underlay has 65,536, more than an IPv4 packet can be.
     let mtu = u16::try_from(left).unwrap_or(u16::MAX);
@@ -50,5 +59,13 @@ mod tests {
             }
         );
         assert!(overlay_mtu(20, v6).is_err());
+    }
+
+    #[test]
+    fn encryption_takes_a_hundred_and_thirty_bytes_whatever_the_underlay() {
+        assert_eq!(encrypted_mtu(1500), Ok(1370));
+        assert_eq!(encrypted_mtu(9000), Ok(8870));
+        assert_eq!(encrypted_mtu(1410), Ok(1280));
+        assert!(encrypted_mtu(1409).is_err());
     }
 }

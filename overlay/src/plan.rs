@@ -19,8 +19,8 @@ pub use desired::{Desired, LocalEndpoint, Network, Place, RemoteEndpoint, Sandbo
 pub use diff::plan;
 pub use ingress::{HostPort, HostPorts, Ingress, IngressLink, SourceRules, Transport};
 pub use observed::{
-    Bridge, EndpointRoute, Forwarding, Host, HostRules, Observed, ObservedEndpoint, ObservedNetwork, Uplink,
-    Vxlan,
+    Bridge, Carrier, EndpointRoute, Far, Forwarding, Host, HostRules, Observed, ObservedEndpoint,
+    ObservedNetwork, Tunnel, Uplink,
 };
 pub use op::{EndpointOp, HostOp, Link, NetworkOp, Op, Plan};
 

@@ -116,12 +116,12 @@ impl Bed {
 
     /// Hosts in one cluster, which the first one made.
     pub fn cluster(names: &[&str]) -> Self {
-        Self::joined(Self::apart(names), names)
+        Self::apart(names).joined(names)
     }
 
     /// The same with a datapath of choice.
     pub fn cluster_with(datapath: &'static str, names: &[&str]) -> Self {
-        Self::joined(Self::apart_with(datapath, &["10.1.0.0/24"], names), names)
+        Self::apart_with(datapath, &["10.1.0.0/24"], names).joined(names)
     }
 
     /// The same with IPv6 addresses on the underlay beside the others.
@@ -130,13 +130,12 @@ impl Bed {
     }
 
     pub fn dual_cluster_with(datapath: &'static str, names: &[&str]) -> Self {
-        Self::joined(
-            Self::apart_with(datapath, &["10.1.0.0/24", "fd10::/64"], names),
-            names,
-        )
+        Self::apart_with(datapath, &["10.1.0.0/24", "fd10::/64"], names).joined(names)
     }
 
-    fn joined(bed: Self, names: &[&str]) -> Self {
+    /// The same hosts in one cluster.
+    pub fn joined(self, names: &[&str]) -> Self {
+        let bed = self;
         bed[names[0]].weft("init");
         let join = bed[names[0]].join_command("--reusable");
         for name in &names[1..] {

@@ -99,8 +99,14 @@ fn two_hosts() {
     assert!(out.is_err(), "{out:?}");
     one.docker("network disconnect closed web");
 
+    one.docker("network create -d weft --ipam-driver weft -o encrypted secret");
+    let secret = one.weft("network inspect secret --format json");
+    assert!(secret.contains("\"encrypted\": true"), "{secret}");
+    two.eventually_docker("network inspect secret");
+    one.docker("network rm secret");
+
     // What cannot be is refused in words.
-    let error = one.docker_error("network create -d weft --ipam-driver weft -o encrypted secret");
+    let error = one.docker_error("network create -d weft --ipam-driver weft -o encrypted=perhaps secret");
     assert!(error.contains("encrypted"), "{error}");
     let error = one.docker_error("network create -d weft --ipam-driver weft --subnet 10.77.0.0/25 part");
     assert!(error.contains("overlaps"), "{error}");

@@ -35,7 +35,7 @@ macro_rules! for_every_type {
             NodeRemoveQuery NodeRemoveResponse NodeDrainRequest NodeDrainResponse NodeActivateRequest
             NodeActivateResponse EndpointDrainRequest EndpointDrainResponse EndpointActivateRequest
             EndpointActivateResponse BackendName ClientConnections Ejected NetworkCreateRequest Subnet NetworkSummary NetworkDetail
-            AddressShare NetworkRemoveResponse Endpoint ConnectRequest ConnectResponse EndpointDns
+            AddressShare EncryptionStatus TunnelStatus NetworkRemoveResponse Endpoint ConnectRequest ConnectResponse EndpointDns
             DisconnectRequest DisconnectResponse HealthCheck HealthUpdate Tuning ServiceCreateRequest
             ServiceUpdateRequest ServiceQuery ServicePort PublishedPort ServiceSummary ServiceChanged ServiceDetail Backend
             ServiceRemoveResponse Unconfirmed StatusResponse ClusterStatus DatapathStatus NamesStatus ForwardedDomain VersionResponse

@@ -21,7 +21,7 @@ use crate::{
     lab::LabCommand,
     options::{
         AgentOptions, DEFAULT_DATA_DIR, DEFAULT_DOCKER_SOCKET, DEFAULT_GOSSIP_PORT, DEFAULT_RUN_DIR,
-        DEFAULT_VXLAN_PORT, DatapathChoice, DockerPlugin, LogFormat,
+        DEFAULT_VXLAN_PORT, DEFAULT_WIREGUARD_PORT, DatapathChoice, DockerPlugin, LogFormat, TunnelsStart,
     },
 };
 use failure::Failure;
@@ -124,6 +124,15 @@ struct AgentArgs {
     /// The UDP port of VXLAN, the same on all hosts of a cluster
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_VXLAN_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     vxlan_port: u16,
+    /// Encrypt networks that are made here, by whatever way, unless they are made with `--opt encrypted=false`
+    #[arg(long)]
+    encrypt: bool,
+    /// The UDP port of WireGuard, by which encrypted networks reach this host
+    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_WIREGUARD_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    wireguard_port: u16,
+    /// Who starts `weft tunnels`, which encrypts: this agent when there is an encrypted network, or a service manager
+    #[arg(long, value_name = "WHO", value_enum, default_value_t)]
+    tunnels: TunnelsStart,
     /// The socket of Docker's driver, `off` for none [default: /run/docker/plugins/weft.sock on hosts with Docker]
     #[arg(long, value_name = "PATH|off")]
     docker_plugin: Option<PathBuf>,
@@ -180,6 +189,9 @@ impl AgentArgs {
             node_name: self.node_name,
             advertise: self.advertise,
             vxlan_port: self.vxlan_port,
+            wireguard_port: self.wireguard_port,
+            encrypt: self.encrypt,
+            tunnels: self.tunnels,
             docker_socket: self.docker_socket,
             docker_plugin: match self.docker_plugin {
                 None => DockerPlugin::Auto,

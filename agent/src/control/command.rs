@@ -88,7 +88,7 @@ impl Control {
                 self.reply(to, Ok(nodes));
             }
             Command::NodeInspect(reference, to) => {
-                let result = self.node_detail(&reference);
+                let result = self.node_detail(&reference, now);
                 self.reply(to, result);
             }
             Command::NodeRemove(reference, query, to) => {
@@ -109,7 +109,7 @@ impl Control {
                 self.reply(to, Ok(networks));
             }
             Command::NetworkInspect(reference, to) => {
-                let result = self.network_detail(&reference);
+                let result = self.network_detail(&reference, now);
                 self.reply(to, result);
             }
             Command::NetworkRemove(reference, to) => {
@@ -135,7 +135,7 @@ impl Control {
                 self.remove_service(&reference, &query, to, now);
             }
             Command::Status(facts, to) => {
-                let status = self.status(facts);
+                let status = self.status(facts, now);
                 self.reply(to, Ok(status));
             }
         }

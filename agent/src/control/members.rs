@@ -6,7 +6,7 @@ use weft_types::NodeId;
 use super::{
     Control, Now,
     catalogue::{Change, Presence},
-    records::{Kind, NodeFact, Register, encode, network_key},
+    records::{Kind, NodeFact, Register, TunnelFact, encode, network_key},
     spaces::Wire,
 };
 use crate::api::types::{ClusterJoinResponse, EventKind};
@@ -30,12 +30,22 @@ impl Control {
 
     /// Says what this node is, if that is not what its record says already.
     pub(super) fn introduce(&mut self, now: Now) {
+        self.describe_itself(now);
+        self.settle(now);
+    }
+
+    fn describe_itself(&mut self, now: Now) {
         let fact = NodeFact {
             name: self.settings.node_name.clone(),
             gossip: self.settings.gossip,
             vtep: self.settings.vtep,
             underlay_mtu: self.settings.underlay_mtu,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            tunnel: TunnelFact {
+                key: self.settings.tunnel_key.public_key(),
+                address: self.tunnel_address(),
+                port: self.settings.wireguard_port,
+            },
         };
         let known = self.catalogue.node(self.me).and_then(|node| node.fact.as_ref());
         if known != Some(&fact) {
@@ -43,7 +53,6 @@ impl Control {
             self.publish(key, encode(&fact), now)
                 .expect("a node's name has a bounded length");
         }
-        self.settle(now);
     }
 
     /// Whoever joins knows what the others know, and has numbers to go on alone with.
@@ -134,6 +143,8 @@ impl Control {
         self.note_for_checks(&change);
         self.ingresses_to_look_at |= !matches!(change, Change::IngressChanged | Change::TokensChanged);
         match change {
+            // It may have this node's address inside the tunnels, and keep it.
+            Change::Node(node) if node != self.me => self.describe_itself(now),
             Change::Node(_) | Change::TokensChanged | Change::IngressChanged | Change::DrainChanged => {}
             Change::NodeRemoved(node) => {
                 if node == self.me {

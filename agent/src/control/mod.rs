@@ -33,6 +33,7 @@ mod timers;
 pub mod token;
 mod tokens;
 mod traffic;
+mod tunnels;
 mod views;
 #[cfg(test)]
 mod world;
@@ -40,6 +41,7 @@ mod world;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -50,6 +52,7 @@ use serde::{Deserialize, Serialize};
 use weft_gossip::{Gossip, Key, Output, Record};
 use weft_lb::{Ejections, SlowStart};
 use weft_types::{ClusterId, EndpointId, NetworkId, NodeId};
+use weft_wireguard::Secret32;
 
 use crate::api::{
     ApiError,
@@ -65,6 +68,7 @@ pub use pools::Pools;
 use publish::Entering;
 pub use publish::{Entered, EntryTable, host_port};
 pub use traffic::Traffic;
+pub use tunnels::TunnelReport;
 pub use views::{DNS_V4, DNS_V6, HostState, Resolver, SandboxTables};
 
 use away::Away;
@@ -77,6 +81,7 @@ use polls::Polls;
 use records::SpaceKey;
 pub use spaces::Kept;
 use spaces::Spaces;
+use tunnels::Tunnels;
 
 /// What every node of a cluster knows about it, from `init` or from the answer to `join`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +92,8 @@ pub struct ClusterFacts {
     /// The keys that gossip is sealed with; the first seals, all open.
     pub keys: Vec<[u8; 32]>,
     pub pools: Pools,
+    /// What every pair of nodes makes the pre-shared key of its tunnel from. It is in no token.
+    pub secret: Secret32,
 }
 
 /// What this node is told at its start.
@@ -101,6 +108,14 @@ pub struct Settings {
     pub domain: String,
     /// Whether health checks may be commands.
     pub health_commands: bool,
+    /// This node's X25519 key.
+    pub tunnel_key: Secret32,
+    /// The UDP port of WireGuard.
+    pub wireguard_port: u16,
+    /// Whether networks that are made here are encrypted if nobody says otherwise.
+    pub encrypt: bool,
+    /// Below which the namespaces of networks are.
+    pub run_dir: PathBuf,
 }
 
 /// The two clocks: one to measure with, one to show.
@@ -220,6 +235,7 @@ pub struct Control {
     ejections: Ejections,
     /// How often this host has ejected a backend.
     ejected_so_far: u64,
+    tunnels: Tunnels,
     problems: BTreeSet<String>,
     /// Those of `problems` that the last report of the kernel named.
     host_problems: BTreeSet<String>,
@@ -302,6 +318,7 @@ impl Control {
             slow_start: SlowStart::default(),
             ejections: Ejections::default(),
             ejected_so_far: 0,
+            tunnels: Tunnels::default(),
             problems: BTreeSet::new(),
             host_problems: BTreeSet::new(),
             generation: 1,

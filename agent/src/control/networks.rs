@@ -117,13 +117,14 @@ impl Control {
     }
 
     fn largest_mtu_exceeded(&self, request: &NetworkCreateRequest) -> Result<Option<u16>, ApiError> {
-        let largest = self.overlay_mtu()?;
+        let encrypted = request.check()?.encrypted.unwrap_or(self.settings.encrypt);
+        let largest = self.overlay_mtu(encrypted)?;
         let asked = request.options.get("mtu").and_then(|mtu| mtu.parse::<u16>().ok());
         Ok(asked.filter(|asked| *asked > largest).map(|_| largest))
     }
 
     /// What fits through the smallest underlay among the nodes.
-    fn overlay_mtu(&self) -> Result<u16, ApiError> {
+    fn overlay_mtu(&self, encrypted: bool) -> Result<u16, ApiError> {
         let facts = self.catalogue.nodes().filter_map(|(_, node)| node.fact.as_ref());
         let own = (self.settings.underlay_mtu, self.settings.vtep);
         let (underlay, vtep) = facts
@@ -131,7 +132,11 @@ impl Control {
             .chain([own])
             .min()
             .expect("this node is one");
-        weft_overlay::overlay_mtu(underlay, vtep).map_err(|error| ApiError::invalid(error.to_string()))
+        let mtu = match encrypted {
+            true => weft_overlay::encrypted_mtu(underlay),
+            false => weft_overlay::overlay_mtu(underlay, vtep),
+        };
+        mtu.map_err(|error| ApiError::invalid(error.to_string()))
     }
 
     pub(super) fn check_subnet(
@@ -221,17 +226,22 @@ impl Control {
             None => NetworkId(self.rng.random()),
         };
         let lamport = self.catalogue.tick();
+        let encrypted = create.options.encrypted.unwrap_or(self.settings.encrypt);
         let spec = NetworkSpec {
             name: request.name.clone(),
             created: lamport,
             created_millis: now.unix_millis,
             creator: self.me,
             vni: create.vni.expect("taken above"),
-            mtu: create.options.mtu.map_or_else(|| self.overlay_mtu(), Ok)?,
+            mtu: create
+                .options
+                .mtu
+                .map_or_else(|| self.overlay_mtu(encrypted), Ok)?,
             subnets,
             internal: request.internal,
             labels: request.labels.clone().into_iter().collect(),
             options: request.options.clone().into_iter().collect(),
+            encrypted,
         };
         let register = Register {
             lamport,
@@ -423,11 +433,12 @@ impl Control {
                 .iter()
                 .any(|subnet| matches!(subnet.net, IpNet::V6(_))),
             internal: spec.internal,
+            encrypted: spec.encrypted,
             endpoint_count: self.catalogue.endpoints(id).count() as u32,
         }
     }
 
-    pub(super) fn network_detail(&self, reference: &str) -> Result<NetworkDetail, ApiError> {
+    pub(super) fn network_detail(&self, reference: &str, now: Now) -> Result<NetworkDetail, ApiError> {
         let id = names::network(&self.catalogue, reference)?;
         let spec = self.catalogue.network(id).expect("found by name");
         Ok(NetworkDetail {
@@ -447,6 +458,7 @@ impl Control {
                 .map(|(id, spec)| self.service_summary(id, spec))
                 .collect(),
             shares: self.network_shares(id, spec),
+            encryption: self.encryption(Some(id), now),
         })
     }
 

@@ -42,7 +42,7 @@ impl Control {
         nodes
     }
 
-    pub(super) fn node_detail(&self, reference: &str) -> Result<NodeDetail, ApiError> {
+    pub(super) fn node_detail(&self, reference: &str, now: Now) -> Result<NodeDetail, ApiError> {
         let id = names::node(&self.catalogue, reference)?;
         let endpoints = self
             .catalogue
@@ -74,6 +74,8 @@ impl Control {
             info: self.node_info(id),
             endpoints,
             shares,
+            key_fingerprint: self.key_fingerprint(id),
+            tunnel: self.tunnel_to(id, now),
         })
     }
 
@@ -167,7 +169,7 @@ impl Control {
         self.removed
     }
 
-    pub(super) fn status(&self, facts: HostFacts) -> StatusResponse {
+    pub(super) fn status(&self, facts: HostFacts, now: Now) -> StatusResponse {
         let nodes = self.list_nodes();
         let present: Vec<_> = nodes
             .iter()
@@ -189,7 +191,8 @@ impl Control {
             networks: self.list_networks(),
             datapath: facts.datapath,
             names: facts.names,
-            problems: self.all_problems(),
+            encryption: self.encryption(None, now),
+            problems: self.all_problems(now),
         }
     }
 
@@ -220,8 +223,9 @@ impl Control {
         Ok(services)
     }
 
-    fn all_problems(&self) -> Vec<String> {
+    fn all_problems(&self, now: Now) -> Vec<String> {
         let mut problems: Vec<String> = self.problems.iter().cloned().collect();
+        problems.extend(self.tunnel_problems(now));
         let names: Vec<_> = self
             .catalogue
             .nodes()

@@ -4,7 +4,7 @@
 //! service) is a [`Register`]: every author keeps its own record, and the register with the highest
 //! (Lamport time, author) is the one that holds. No wall clock decides anything.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -74,6 +74,18 @@ pub struct NodeFact {
     /// The MTU of the device that carries `vtep`, in bytes.
     pub underlay_mtu: u32,
     pub version: String,
+    pub tunnel: TunnelFact,
+}
+
+/// Where a node's encrypted tunnels end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelFact {
+    /// Its X25519 key.
+    pub key: [u8; 32],
+    /// Its address inside the tunnels.
+    pub address: Ipv4Addr,
+    /// The UDP port on its underlay address.
+    pub port: u16,
 }
 
 /// A value that several nodes may set.
@@ -100,6 +112,8 @@ pub struct NetworkSpec {
     pub internal: bool,
     pub labels: Vec<(String, String)>,
     pub options: Vec<(String, String)>,
+    /// Whether what goes from host to host is encrypted; never changed.
+    pub encrypted: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -28,6 +28,8 @@ pub struct HostState {
     /// Grows with every change.
     pub generation: u64,
     pub overlay: plan::Desired,
+    /// What the process that encrypts is told; `None` where there is nothing for it to do.
+    pub tunnels: Option<Box<weft_wireguard::Desired>>,
     pub sandboxes: Vec<SandboxTables>,
     /// What comes in by published ports.
     pub entries: Vec<EntryTable>,
@@ -57,7 +59,10 @@ pub struct Resolver {
 impl Control {
     pub fn host_state(&mut self, now: Now) -> HostState {
         self.look_who_is_new(now);
+        let tunnels = self.tunnels();
+        self.tunnels.expect(tunnels.as_ref(), now);
         HostState {
+            tunnels: tunnels.map(Box::new),
             generation: self.generation,
             overlay: self.overlay(),
             sandboxes: self.sandbox_tables(),
@@ -123,13 +128,22 @@ impl Control {
         let members: BTreeSet<IpAddr> = facts
             .filter_map(|(_, node)| Some(node.fact.as_ref()?.vtep))
             .collect();
-        let local = self.local_endpoints().map(|(network, _, _)| network);
-        let local: BTreeSet<NetworkId> = local.chain(self.catalogue.ingresses_of(self.me)).collect();
-        let networks = local
+        let networks = self
+            .networks_here()
             .into_iter()
             .filter_map(|id| Some((id, self.overlay_network(id, self.catalogue.network(id)?))))
             .collect();
-        plan::Desired { networks, members }
+        plan::Desired {
+            networks,
+            members,
+            guarded: [self.settings.vxlan_port].into(),
+        }
+    }
+
+    /// The networks that this node has an endpoint or a place of its own on.
+    pub(super) fn networks_here(&self) -> BTreeSet<NetworkId> {
+        let local = self.local_endpoints().map(|(network, _, _)| network);
+        local.chain(self.catalogue.ingresses_of(self.me)).collect()
     }
 
     fn overlay_network(&self, id: NetworkId, spec: &NetworkSpec) -> plan::Network {
@@ -172,6 +186,7 @@ impl Control {
             mtu: spec.mtu,
             vtep: self.settings.vtep,
             vxlan_port: self.settings.vxlan_port,
+            encrypted: spec.encrypted,
             subnets: spec
                 .subnets
                 .iter()

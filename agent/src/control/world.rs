@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use weft_gossip::{Config, Gossip, GossipKey, Identity, KeyRing, Output};
 use weft_types::{ClusterId, EndpointId};
+use weft_wireguard::Secret32;
 
 use super::{
     ClusterFacts, Command, Control, CountOrder, HealthProbe, HealthResult, HostReport, Now, Pools, Responder,
@@ -88,6 +89,7 @@ impl World {
             founder,
             keys: vec![[9; 32]],
             pools: Pools::of_cluster(cluster),
+            secret: Secret32::new([8; 32]),
         };
         let address = |n: u8| SocketAddr::from(([192, 0, 2, n], 7946));
         let nodes = (1..=count).map(|n| {
@@ -101,6 +103,10 @@ impl World {
                 vxlan_port: 4789,
                 domain: "weft.internal".to_owned(),
                 health_commands: false,
+                tunnel_key: Secret32::new([n; 32]),
+                wireguard_port: 51820,
+                encrypt: false,
+                run_dir: "/run/weft".into(),
             };
             let control = Control::new(
                 facts.clone(),

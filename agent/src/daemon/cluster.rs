@@ -14,6 +14,7 @@ use weft_gossip::{
     transport::{Input, Transport},
 };
 use weft_types::{ClusterId, NodeId};
+use weft_wireguard::Secret32;
 
 use super::{Daemon, advertise, now};
 use crate::{
@@ -123,6 +124,10 @@ impl Daemon {
             vxlan_port: self.options.vxlan_port,
             domain: crate::options::DOMAIN.to_owned(),
             health_commands: self.options.health_commands,
+            tunnel_key: Secret32::new(self.store.tunnel_key(random())?),
+            wireguard_port: self.options.wireguard_port,
+            encrypt: self.options.encrypt,
+            run_dir: self.options.run_dir.clone(),
         };
         let stored = Stored {
             records: self.store.records()?,
@@ -151,6 +156,7 @@ impl Daemon {
             founder: self.identity.node(),
             keys: vec![random()],
             pools: Pools::of_cluster(id),
+            secret: Secret32::new(random()),
         };
         let membership = match self.open_membership(facts.clone(), true).await {
             Ok(membership) => membership,

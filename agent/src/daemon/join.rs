@@ -108,6 +108,7 @@ impl Daemon {
             networks: Vec::new(),
             datapath: facts.datapath,
             names: facts.names,
+            encryption: None,
             problems: Vec::new(),
         }));
     }

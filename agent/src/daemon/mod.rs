@@ -17,6 +17,7 @@ mod server;
 mod store;
 mod tally;
 pub(crate) mod target;
+mod tunnels;
 mod watch;
 
 use std::{
@@ -36,7 +37,7 @@ use weft_gossip::Identity;
 
 use crate::{
     api::ApiError,
-    control::{HealthResult, HostFacts, Now, Responder, docker::DockerCommand},
+    control::{HealthResult, HostFacts, Now, Responder, TunnelReport, docker::DockerCommand},
     docker::{self, Door, Owner, Plugin, Watcher},
     metrics::{Snapshot, Work},
     options::{AgentOptions, DockerPlugin, LogFormat},
@@ -50,6 +51,7 @@ use observe::{Exposed, Monitoring};
 use resolv::ResolverFiles;
 use server::{Api, Request};
 use store::Store;
+use tunnels::TunnelsThread;
 
 /// API requests that wait to be handled; more are kept waiting in their connections.
 const MAX_REQUESTS: usize = 64;
@@ -107,6 +109,7 @@ struct Daemon {
     host: HostThread,
     names: Names,
     resolvers: ResolverFiles,
+    tunnels: TunnelsThread,
     prober: Prober,
     events: EventLog,
     started: Now,
@@ -160,6 +163,7 @@ impl Daemon {
             host,
             names: Names::new(&options.dns)?,
             resolvers: ResolverFiles::new(resolv::ROOT),
+            tunnels: TunnelsThread::start(&options)?,
             prober: Prober::new(options.health_commands),
             events,
             started: now(),
@@ -200,6 +204,7 @@ impl Daemon {
                 Some(attempt) = self.joins.recv() => self.on_join(attempt).await?,
                 Some(command) = self.docker.recv() => self.on_docker(command),
                 said = self.host.says() => self.on_host(said),
+                report = self.tunnels.says() => self.on_tunnels(report),
                 result = self.prober.result() => self.on_health(result),
                 () = Membership::progress(&mut self.membership) => {}
             }
@@ -259,6 +264,8 @@ impl Daemon {
         match (said, control) {
             (host::Said::Report(report), control) => {
                 self.names.serve(report.sockets);
+                // A device may be there now that was missing.
+                self.tunnels.look_again();
                 if let Some(control) = control {
                     control.handle_report(report.host, now());
                 }
@@ -268,6 +275,12 @@ impl Daemon {
             }
             (host::Said::Tried(tried), Some(control)) => control.handle_attempts(&tried, now()),
             (host::Said::Counted(..) | host::Said::Tried(_), None) => {}
+        }
+    }
+
+    fn on_tunnels(&mut self, report: TunnelReport) {
+        if let Some(membership) = &mut self.membership {
+            membership.control.handle_tunnels(report, now());
         }
     }
 
@@ -295,10 +308,12 @@ impl Daemon {
         membership.send(turn.send);
         membership.probe(turn.probe);
         if turn.host_changed {
-            let state = membership.control.host_state(now());
+            let mut state = membership.control.host_state(now());
             self.changes
                 .send_modify(|generation| *generation = state.generation);
             self.names.publish(&state);
+            // Who is out of the cluster is out of this at once. What needs a device that is still to be made waits for it.
+            self.tunnels.apply(state.tunnels.take());
             self.host.apply(state);
             self.resolvers.set(membership.control.resolvers());
         }
@@ -335,6 +350,7 @@ impl Daemon {
 impl Daemon {
     /// Leaves nothing of ours on the host.
     fn clear_host(&mut self) {
+        self.tunnels.apply(None);
         self.host.clear();
         self.resolvers.set(BTreeMap::new());
     }

@@ -24,6 +24,7 @@ const KEPT: TableDefinition<&[u8], ()> = TableDefinition::new("kept");
 const BINDINGS: TableDefinition<&str, &[u8]> = TableDefinition::new("bindings");
 
 const IDENTITY: &str = "identity";
+const TUNNEL_KEY: &str = "tunnel key";
 const BOOT: &str = "boot";
 const CLUSTER: &str = "cluster";
 
@@ -91,10 +92,19 @@ impl Store {
 
     /// The seed of the node's key, made at the first start from `fresh`.
     pub fn identity(&self, fresh: [u8; 32]) -> Result<[u8; 32], StoreError> {
-        if let Some(seed) = self.get_meta(IDENTITY)? {
-            return Ok(seed);
+        self.secret(IDENTITY, fresh)
+    }
+
+    /// The node's X25519 key for encrypted networks, made at the first start from `fresh`.
+    pub fn tunnel_key(&self, fresh: [u8; 32]) -> Result<[u8; 32], StoreError> {
+        self.secret(TUNNEL_KEY, fresh)
+    }
+
+    fn secret(&self, name: &'static str, fresh: [u8; 32]) -> Result<[u8; 32], StoreError> {
+        if let Some(secret) = self.get_meta(name)? {
+            return Ok(secret);
         }
-        self.put_meta(IDENTITY, &fresh)?;
+        self.put_meta(name, &fresh)?;
         Ok(fresh)
     }
 

@@ -53,6 +53,8 @@ pub struct NetworkSpec {
     pub subnets: Vec<SubnetSpec>,
     /// MTU of the endpoints, when the file sets it.
     pub mtu: Option<u16>,
+    /// Whether it is encrypted, when the file says so.
+    pub encrypted: Option<bool>,
     /// Labels, as Docker's.
     pub labels: BTreeMap<String, String>,
     /// Whether a subnet is also one of another network of the file.

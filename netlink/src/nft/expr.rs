@@ -40,6 +40,9 @@ pub enum Load {
     Iifname,
     /// Name of the device it leaves by.
     Oifname,
+    /// The user whose socket of this namespace a packet comes from; a rule that asks for it does not go on for a packet
+    /// that comes from none.
+    Skuid,
     /// Transport protocol.
     L4Proto,
     /// IPv4 source address.
@@ -121,6 +124,7 @@ impl Load {
         match self {
             Self::Iifname => Source::Meta(libc::NFT_META_IIFNAME),
             Self::Oifname => Source::Meta(libc::NFT_META_OIFNAME),
+            Self::Skuid => Source::Meta(libc::NFT_META_SKUID),
             Self::L4Proto => Source::Meta(libc::NFT_META_L4PROTO),
             Self::Ip4Saddr => network(12, 4),
             Self::Ip4Daddr => network(16, 4),
@@ -144,6 +148,7 @@ impl Load {
         match self {
             Self::Iifname => "iifname",
             Self::Oifname => "oifname",
+            Self::Skuid => "skuid",
             Self::L4Proto => "l4proto",
             Self::Ip4Saddr => "ip saddr",
             Self::Ip4Daddr => "ip daddr",

@@ -348,7 +348,8 @@ fn fdb(message: &NeighbourMessage) -> Option<FdbEntry> {
     }
     let state = u16::from(message.header.state);
     let is_static = if message.header.flags.contains(NeighbourFlags::Own) {
-        state & NUD_PERMANENT != 0
+        // Without a VTEP it is one of the groups that any device hears.
+        state & NUD_PERMANENT != 0 && vtep.is_some()
     } else {
         state & (NUD_PERMANENT | NUD_NOARP) == NUD_NOARP
     };

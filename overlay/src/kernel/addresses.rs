@@ -25,13 +25,22 @@ impl AddressSets {
 
     /// Goes on for packets of an IP version whose `address` is not in its set.
     pub(super) fn miss(&self, rule: Rule, ipv6: bool, address: Load) -> Rule {
+        self.lookup(rule, ipv6, address, true)
+    }
+
+    /// Goes on for packets of an IP version whose `address` is in its set.
+    pub(super) fn hit(&self, rule: Rule, ipv6: bool, address: Load) -> Rule {
+        self.lookup(rule, ipv6, address, false)
+    }
+
+    fn lookup(&self, rule: Rule, ipv6: bool, address: Load, invert: bool) -> Rule {
         rule.then(Expr::Version { ipv6 })
             .then(Expr::Load(address, Reg(0)))
             .then(Expr::Lookup {
                 set: self.0[usize::from(ipv6)].into(),
                 key: Reg(0),
                 to: None,
-                invert: true,
+                invert,
             })
     }
 

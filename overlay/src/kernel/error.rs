@@ -4,9 +4,10 @@ use weft_netlink::{
     netns::{NetnsError, NetnsId},
     nft::NftError,
     route::{BatchError, DumpError, OpenError, Refusal},
+    tap::TapError,
 };
 
-use crate::plan::{EndpointOp, NetworkOp, Op};
+use crate::plan::{Carrier, EndpointOp, NetworkOp, Op, Tunnel};
 
 /// The kernel could not be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,9 @@ pub enum Cause {
     /// Nft refused.
     #[error(transparent)]
     Nft(#[from] NftError),
+    /// No TAP device.
+    #[error(transparent)]
+    Tap(#[from] TapError),
     /// The sandbox's path leads to another namespace now.
     #[error("{path} is {now} and was {before} when the endpoint was made: the sandbox was replaced")]
     OtherSandbox {
@@ -94,15 +98,26 @@ impl OpError {
         let Cause::Refused(refusal) = &self.cause else {
             return None;
         };
-        match (&self.op, refusal.errno) {
-            (Op::Network(_, NetworkOp::AddVxlan(vxlan)), EEXIST) => Some(format!(
-                "another VXLAN device of this host, perhaps in a namespace that a process keeps alive, has VNI {} \
-                 on port {}",
-                vxlan.vni, vxlan.port
-            )),
-            (Op::Network(_, NetworkOp::AddVxlan(vxlan)), EADDRINUSE) => {
-                Some(format!("a program on this host uses UDP port {}", vxlan.port))
+        if let Op::Network(
+            _,
+            NetworkOp::AddTunnel(Tunnel {
+                carrier: Carrier::Vxlan { vni, port, .. },
+                ..
+            }),
+        ) = self.op
+        {
+            match refusal.errno {
+                EEXIST => {
+                    return Some(format!(
+                        "another VXLAN device of this host, perhaps in a namespace that a process keeps alive, has VNI {vni} \
+                         on port {port}"
+                    ));
+                }
+                EADDRINUSE => return Some(format!("a program on this host uses UDP port {port}")),
+                _ => {}
             }
+        }
+        match (&self.op, refusal.errno) {
             (Op::Endpoint(_, _, EndpointOp::Add { .. }), EEXIST) => {
                 Some("the sandbox has an interface of that name".to_owned())
             }

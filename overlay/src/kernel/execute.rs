@@ -18,7 +18,7 @@ use weft_types::{EndpointId, NetworkId};
 
 #[cfg(test)]
 pub(super) use self::network::BRIDGE_ONLY;
-pub(super) use self::{ingress::loopback_route, network::TUNNEL};
+pub(super) use self::{ingress::loopback_route, network::TUNNEL_PORT};
 use super::{Cause, Kernel, OpError, Space, observe::FORWARDING, rules};
 use crate::plan::{HostOp, Op, Plan};
 

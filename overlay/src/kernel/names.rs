@@ -1,6 +1,6 @@
 //! What our objects are called.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use weft_netlink::nft::{Family, Table};
 use weft_types::{EndpointId, NetworkId};
@@ -8,7 +8,8 @@ use weft_types::{EndpointId, NetworkId};
 use super::Kernel;
 
 pub(super) const BRIDGE: &str = "br0";
-pub(super) const VXLAN: &str = "vx0";
+/// The port of a network's bridge that leads to the other hosts.
+pub const TUNNEL: &str = "vx0";
 pub(super) const UPLINK: &str = "up0";
 pub(super) const UPLINK_ALIAS: &str = "weft:uplink";
 pub(super) const INGRESS: &str = "in0";
@@ -16,13 +17,14 @@ pub(super) const INGRESS: &str = "in0";
 pub(super) const INGRESS_PORT: &str = "in0-port";
 pub(super) const INGRESS_ALIAS: &str = "weft:ingress";
 pub(super) const VXLAN_ALIAS: &str = "weft:vxlan";
+pub(super) const TAP_ALIAS: &str = "weft:tap";
 /// What every alias of ours starts with.
 pub(super) const MARK: &str = "weft:";
 
 /// Interface indexes in a namespace of ours, above those that the kernel gives to devices which some modules
 /// put into every namespace (`tunl0`, `sit0`).
 pub(super) const BRIDGE_INDEX: u32 = 100;
-pub(super) const VXLAN_INDEX: u32 = 101;
+pub(super) const TUNNEL_INDEX: u32 = 101;
 pub(super) const UPLINK_INDEX: u32 = 102;
 pub(super) const INGRESS_INDEX: u32 = 103;
 pub(super) const INGRESS_PORT_INDEX: u32 = 104;
@@ -79,4 +81,13 @@ impl Kernel {
     pub(super) fn netns_path(&self, network: NetworkId) -> PathBuf {
         self.netns_dir.join(network.short())
     }
+}
+
+/// The path that keeps a network's namespace where this is the run directory.
+pub fn namespace_path(run_dir: &Path, network: NetworkId) -> PathBuf {
+    netns_dir(run_dir).join(network.short())
+}
+
+pub(super) fn netns_dir(run_dir: &Path) -> PathBuf {
+    run_dir.join("netns")
 }

@@ -19,12 +19,12 @@ use super::{
     FarEnd, Handle, Kernel, KernelError, Links, Space,
     execute::loopback_route,
     names,
-    names::{BRIDGE, INGRESS, INGRESS_PORT, MARK, ROUTE_PROTOCOL, UPLINK, UPLINK_ALIAS, VXLAN},
+    names::{BRIDGE, INGRESS, INGRESS_PORT, MARK, ROUTE_PROTOCOL, TUNNEL, UPLINK, UPLINK_ALIAS},
     ports, rules,
 };
 use crate::plan::{
-    Bridge, Desired, EndpointRoute, Forwarding, Host, IngressLink, LocalEndpoint, Network, Observed,
-    ObservedEndpoint, ObservedNetwork, Place, Sandbox, Uplink, Vxlan,
+    Bridge, Carrier, Desired, EndpointRoute, Far, Forwarding, Host, IngressLink, LocalEndpoint, Network,
+    Observed, ObservedEndpoint, ObservedNetwork, Place, Sandbox, Tunnel, Uplink,
 };
 
 pub(super) const FORWARDING: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
@@ -199,11 +199,11 @@ fn observe_network(
     let dump = Dump::of(&mut route)?;
     let bridge = dump.named(BRIDGE).filter(|link| link.kind == "bridge");
     let index = bridge.map_or(0, |link| link.index);
-    let vxlan = dump.named(VXLAN);
+    let tunnel = dump.named(TUNNEL);
     let uplink = dump.named(UPLINK);
     let links = Links {
         bridge: index,
-        vxlan: vxlan.map(|link| link.index),
+        tunnel: tunnel.map(|link| link.index),
         uplink: uplink.map(|link| link.index),
         uplink_host: uplink_host.map(|link| link.index),
         ingress: dump.named(INGRESS).map(|link| link.index),
@@ -225,16 +225,21 @@ fn observe_network(
             .addresses_of(index)
             .filter(|net| !is_ipv6_link_local(net))
             .collect(),
-        vxlan: vxlan.and_then(|link| {
-            let options = link.detail.vxlan?;
-            let as_made =
-                link.up && link.master == Some(index) && link.detail.port == Some(super::execute::TUNNEL);
-            as_made.then_some(Vxlan {
-                vni: options.vni,
-                local: options.local,
-                port: options.port,
-                mtu: link.mtu,
-            })
+        tunnel: tunnel.and_then(|link| {
+            let carrier = match link.detail.vxlan {
+                Some(options) => Carrier::Vxlan {
+                    vni: options.vni,
+                    local: options.local,
+                    port: options.port,
+                },
+                None if link.kind == "tun" => Carrier::Tap,
+                None => return None,
+            };
+            let as_made = link.up
+                && link.master == Some(index)
+                && link.detail.port == Some(super::execute::TUNNEL_PORT);
+            let mtu = link.mtu;
+            as_made.then_some(Tunnel { carrier, mtu })
         }),
         uplink: None,
         ingress: None,
@@ -279,20 +284,32 @@ fn observe_network(
             intact,
         });
     }
-    if let (Some(vxlan), Some(_)) = (links.vxlan, network.vxlan) {
+    let has_vxlan = matches!(
+        network.tunnel,
+        Some(Tunnel {
+            carrier: Carrier::Vxlan { .. },
+            ..
+        })
+    );
+    if let (Some(tunnel), Some(_)) = (links.tunnel, network.tunnel) {
         let of_tunnel = |of_bridge: bool| {
             fdb.iter()
-                .filter(move |e| e.link == vxlan && e.is_static && e.vtep.is_none() == of_bridge)
+                .filter(move |e| e.link == tunnel && e.is_static && e.vtep.is_none() == of_bridge)
         };
         let bridged: BTreeSet<Mac> = of_tunnel(true).map(|entry| entry.mac).collect();
-        for mac in of_tunnel(true).chain(of_tunnel(false)).map(|entry| entry.mac) {
+        if !has_vxlan {
+            let known = bridged.iter().map(|mac| (*mac, Some(Far::Process)));
+            network.fdb.extend(known);
+        }
+        let macs = of_tunnel(true).chain(of_tunnel(false)).map(|entry| entry.mac);
+        for mac in macs.filter(|_| has_vxlan) {
             let mut vteps = of_tunnel(false)
                 .filter(|entry| entry.mac == mac)
                 .filter_map(|entry| entry.vtep);
             let vtep = vteps
                 .next()
                 .filter(|_| vteps.next().is_none() && bridged.contains(&mac));
-            network.fdb.insert(mac, vtep);
+            network.fdb.insert(mac, vtep.map(Far::Vtep));
         }
     }
     let mut endpoints = BTreeMap::new();
@@ -346,6 +363,7 @@ fn observe_network(
             nft: Some(nft),
             links,
             uplink: None,
+            has_vxlan,
             endpoints,
             next_port,
         },

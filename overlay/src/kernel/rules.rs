@@ -1,9 +1,9 @@
-//! Our nft tables: who is heard on the VXLAN port, what is not tracked, and masquerade.
+//! Our nft tables: who is heard on the VXLAN port and who may send to it, what is not tracked, and masquerade.
 
 use std::net::IpAddr;
 
 use weft_netlink::nft::{
-    Chain, ChainType, Datum, Expr, Hook, Load, Nft, NftError, Rule, Transaction, Verdict, priority,
+    Chain, ChainType, Datum, Expr, Hook, Load, Nft, NftError, Rule, Table, Transaction, Verdict, priority,
 };
 
 use super::{
@@ -13,6 +13,10 @@ use super::{
 use crate::plan::{HostRules, Uplink};
 
 const MEMBERS: AddressSets = AddressSets(["members4", "members6"]);
+/// Where members are heard.
+const LOCAL: AddressSets = AddressSets(["local4", "local6"]);
+/// What is read of a packet's source and destination, of IPv4 and of IPv6.
+const ADDRESSES: [[Load; 2]; 2] = [[Load::Ip4Saddr, Load::Ip4Daddr], [Load::Ip6Saddr, Load::Ip6Daddr]];
 const MASQUERADE: &str = "masquerade";
 const IPPROTO_UDP: u8 = 17;
 
@@ -22,31 +26,15 @@ pub(super) fn host(rules: &HostRules) -> Transaction {
     let mut change = Transaction::new();
     change.delete_table(&table).add_table(&table);
     MEMBERS.add(&mut change, &table, &rules.members);
-    change.add_chain(
-        &table,
-        Chain::base("input", ChainType::Filter, Hook::Input, priority::FILTER),
-    );
-    for port in &rules.ports {
-        for (ipv6, source) in [(false, Load::Ip4Saddr), (true, Load::Ip6Saddr)] {
-            let to_port = Rule::new()
-                .equal(Load::L4Proto, Datum::Proto(IPPROTO_UDP))
-                .equal(Load::Dport, Datum::Port(*port));
-            let rule = MEMBERS
-                .miss(to_port, ipv6, source)
-                .then(Expr::Counter)
-                .then(Expr::Verdict(Verdict::Drop))
-                .comment(format!("vxlan {port}"));
-            change.add_rule(&table, "input", rule);
-        }
-    }
+    LOCAL.add(&mut change, &table, &rules.local);
+    hear_members(&mut change, &table, rules);
+    guard(&mut change, &table, rules);
     // Each flow inside is a source port outside, and so a tracked connection that says nothing: it would cost time with every
     // packet, and a full table would drop it. What is inside is tracked where it is inside.
     for (name, hook) in [("raw-in", Hook::Prerouting), ("raw-out", Hook::Output)] {
         change.add_chain(&table, Chain::base(name, ChainType::Filter, hook, priority::RAW));
         for port in &rules.ports {
-            let rule = Rule::new()
-                .equal(Load::L4Proto, Datum::Proto(IPPROTO_UDP))
-                .equal(Load::Dport, Datum::Port(*port))
+            let rule = to_port(*port)
                 .then(Expr::Notrack)
                 .comment(format!("untracked {port}"));
             change.add_rule(&table, name, rule);
@@ -70,6 +58,54 @@ pub(super) fn host(rules: &HostRules) -> Transaction {
         }
     }
     change
+}
+
+fn to_port(port: u16) -> Rule {
+    Rule::new()
+        .equal(Load::L4Proto, Datum::Proto(IPPROTO_UDP))
+        .equal(Load::Dport, Datum::Port(port))
+}
+
+fn dropped(rule: Rule) -> Rule {
+    rule.then(Expr::Counter).then(Expr::Verdict(Verdict::Drop))
+}
+
+/// The kernel's VXLAN socket hears at every address, whatever the device says: members alone are heard, and only at the
+/// address where they send to.
+fn hear_members(change: &mut Transaction, table: &Table, rules: &HostRules) {
+    change.add_chain(
+        table,
+        Chain::base("input", ChainType::Filter, Hook::Input, priority::FILTER),
+    );
+    for port in &rules.ports {
+        for ([source, target], ipv6) in ADDRESSES.into_iter().zip([false, true]) {
+            let from_stranger = dropped(MEMBERS.miss(to_port(*port), ipv6, source));
+            let elsewhere = dropped(LOCAL.miss(to_port(*port), ipv6, target));
+            change.add_rule(table, "input", from_stranger.comment(format!("vxlan {port}")));
+            change.add_rule(table, "input", elsewhere);
+        }
+    }
+}
+
+/// The others hear what comes from this host's address, so nobody but the kernel may send it from there: no process of
+/// the host, whose packets have a socket, as the kernel's own out of a network's namespace have none here; and nobody who
+/// is routed through it, a container of whatever engine say, whose address becomes the host's.
+fn guard(change: &mut Transaction, table: &Table, rules: &HostRules) {
+    for (name, hook) in [("output", Hook::Output), ("forward", Hook::Forward)] {
+        change.add_chain(
+            table,
+            Chain::base(name, ChainType::Filter, hook, priority::FILTER),
+        );
+    }
+    for port in &rules.guarded {
+        // What is no user's number is compared with, so that `nft list` shows that it was asked for.
+        let forged = dropped(to_port(*port).differs(Load::Skuid, Datum::Number(u32::MAX)));
+        change.add_rule(table, "output", forged.comment(format!("guarded {port}")));
+        for ([source, target], ipv6) in ADDRESSES.into_iter().zip([false, true]) {
+            let to_member = MEMBERS.hit(to_port(*port), ipv6, target);
+            change.add_rule(table, "forward", dropped(MEMBERS.miss(to_member, ipv6, source)));
+        }
+    }
 }
 
 pub(super) fn delete() -> Transaction {
@@ -108,9 +144,16 @@ pub(super) fn observe_host(nft: &Nft) -> Result<Option<HostRules>, NftError> {
         return Ok(None);
     }
     let comments = nft.rule_comments(&table)?;
-    let port = |comment: &str| comment.strip_prefix("vxlan ")?.parse().ok();
+    let ports = |what: &str| {
+        let named = comments.iter();
+        named
+            .filter_map(|(_, comment)| comment.strip_prefix(what)?.parse().ok())
+            .collect()
+    };
     Ok(Some(HostRules {
-        ports: comments.iter().filter_map(|(_, comment)| port(comment)).collect(),
+        ports: ports("vxlan "),
+        guarded: ports("guarded "),
+        local: LOCAL.observe(nft, &table)?,
         members: MEMBERS.observe(nft, &table)?,
         masquerade: comments.iter().any(|(_, comment)| comment == MASQUERADE),
     }))

@@ -2,6 +2,7 @@
 
 mod bed;
 mod ingress;
+mod tunnels;
 
 use std::{net::UdpSocket, time::Duration};
 
@@ -180,7 +181,7 @@ fn a_new_agent_adopts_what_the_old_one_left() {
     let space = host.kernel.namespace(APP).unwrap().unwrap();
     let mut batch = Batch::new();
     batch
-        .add(delete_link(names::VXLAN_INDEX))
+        .add(delete_link(names::TUNNEL_INDEX))
         .add(delete_link(names::UPLINK_INDEX));
     RouteSocket::open(&space).unwrap().execute(batch).unwrap();
     host.netns

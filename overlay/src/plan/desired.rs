@@ -9,7 +9,9 @@ use weft_netlink::netns::NetnsId;
 use weft_types::{EndpointId, Mac, NetworkId, Vni};
 
 use super::ingress::{Ingress, IngressLink, SourceRules};
-use super::observed::{Bridge, EndpointRoute, HostRules, ObservedEndpoint, ObservedNetwork, Uplink, Vxlan};
+use super::observed::{
+    Bridge, Carrier, EndpointRoute, Far, HostRules, ObservedEndpoint, ObservedNetwork, Tunnel, Uplink,
+};
 
 /// All that the overlays of this host should be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,6 +19,9 @@ pub struct Desired {
     /// VTEPs of the cluster: VXLAN packets from anybody else are dropped. Those of [`Network::remotes`] are
     /// members without being listed here.
     pub members: BTreeSet<IpAddr>,
+    /// UDP ports of VXLAN that nobody on this host but the kernel may send to, whether or not it has networks: the other
+    /// members believe what comes from its address.
+    pub guarded: BTreeSet<u16>,
     /// The networks. One without local endpoints and without an ingress is left out of the kernel.
     pub networks: BTreeMap<NetworkId, Network>,
 }
@@ -34,6 +39,9 @@ pub struct Network {
     pub vtep: IpAddr,
     /// The UDP port of VXLAN.
     pub vxlan_port: u16,
+    /// Whether its frames are encrypted on their way to other hosts: its bridge then leads to a TAP device, and the kernel
+    /// has no VXLAN device for it.
+    pub encrypted: bool,
     /// Its address ranges, each with the gateway that every host carries.
     pub subnets: Vec<Subnet>,
     /// Whether it has no way out.
@@ -130,16 +138,22 @@ impl Desired {
     pub(super) fn host_rules(&self) -> Option<HostRules> {
         let mut rules = HostRules {
             ports: BTreeSet::new(),
+            local: BTreeSet::new(),
+            guarded: self.guarded.clone(),
             members: self.members.clone(),
             masquerade: self.programmed().any(|(_, network)| !network.internal),
         };
         for (_, network) in self.programmed() {
-            rules.ports.insert(network.vxlan_port);
             rules
                 .members
                 .extend(network.remotes.values().map(|remote| remote.vtep));
+            if !network.encrypted {
+                rules.ports.insert(network.vxlan_port);
+                rules.guarded.insert(network.vxlan_port);
+                rules.local.insert(network.vtep);
+            }
         }
-        (!rules.ports.is_empty()).then_some(rules)
+        (rules.masquerade || !rules.guarded.is_empty()).then_some(rules)
     }
 }
 
@@ -179,7 +193,11 @@ impl Network {
                     .flat_map(|local| local.addresses.iter().map(|net| (net.addr(), local.mac))),
             )
             .collect();
-        let mut fdb: BTreeMap<_, _> = remotes.map(|remote| (remote.mac, Some(remote.vtep))).collect();
+        let far = |remote: &RemoteEndpoint| match self.encrypted {
+            true => Far::Process,
+            false => Far::Vtep(remote.vtep),
+        };
+        let mut fdb: BTreeMap<_, _> = remotes.map(|remote| (remote.mac, Some(far(remote)))).collect();
         self.endpoints.values().for_each(|local| {
             fdb.remove(&local.mac);
         });
@@ -191,10 +209,15 @@ impl Network {
                 up: true,
             }),
             addresses: gateways.chain(services).collect(),
-            vxlan: Some(Vxlan {
-                vni: self.vni,
-                local: self.vtep,
-                port: self.vxlan_port,
+            tunnel: Some(Tunnel {
+                carrier: match self.encrypted {
+                    true => Carrier::Tap,
+                    false => Carrier::Vxlan {
+                        vni: self.vni,
+                        local: self.vtep,
+                        port: self.vxlan_port,
+                    },
+                },
                 mtu,
             }),
             uplink: slot.filter(|_| !self.internal).map(|slot| Uplink {

@@ -13,8 +13,12 @@ use super::{
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let mut ops = Vec::new();
     let rules = desired.host_rules();
-    // Members are let in before anything is sent to them.
-    if let Some(rules) = rules
+    // Members are let in before anything is sent to them, and what is shut stays so until nobody can come in that way.
+    let meanwhile = rules.as_ref().map(|rules| match &observed.host.rules {
+        Some(current) => rules.as_strict_as(current),
+        None => rules.clone(),
+    });
+    if let Some(rules) = meanwhile
         .as_ref()
         .filter(|rules| observed.host.rules.as_ref() != Some(rules))
     {
@@ -54,8 +58,10 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     for id in observed.networks.keys().filter(|id| !programmed.contains(id)) {
         ops.push(Op::Network(*id, NetworkOp::Delete));
     }
-    if rules.is_none() && observed.host.rules.is_some() {
-        ops.push(Op::Host(HostOp::DeleteRules));
+    match rules {
+        Some(rules) if meanwhile.as_ref() != Some(&rules) => ops.push(Op::Host(HostOp::SetRules(rules))),
+        None if observed.host.rules.is_some() => ops.push(Op::Host(HostOp::DeleteRules)),
+        _ => {}
     }
     Plan { ops }
 }
@@ -187,24 +193,19 @@ impl NetworkDiff<'_> {
     }
 
     fn tunnel(&mut self, wanted: &ObservedNetwork, now: &mut ObservedNetwork) {
-        let Some(vxlan) = wanted.vxlan else { return };
-        match now.vxlan {
-            Some(current)
-                if (super::Vxlan {
-                    mtu: vxlan.mtu,
-                    ..current
-                }) == vxlan =>
-            {
-                if current.mtu != vxlan.mtu {
-                    self.push(NetworkOp::SetMtu(Link::Vxlan, vxlan.mtu));
+        let Some(tunnel) = wanted.tunnel else { return };
+        match now.tunnel {
+            Some(current) if current.carrier == tunnel.carrier => {
+                if current.mtu != tunnel.mtu {
+                    self.push(NetworkOp::SetMtu(Link::Tunnel, tunnel.mtu));
                 }
                 return;
             }
-            Some(_) => self.push(NetworkOp::DeleteVxlan),
+            Some(_) => self.push(NetworkOp::DeleteTunnel),
             None => {}
         }
         now.fdb.clear();
-        self.push(NetworkOp::AddVxlan(vxlan));
+        self.push(NetworkOp::AddTunnel(tunnel));
     }
 
     fn uplink(&mut self, wanted: &ObservedNetwork, now: &mut ObservedNetwork) {
@@ -279,9 +280,9 @@ impl NetworkDiff<'_> {
     }
 
     fn bindings(&mut self, wanted: &ObservedNetwork, now: &ObservedNetwork) {
-        for (mac, vtep) in &wanted.fdb {
-            if let Some(vtep) = vtep.filter(|_| now.fdb.get(mac) != Some(vtep)) {
-                self.push(NetworkOp::SetFdb(*mac, vtep));
+        for (mac, far) in &wanted.fdb {
+            if let Some(far) = far.filter(|_| now.fdb.get(mac) != Some(far)) {
+                self.push(NetworkOp::SetFdb(*mac, far));
             }
         }
         for (address, mac) in &wanted.neighbours {

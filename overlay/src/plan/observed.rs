@@ -37,10 +37,26 @@ pub struct Host {
 pub struct HostRules {
     /// VXLAN ports, on which only members are heard.
     pub ports: BTreeSet<u16>,
+    /// At which addresses they are heard there.
+    pub local: BTreeSet<IpAddr>,
+    /// VXLAN ports that no process of this host sends to, and nobody through it who is no member.
+    pub guarded: BTreeSet<u16>,
     /// Who is heard there.
     pub members: BTreeSet<IpAddr>,
     /// Whether packets out of the networks get an address of the host.
     pub masquerade: bool,
+}
+
+impl HostRules {
+    /// These, and the ports that others shut.
+    pub(super) fn as_strict_as(&self, others: &Self) -> Self {
+        Self {
+            ports: &self.ports | &others.ports,
+            local: &self.local | &others.local,
+            guarded: &self.guarded | &others.guarded,
+            ..self.clone()
+        }
+    }
 }
 
 /// Whether the host forwards packets between its devices.
@@ -60,7 +76,7 @@ pub struct ObservedNetwork {
     /// Addresses of the bridge.
     pub addresses: BTreeSet<IpNet>,
     /// The tunnel, if it is a port of the bridge with the flags it should have.
-    pub vxlan: Option<Vxlan>,
+    pub tunnel: Option<Tunnel>,
     /// The way out.
     pub uplink: Option<Uplink>,
     /// The way in.
@@ -69,9 +85,8 @@ pub struct ObservedNetwork {
     pub sources: Option<SourceRules>,
     /// Endpoints with a port on the bridge.
     pub endpoints: BTreeMap<EndpointId, ObservedEndpoint>,
-    /// The VTEP behind which an Ethernet address is; `None` if the entry of the bridge or of the VXLAN device
-    /// is missing.
-    pub fdb: BTreeMap<Mac, Option<IpAddr>>,
+    /// Where an Ethernet address is; `None` if the entry of the bridge or of the VXLAN device is missing.
+    pub fdb: BTreeMap<Mac, Option<Far>>,
     /// The Ethernet address behind which an address is.
     pub neighbours: BTreeMap<IpAddr, Mac>,
 }
@@ -89,17 +104,39 @@ pub struct Bridge {
     pub up: bool,
 }
 
-/// The tunnel of a network.
+/// The tunnel of a network: the port of its bridge that leads to the other hosts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Vxlan {
-    /// The network on the wire.
-    pub vni: Vni,
-    /// Our underlay address.
-    pub local: IpAddr,
-    /// The UDP port.
-    pub port: u16,
+pub struct Tunnel {
+    /// What it is.
+    pub carrier: Carrier,
     /// Its largest packet.
     pub mtu: u32,
+}
+
+/// What carries the frames of a network to other hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// A VXLAN device.
+    Vxlan {
+        /// The network on the wire.
+        vni: Vni,
+        /// Our underlay address.
+        local: IpAddr,
+        /// The UDP port.
+        port: u16,
+    },
+    /// A TAP device, whose frames a process encrypts. It alone knows what they look like on the wire, and without it
+    /// none leaves.
+    Tap,
+}
+
+/// Where an Ethernet address is that is not on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Far {
+    /// Behind this VTEP.
+    Vtep(IpAddr),
+    /// Where the process knows that has the TAP device open.
+    Process,
 }
 
 /// A veth pair between a network's namespace and the host's, with a route and masquerade.
@@ -203,11 +240,12 @@ impl fmt::Display for HostRules {
         };
         let ports = list(self.ports.iter().map(ToString::to_string).collect());
         let members = list(self.members.iter().map(ToString::to_string).collect());
-        write!(
-            f,
-            "VXLAN on {ports} from {members}{}",
-            if self.masquerade { ", masquerade" } else { "" }
-        )
+        write!(f, "VXLAN on {ports} from {members}")?;
+        if self.guarded != self.ports {
+            let guarded = list(self.guarded.iter().map(ToString::to_string).collect());
+            write!(f, ", no other VXLAN to {guarded}")?;
+        }
+        f.write_str(if self.masquerade { ", masquerade" } else { "" })
     }
 }
 
@@ -218,13 +256,22 @@ impl fmt::Display for Bridge {
     }
 }
 
-impl fmt::Display for Vxlan {
+impl fmt::Display for Tunnel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "vxlan vni {} local {} port {} mtu {}",
-            self.vni, self.local, self.port, self.mtu
-        )
+        match self.carrier {
+            Carrier::Vxlan { vni, local, port } => write!(f, "vxlan vni {vni} local {local} port {port}")?,
+            Carrier::Tap => f.write_str("tap")?,
+        }
+        write!(f, " mtu {}", self.mtu)
+    }
+}
+
+impl fmt::Display for Far {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vtep(vtep) => write!(f, "behind {vtep}"),
+            Self::Process => f.write_str("behind the tap"),
+        }
     }
 }
 

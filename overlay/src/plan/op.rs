@@ -6,7 +6,7 @@ use weft_types::{EndpointId, Mac, NetworkId};
 use super::{
     desired::Place,
     ingress::{HostPorts, IngressLink, SourceRules},
-    observed::{Bridge, EndpointRoute, HostRules, Uplink, Vxlan},
+    observed::{Bridge, EndpointRoute, Far, HostRules, Tunnel, Uplink},
 };
 
 /// What to do, in order. Displays one line per operation.
@@ -59,9 +59,9 @@ pub enum NetworkOp {
     /// Takes an address from the bridge.
     DeleteAddress(IpNet),
     /// Makes the tunnel.
-    AddVxlan(Vxlan),
+    AddTunnel(Tunnel),
     /// Removes the tunnel and with it all its forwarding entries.
-    DeleteVxlan,
+    DeleteTunnel,
     /// Makes the way out.
     AddUplink(Uplink),
     /// Removes the way out.
@@ -80,8 +80,8 @@ pub enum NetworkOp {
     SetNeighbour(IpAddr, Mac),
     /// Forgets where an address is.
     DeleteNeighbour(IpAddr),
-    /// Says behind which VTEP an Ethernet address is.
-    SetFdb(Mac, IpAddr),
+    /// Says where an Ethernet address is.
+    SetFdb(Mac, Far),
     /// Forgets where an Ethernet address is.
     DeleteFdb(Mac),
 }
@@ -92,7 +92,7 @@ pub enum Link {
     /// The bridge.
     Bridge,
     /// The tunnel.
-    Vxlan,
+    Tunnel,
     /// Both ends of the way out.
     Uplink,
     /// Both ends of the way in.
@@ -175,8 +175,8 @@ impl fmt::Display for NetworkOp {
             Self::SetBridge(bridge) => write!(f, "set {bridge}"),
             Self::AddAddress(net) => write!(f, "add bridge address {net}"),
             Self::DeleteAddress(net) => write!(f, "delete bridge address {net}"),
-            Self::AddVxlan(vxlan) => write!(f, "add {vxlan}"),
-            Self::DeleteVxlan => f.write_str("delete vxlan"),
+            Self::AddTunnel(tunnel) => write!(f, "add {tunnel}"),
+            Self::DeleteTunnel => f.write_str("delete tunnel"),
             Self::AddUplink(uplink) => write!(f, "add {uplink}"),
             Self::DeleteUplink => f.write_str("delete uplink"),
             Self::AddIngress(ingress) => write!(f, "add {ingress}"),
@@ -184,12 +184,12 @@ impl fmt::Display for NetworkOp {
             Self::SetSources(sources) => write!(f, "set {sources}"),
             Self::DeleteSources => f.write_str("delete sources"),
             Self::SetMtu(Link::Bridge, mtu) => write!(f, "set bridge mtu {mtu}"),
-            Self::SetMtu(Link::Vxlan, mtu) => write!(f, "set vxlan mtu {mtu}"),
+            Self::SetMtu(Link::Tunnel, mtu) => write!(f, "set tunnel mtu {mtu}"),
             Self::SetMtu(Link::Uplink, mtu) => write!(f, "set uplink mtu {mtu}"),
             Self::SetMtu(Link::Ingress, mtu) => write!(f, "set ingress mtu {mtu}"),
             Self::SetNeighbour(address, mac) => write!(f, "set neighbour {address} at {mac}"),
             Self::DeleteNeighbour(address) => write!(f, "delete neighbour {address}"),
-            Self::SetFdb(mac, vtep) => write!(f, "set fdb {mac} behind {vtep}"),
+            Self::SetFdb(mac, far) => write!(f, "set fdb {mac} {far}"),
             Self::DeleteFdb(mac) => write!(f, "delete fdb {mac}"),
         }
     }

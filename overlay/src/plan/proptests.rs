@@ -100,19 +100,27 @@ fn ingress() -> impl Strategy<Value = Ingress> {
 
 fn desired_network() -> impl Strategy<Value = Network> {
     (
-        (1..3_u32, 1400..1402_u16, 1..3_u8, any::<bool>(), any::<bool>()),
+        (
+            1..3_u32,
+            1400..1402_u16,
+            1..3_u8,
+            any::<bool>(),
+            any::<bool>(),
+            any::<bool>(),
+        ),
         collection::btree_map(endpoint_id(), local(), 0..4),
         collection::btree_map(endpoint_id(), remote(), 0..4),
         option::of(ingress()),
     )
         .prop_map(
-            |((vni, mtu, subnets, internal, services), endpoints, remotes, ingress)| Network {
+            |((vni, mtu, subnets, internal, services, encrypted), endpoints, remotes, ingress)| Network {
                 ingress,
                 name: format!("n{vni}"),
                 vni: Vni::try_from(vni).unwrap(),
                 mtu,
                 vtep: IpAddr::from([192, 0, 2, 1]),
                 vxlan_port: 4789,
+                encrypted,
                 subnets: [("10.0.0.0/24", "10.0.0.1"), ("fd00::/64", "fd00::1")][..subnets.into()]
                     .iter()
                     .map(|(net, gateway)| Subnet {
@@ -141,7 +149,11 @@ fn desired() -> impl Strategy<Value = Desired> {
         collection::btree_set(vtep(), 0..3),
         collection::btree_map(network_id(), desired_network(), 0..4),
     )
-        .prop_map(|(members, networks)| Desired { members, networks })
+        .prop_map(|(members, networks)| Desired {
+            members,
+            networks,
+            guarded: BTreeSet::new(),
+        })
 }
 
 fn observed_endpoint() -> impl Strategy<Value = ObservedEndpoint> {
@@ -177,12 +189,14 @@ fn observed_network() -> impl Strategy<Value = ObservedNetwork> {
         name: "n1".to_owned(),
         up,
     });
-    let vxlan = (1..3_u32, vtep(), 1400..1402_u32).prop_map(|(vni, local, mtu)| Vxlan {
+    let vxlan = (1..3_u32, vtep()).prop_map(|(vni, local)| Carrier::Vxlan {
         vni: Vni::try_from(vni).unwrap(),
         local,
         port: 4789,
-        mtu,
     });
+    let tunnel = (prop_oneof![vxlan, Just(Carrier::Tap)], 1400..1402_u32)
+        .prop_map(|(carrier, mtu)| Tunnel { carrier, mtu });
+    let far = prop_oneof![vtep().prop_map(Far::Vtep), Just(Far::Process)];
     let uplink =
         (0..3_u16, any::<bool>(), 1400..1402_u32, any::<bool>()).prop_map(|(slot, ipv6, mtu, intact)| {
             Uplink {
@@ -212,23 +226,23 @@ fn observed_network() -> impl Strategy<Value = ObservedNetwork> {
     (
         option::weighted(0.9, bridge),
         collection::btree_set(net(), 0..3),
-        option::of(vxlan),
+        option::of(tunnel),
         option::of(uplink),
         collection::btree_map(endpoint_id(), observed_endpoint(), 0..4),
-        collection::btree_map(mac(), option::of(vtep()), 0..4),
+        collection::btree_map(mac(), option::of(far), 0..4),
         collection::btree_map(address(), mac(), 0..4),
         (option::of(ingress), option::of(sources)),
     )
         .prop_map(
-            |(bridge, addresses, vxlan, uplink, endpoints, fdb, neighbours, (ingress, sources))| {
+            |(bridge, addresses, tunnel, uplink, endpoints, fdb, neighbours, (ingress, sources))| {
                 ObservedNetwork {
                     ingress,
                     sources,
                     bridge,
                     addresses,
                     // Without a tunnel there are no entries of it.
-                    fdb: if vxlan.is_some() { fdb } else { BTreeMap::new() },
-                    vxlan,
+                    fdb: if tunnel.is_some() { fdb } else { BTreeMap::new() },
+                    tunnel,
                     uplink,
                     endpoints,
                     neighbours,
@@ -241,6 +255,8 @@ fn observed() -> impl Strategy<Value = Observed> {
     let rules =
         (collection::btree_set(vtep(), 0..3), any::<bool>()).prop_map(|(members, masquerade)| HostRules {
             ports: [4789].into(),
+            local: members.clone(),
+            guarded: [4789].into(),
             members,
             masquerade,
         });

@@ -60,13 +60,13 @@ fn network(op: &NetworkOp, network: &mut ObservedNetwork) -> bool {
         }
         NetworkOp::AddAddress(net) => return network.addresses.insert(*net),
         NetworkOp::DeleteAddress(net) => return network.addresses.remove(net),
-        NetworkOp::AddVxlan(vxlan) => {
+        NetworkOp::AddTunnel(tunnel) => {
             network.fdb.clear();
-            return network.vxlan.replace(*vxlan).is_none();
+            return network.tunnel.replace(*tunnel).is_none();
         }
-        NetworkOp::DeleteVxlan => {
+        NetworkOp::DeleteTunnel => {
             network.fdb.clear();
-            return network.vxlan.take().is_some();
+            return network.tunnel.take().is_some();
         }
         NetworkOp::AddUplink(uplink) => return network.uplink.replace(*uplink).is_none(),
         NetworkOp::DeleteUplink => return network.uplink.take().is_some(),
@@ -80,7 +80,7 @@ fn network(op: &NetworkOp, network: &mut ObservedNetwork) -> bool {
         NetworkOp::SetMtu(link, mtu) => {
             let current = match link {
                 Link::Bridge => network.bridge.as_mut().map(|bridge| &mut bridge.mtu),
-                Link::Vxlan => network.vxlan.as_mut().map(|vxlan| &mut vxlan.mtu),
+                Link::Tunnel => network.tunnel.as_mut().map(|tunnel| &mut tunnel.mtu),
                 Link::Uplink => network.uplink.as_mut().map(|uplink| &mut uplink.mtu),
                 Link::Ingress => network.ingress.as_mut().map(|ingress| &mut ingress.mtu),
             };
@@ -90,9 +90,9 @@ fn network(op: &NetworkOp, network: &mut ObservedNetwork) -> bool {
             network.neighbours.insert(*address, *mac);
         }
         NetworkOp::DeleteNeighbour(address) => return network.neighbours.remove(address).is_some(),
-        NetworkOp::SetFdb(mac, vtep) => {
-            network.fdb.insert(*mac, Some(*vtep));
-            return network.vxlan.is_some();
+        NetworkOp::SetFdb(mac, far) => {
+            network.fdb.insert(*mac, Some(*far));
+            return network.tunnel.is_some();
         }
         NetworkOp::DeleteFdb(mac) => return network.fdb.remove(mac).is_some(),
     }

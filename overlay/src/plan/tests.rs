@@ -54,6 +54,7 @@ fn network(vni: u32) -> Network {
         mtu: 1450,
         vtep: ip("192.0.2.1"),
         vxlan_port: 4789,
+        encrypted: false,
         subnets: vec![
             Subnet {
                 net: "10.0.0.0/24".parse().unwrap(),
@@ -75,6 +76,7 @@ fn network(vni: u32) -> Network {
 fn desired() -> Desired {
     Desired {
         members: [ip("192.0.2.3")].into(),
+        guarded: [4789].into(),
         networks: BTreeMap::from([(APP, network(0x1234))]),
     }
 }
@@ -145,7 +147,33 @@ fn the_last_endpoint_takes_everything_along() {
     let mut left = observed;
     carry_out(&plan(&desired, &left), &mut left);
     assert_eq!(left.networks, BTreeMap::new());
+    // Others still hear what comes from this host.
+    let guarded = left.host.rules.as_ref().map(|rules| rules.guarded.clone());
+    assert_eq!(guarded, Some([4789].into()));
+    desired.guarded.clear();
+    carry_out(&plan(&desired, &left), &mut left);
     assert_eq!(left.host.rules, None);
+}
+
+#[test]
+fn an_encrypted_network_has_a_tap_and_its_entries_lead_there() {
+    let mut desired = desired();
+    let network = desired.networks.get_mut(&APP).unwrap();
+    (network.encrypted, network.mtu) = (true, 1370);
+    insta::assert_snapshot!(text(&desired, &Observed::default()));
+    let observed = applied(&desired);
+    assert_eq!(text(&desired, &observed), "");
+    // Where a remote endpoint is on the underlay is not the kernel's business.
+    let network = desired.networks.get_mut(&APP).unwrap();
+    network.remotes.insert(endpoint(6), remote(6, 3));
+    let members = HostRules {
+        members: [ip("192.0.2.3")].into(),
+        ..observed.host.rules.clone().unwrap()
+    };
+    let expected = Plan {
+        ops: vec![Op::Host(HostOp::SetRules(members))],
+    };
+    assert_eq!(plan(&desired, &observed), expected);
 }
 
 #[test]

@@ -15,6 +15,7 @@ macro_rules! display_as_serialized {
 
 mod cluster;
 mod drain;
+mod encryption;
 mod event;
 mod health;
 mod names;
@@ -28,6 +29,7 @@ mod tuning;
 
 pub use cluster::*;
 pub use drain::*;
+pub use encryption::*;
 pub use event::*;
 pub use health::*;
 pub use names::*;

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weft_types::{EndpointId, Mac, NetworkId, NodeId, Vni};
 
-use super::{NodeState, ServiceSummary, check_name, drain::detach_grace};
+use super::{EncryptionStatus, NodeState, ServiceSummary, check_name, drain::detach_grace};
 use crate::api::{ApiError, Timestamp};
 
 /// The one network driver there is.
@@ -43,7 +43,8 @@ pub struct NetworkCreateRequest {
     /// Whether the network is closed: no way out through the host.
     #[serde(default)]
     pub internal: bool,
-    /// `mtu`: the largest packet of an endpoint, in bytes; computed from the underlay when not given.
+    /// `mtu`: the largest packet of an endpoint, in bytes; computed from the underlay when not given. `encrypted`: whether
+    /// what goes from host to host is encrypted; as the agent was told to have it when not given.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
     /// Free text for tools.
@@ -95,10 +96,13 @@ impl NetworkCreateRequest {
 pub struct NetworkOptions {
     /// The largest packet of an endpoint, in bytes.
     pub mtu: Option<u16>,
+    /// Whether it was said that it is encrypted, or that it is not.
+    pub encrypted: Option<bool>,
 }
 
 impl NetworkOptions {
-    fn parse(network: &str, options: &BTreeMap<String, String>) -> Result<Self, ApiError> {
+    /// Refuses options that there are not, rather than make a network without what was asked for.
+    pub fn parse(network: &str, options: &BTreeMap<String, String>) -> Result<Self, ApiError> {
         let mut read = Self::default();
         for (key, value) in options {
             match key.as_str() {
@@ -112,16 +116,25 @@ impl NetworkOptions {
                     read.mtu = Some(mtu);
                 }
                 "encrypted" => {
-                    return Err(ApiError::invalid(format!(
-                        "network `{network}` asks to be encrypted, which this version cannot do, so it was not created"
-                    ))
-                    .with_help("leave `encrypted` out only if its traffic may cross the underlay in clear"));
+                    // Docker's way to say yes is to say nothing.
+                    let encrypted = match value.as_str() {
+                        "" | "1" | "true" => true,
+                        "0" | "false" => false,
+                        _ => {
+                            return Err(ApiError::invalid(format!(
+                                "network `{network}` is to be `encrypted={value}`, which is neither yes nor no, so it \
+                                 was not created"
+                            ))
+                            .with_help("say `encrypted` or `encrypted=false`"));
+                        }
+                    };
+                    read.encrypted = Some(encrypted);
                 }
                 _ => {
                     return Err(ApiError::invalid(format!(
                         "network `{network}` asks for the unknown option `{key}`"
                     ))
-                    .with_help("the option there is: `mtu=BYTES`"));
+                    .with_help("the options there are: `encrypted` and `mtu=BYTES`"));
                 }
             }
         }
@@ -161,6 +174,8 @@ pub struct NetworkSummary {
     pub ipv6: bool,
     /// Whether it is closed.
     pub internal: bool,
+    /// Whether what goes from host to host is encrypted.
+    pub encrypted: bool,
     /// How many endpoints it has, on all nodes.
     pub endpoint_count: u32,
 }
@@ -185,6 +200,9 @@ pub struct NetworkDetail {
     pub services: Vec<ServiceSummary>,
     /// Who may hand out how many of its addresses.
     pub shares: Vec<AddressShare>,
+    /// How it is encrypted on this host, with the tunnels to its other hosts; null if it is not, or this host has no part
+    /// in it.
+    pub encryption: Option<EncryptionStatus>,
 }
 
 /// What one node owns of one subnet.

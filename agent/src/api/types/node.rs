@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weft_types::{NetworkId, NodeId};
 
-use super::{Availability, Endpoint};
+use super::{Availability, Endpoint, TunnelStatus};
 
 /// What this node believes about a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -61,6 +61,10 @@ pub struct NodeDetail {
     pub endpoints: Vec<Endpoint>,
     /// The addresses it owns, per network and subnet.
     pub shares: Vec<NodeShare>,
+    /// The fingerprint of its key for encrypted networks; null until it has told.
+    pub key_fingerprint: Option<String>,
+    /// The tunnel from the node that answers to it; null where no encrypted network needs one.
+    pub tunnel: Option<TunnelStatus>,
 }
 
 /// What a node owns of one network's subnet.

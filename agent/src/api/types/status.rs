@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 use weft_types::ClusterId;
 
-use super::{NamesStatus, NetworkSummary, NodeInfo};
+use super::{EncryptionStatus, NamesStatus, NetworkSummary, NodeInfo};
 use crate::api::Timestamp;
 
 /// One screen about a node: `GET /v1/status`.
@@ -21,6 +21,8 @@ pub struct StatusResponse {
     pub datapath: DatapathStatus,
     /// What this host answers and asks beside the names of its networks.
     pub names: NamesStatus,
+    /// How this host encrypts; null where it has no part in an encrypted network.
+    pub encryption: Option<EncryptionStatus>,
     /// What is wrong, a sentence each; empty when all is well.
     pub problems: Vec<String>,
 }

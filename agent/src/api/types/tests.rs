@@ -31,12 +31,16 @@ fn with_option(key: &str, value: &str) -> Result<NetworkOptions, ApiError> {
 }
 
 #[test]
-fn the_option_there_is_is_the_mtu() {
+fn options_that_there_are_not_are_refused() {
     assert_eq!(
         NetworkCreateRequest::new("app").check(),
-        Ok(NetworkOptions { mtu: None })
+        Ok(NetworkOptions::default())
     );
-    assert_eq!(with_option("mtu", "1400"), Ok(NetworkOptions { mtu: Some(1400) }));
+    let options = NetworkOptions {
+        mtu: Some(1400),
+        encrypted: None,
+    };
+    assert_eq!(with_option("mtu", "1400"), Ok(options));
     for bad in ["", "1279", "65536", "big"] {
         let error = with_option("mtu", bad).unwrap_err();
         assert_eq!(
@@ -46,20 +50,27 @@ fn the_option_there_is_is_the_mtu() {
     }
     assert_eq!(
         with_option("color", "red").unwrap_err().help.as_deref(),
-        Some("the option there is: `mtu=BYTES`")
+        Some("the options there are: `encrypted` and `mtu=BYTES`")
     );
 }
 
 #[test]
-fn a_network_that_asks_to_be_encrypted_is_refused_not_made_in_clear() {
-    let error = with_option("encrypted", "").unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Invalid);
-    assert!(
-        error
-            .message
-            .contains("asks to be encrypted, which this version cannot do"),
-        "{error}"
-    );
+fn a_network_that_asks_unclearly_to_be_encrypted_is_refused_not_made_in_clear() {
+    for (value, encrypted) in [
+        ("", true),
+        ("true", true),
+        ("1", true),
+        ("false", false),
+        ("0", false),
+    ] {
+        let options = with_option("encrypted", value).unwrap();
+        assert_eq!(options.encrypted, Some(encrypted), "{value}");
+    }
+    for unclear in ["yes", "no", "False ", "aes"] {
+        let error = with_option("encrypted", unclear).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Invalid);
+        assert!(error.message.contains("was not created"), "{error}");
+    }
 }
 
 #[test]

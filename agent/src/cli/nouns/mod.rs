@@ -3,6 +3,7 @@
 pub(super) mod cluster;
 pub(super) mod docker;
 mod drain;
+mod encryption;
 pub(super) mod event;
 mod health;
 pub(super) mod network;

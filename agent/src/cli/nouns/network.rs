@@ -48,6 +48,7 @@ Examples:
   weft network create app
   weft network create --subnet 10.7.0.0/16 --gateway 10.7.0.1 --opt mtu=1400 app
   weft network create --ipv6 --internal back
+  weft network create --opt encrypted app                  (between hosts nobody reads it)
   weft network connect app blue --name a --service web     (a namespace from `ip netns add blue`)
   weft network connect app pid:4711 --ip 10.7.0.20
   weft network disconnect app blue
@@ -80,8 +81,8 @@ pub(in crate::cli) struct CreateArgs {
     /// No way out through the hosts
     #[arg(long)]
     internal: bool,
-    /// An option of the driver: mtu=BYTES
-    #[arg(short = 'o', long = "opt", value_name = "KEY=VALUE", value_parser = key_value)]
+    /// An option of the driver: encrypted, encrypted=false, mtu=BYTES
+    #[arg(short = 'o', long = "opt", value_name = "KEY[=VALUE]", value_parser = network_option)]
     options: Vec<(String, String)>,
     /// Free text for tools
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
@@ -153,6 +154,14 @@ pub(in crate::cli) struct DisconnectArgs {
 }
 
 /// A subnet as Docker takes it: the address part has no bits beyond the prefix.
+/// Reads `KEY=VALUE`; that a network is encrypted needs no value, as with Docker.
+fn network_option(text: &str) -> Result<(String, String), String> {
+    match text {
+        "encrypted" => Ok((text.to_owned(), String::new())),
+        _ => key_value(text),
+    }
+}
+
 fn subnet(text: &str) -> Result<IpNet, String> {
     let net: IpNet = text
         .parse()

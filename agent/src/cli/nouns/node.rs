@@ -7,6 +7,7 @@ use crate::{
         format::{FormatArgs, ListArgs, count, print},
         nouns::{
             drain::{GraceArg, await_drain, ended},
+            encryption::add_tunnel,
             network::endpoint_table,
         },
         session::Session,
@@ -180,7 +181,9 @@ fn show(node: &NodeDetail) -> String {
         .add("availability", node.info.availability)
         .add("underlay address", node.info.underlay_address)
         .add("vtep", node.info.vtep)
-        .add("version", &node.info.version);
+        .add("version", &node.info.version)
+        .add("key", node.key_fingerprint.as_deref().unwrap_or_default());
+    add_tunnel(&mut facts, node.tunnel.as_ref());
     let mut shares = Table::new(["NETWORK", "SUBNET", "OWNED", "USED"]);
     for share in &node.shares {
         shares.row([

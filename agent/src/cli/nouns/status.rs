@@ -1,7 +1,11 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::{network::network_table, node::node_table};
+use super::{
+    encryption::{add_encryption, tunnel_table},
+    network::network_table,
+    node::node_table,
+};
 use crate::{
     api::types::{NamesStatus, StatusResponse, VersionResponse},
     cli::{failure::Failure, format::FormatArgs, session::Session, table::Facts},
@@ -131,6 +135,7 @@ fn show(status: &StatusResponse) -> String {
             format!("{}: {}", status.datapath.name, status.datapath.reason),
         );
     add_names(&mut facts, &status.names);
+    add_encryption(&mut facts, status.encryption.as_ref());
     facts.add(
         "problems",
         if status.problems.is_empty() {
@@ -151,6 +156,10 @@ fn show(status: &StatusResponse) -> String {
             "\nnetworks\n{}",
             network_table(&status.networks).render("  ")
         ));
+    }
+    if let Some(encryption) = &status.encryption {
+        let tunnels = tunnel_table(&encryption.tunnels).render("  ");
+        text.push_str(&format!("\ntunnels\n{tunnels}"));
     }
     text
 }

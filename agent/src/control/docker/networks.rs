@@ -16,7 +16,7 @@ use super::{
 };
 use crate::api::{
     ApiError, ErrorKind,
-    types::{NetworkCreateRequest, ServiceQuery, check_name},
+    types::{NetworkCreateRequest, NetworkOptions, ServiceQuery, check_name},
 };
 
 /// `NetworkDriver.CreateNetwork`.
@@ -189,6 +189,21 @@ impl Control {
                 "network `{name}` of the cluster is {is}, on every host"
             ))
             .with_help(format!("{flag} `--internal`")));
+        }
+        // Who asks by name is the agent, which knows what the network is.
+        let asked = NetworkOptions::parse(&name, &request.options)?.encrypted;
+        if asked.is_some_and(|asked| asked != spec.encrypted) {
+            let (is, flag) = match spec.encrypted {
+                true => ("encrypted", "leave out `-o encrypted=false`"),
+                false => (
+                    "not encrypted",
+                    "leave out `-o encrypted`, or make another network",
+                ),
+            };
+            return Err(ApiError::conflict(format!(
+                "network `{name}` of the cluster is {is}, on every host"
+            ))
+            .with_help(flag));
         }
         Ok(Some(id))
     }

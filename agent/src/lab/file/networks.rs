@@ -11,7 +11,7 @@ use super::{
     FileError,
     fields::Reader,
     tables,
-    tree::{Entry, Node},
+    tree::{Entry, Node, Value},
     whole_subnet,
 };
 
@@ -44,6 +44,7 @@ pub(super) fn plain(name: &str) -> NetworkSpec {
         ipv6: false,
         subnets: Vec::new(),
         mtu: None,
+        encrypted: None,
         labels: BTreeMap::new(),
         overlaps: false,
     }
@@ -63,11 +64,14 @@ fn read_network(reader: &mut Reader, name: &str, node: &Node) -> Result<NetworkS
             }
             "driver_opts" => {
                 for Entry { key, value, .. } in reader.fields(value, &field, tables::DRIVER_OPTS)? {
-                    network.mtu =
-                        Some(
-                            reader.number(value, &format!("`{key}` of {what}"), MIN_MTU.into(), 65_535)?
-                                as u16,
-                        );
+                    let field = format!("`{key}` of {what}");
+                    match &**key {
+                        "encrypted" => network.encrypted = Some(read_encrypted(reader, value, &field)?),
+                        _ => {
+                            let mtu = reader.number(value, &field, MIN_MTU.into(), 65_535)?;
+                            network.mtu = Some(mtu as u16);
+                        }
+                    }
                 }
             }
             "labels" => network.labels = reader.pairs(value, &field)?.into_iter().collect(),
@@ -87,6 +91,17 @@ fn read_network(reader: &mut Reader, name: &str, node: &Node) -> Result<NetworkS
         ));
     }
     Ok(network)
+}
+
+/// As in Swarm's files: there with nothing after it is yes.
+fn read_encrypted(reader: &Reader, value: &Node, field: &str) -> Result<bool, FileError> {
+    match &value.value {
+        Value::Null => Ok(true),
+        // Compose writes all options of drivers as text.
+        Value::Scalar { text, .. } if text.is_empty() || text == "true" => Ok(true),
+        Value::Scalar { text, .. } if text == "false" => Ok(false),
+        _ => reader.boolean(value, field),
+    }
 }
 
 fn read_ipam(reader: &mut Reader, network: &str, node: &Node) -> Result<Vec<SubnetSpec>, FileError> {

@@ -204,7 +204,7 @@ pub(super) const NETWORK: Table = &[
 
 pub(super) const DRIVER_OPTS: Table = &[
     ("com.docker.network.driver.mtu", Use),
-    ("encrypted", Refuse("encrypted networks are not built yet")),
+    ("encrypted", Use),
     (
         "com.docker.network.driver.overlay.vxlanid_list",
         Refuse("the cluster chooses the VNI"),

@@ -360,8 +360,8 @@ fn addresses_are_checked_against_their_subnets() {
         ),
         (
             "networks: [front]",
-            "{ driver_opts: { encrypted: true } }",
-            "encrypted networks are not built yet",
+            "{ driver_opts: { encrypted: aes } }",
+            "must be true or false",
         ),
         (
             "networks: [front]",

@@ -173,6 +173,11 @@ fn create_request(network: &NetworkSpec) -> NetworkCreateRequest {
     if let Some(mtu) = network.mtu {
         request.options.insert("mtu".to_owned(), mtu.to_string());
     }
+    if let Some(encrypted) = network.encrypted {
+        request
+            .options
+            .insert("encrypted".to_owned(), encrypted.to_string());
+    }
     request.labels = network.labels.clone();
     request.allow_overlap = network.overlaps;
     request

@@ -9,6 +9,7 @@ use weft_netlink::{
         Address, Batch, BatchError, BridgeFdb, BridgeOptions, Neighbour, NewLink, PortFlags, Route,
         RouteSocket, SetLink, VethPeer, VxlanFdb, VxlanOptions, delete_link,
     },
+    tap,
 };
 use weft_types::{Mac, NetworkId};
 
@@ -17,16 +18,16 @@ use crate::{
     kernel::{
         Cause, Links, Space, names,
         names::{
-            BRIDGE, BRIDGE_INDEX, ROUTE_PROTOCOL, UPLINK, UPLINK_ALIAS, UPLINK_INDEX, VXLAN, VXLAN_INDEX,
+            BRIDGE, BRIDGE_INDEX, ROUTE_PROTOCOL, TUNNEL, TUNNEL_INDEX, UPLINK, UPLINK_ALIAS, UPLINK_INDEX,
         },
         observe::FORWARDING,
         rules,
     },
-    plan::{Bridge, Link, NetworkOp, Uplink, Vxlan},
+    plan::{Bridge, Carrier, Far, Link, NetworkOp, Tunnel, Uplink},
 };
 
 /// The tunnel as a port: nothing is learned from it and nothing unknown goes out.
-pub(in crate::kernel) const TUNNEL: PortFlags = PortFlags {
+pub(in crate::kernel) const TUNNEL_PORT: PortFlags = PortFlags {
     learning: Some(false),
     neigh_suppress: Some(true),
     flood: Some(false),
@@ -51,7 +52,7 @@ impl Run<'_> {
             NetworkOp::Delete => return self.delete_network(id),
             _ => self.space(id)?.links,
         };
-        let vxlan = links.vxlan.ok_or(Cause::Missing("the VXLAN device"));
+        let tunnel = links.tunnel.ok_or(Cause::Missing("the tunnel"));
         let address = |net| Address {
             link: links.bridge,
             net,
@@ -73,10 +74,10 @@ impl Run<'_> {
             }
             NetworkOp::AddAddress(net) => self.push(target, address(*net).add()),
             NetworkOp::DeleteAddress(net) => self.push(target, address(*net).delete()),
-            NetworkOp::AddVxlan(vxlan) => self.add_vxlan(id, vxlan)?,
-            NetworkOp::DeleteVxlan => {
-                self.push(target, delete_link(vxlan?));
-                self.space(id)?.links.vxlan = None;
+            NetworkOp::AddTunnel(tunnel) => self.add_tunnel(id, tunnel)?,
+            NetworkOp::DeleteTunnel => {
+                self.push(target, delete_link(tunnel?));
+                self.space(id)?.links.tunnel = None;
             }
             NetworkOp::AddUplink(uplink) => self.add_uplink(id, uplink)?,
             NetworkOp::DeleteUplink => self.delete_uplink(id)?,
@@ -85,7 +86,7 @@ impl Run<'_> {
             NetworkOp::SetSources(sources) => self.set_sources(id, sources)?,
             NetworkOp::DeleteSources => self.delete_sources(id)?,
             NetworkOp::SetMtu(Link::Bridge, mtu) => self.push(target, SetLink::index(links.bridge).mtu(*mtu)),
-            NetworkOp::SetMtu(Link::Vxlan, mtu) => self.push(target, SetLink::index(vxlan?).mtu(*mtu)),
+            NetworkOp::SetMtu(Link::Tunnel, mtu) => self.push(target, SetLink::index(tunnel?).mtu(*mtu)),
             NetworkOp::SetMtu(Link::Uplink, mtu) => {
                 let missing = Cause::Missing("the uplink");
                 let (Some(inside), Some(outside)) = (links.uplink, links.uplink_host) else {
@@ -103,32 +104,21 @@ impl Run<'_> {
             NetworkOp::DeleteNeighbour(address) => {
                 self.push(target, neighbour(*address, Mac([0; 6])).delete());
             }
-            NetworkOp::SetFdb(mac, vtep) => {
-                let (port, mac) = (vxlan?, *mac);
-                let entries = [
-                    VxlanFdb {
-                        link: port,
-                        mac,
-                        vtep: *vtep,
-                    }
-                    .replace(),
-                    BridgeFdb { port, mac }.replace(),
-                ];
-                self.push(target, entries);
+            NetworkOp::SetFdb(mac, far) => {
+                let (port, mac) = (tunnel?, *mac);
+                if let Far::Vtep(vtep) = *far {
+                    let link = port;
+                    self.push(target, [VxlanFdb { link, mac, vtep }.replace()]);
+                }
+                self.push(target, [BridgeFdb { port, mac }.replace()]);
             }
             NetworkOp::DeleteFdb(mac) => {
-                let (port, mac) = (vxlan?, *mac);
-                let unspecified = IpAddr::from([0, 0, 0, 0]);
-                let entries = [
-                    BridgeFdb { port, mac }.delete(),
-                    VxlanFdb {
-                        link: port,
-                        mac,
-                        vtep: unspecified,
-                    }
-                    .delete(),
-                ];
-                self.push(target, entries);
+                let (port, mac) = (tunnel?, *mac);
+                self.push(target, [BridgeFdb { port, mac }.delete()]);
+                if self.space(id)?.has_vxlan {
+                    let (link, vtep) = (port, IpAddr::from([0, 0, 0, 0]));
+                    self.push(target, [VxlanFdb { link, mac, vtep }.delete()]);
+                }
             }
         }
         Ok(())
@@ -165,6 +155,7 @@ impl Run<'_> {
                 nft: None,
                 links,
                 uplink: None,
+                has_vxlan: false,
                 endpoints,
                 next_port,
             },
@@ -189,7 +180,7 @@ impl Run<'_> {
                     .alias
                     .as_deref()
                     .is_some_and(|alias| alias.starts_with(names::MARK));
-                marked || [BRIDGE, VXLAN, UPLINK].contains(&link.name.as_str())
+                marked || [BRIDGE, TUNNEL, UPLINK].contains(&link.name.as_str())
             };
             let links = space.route.links()?;
             let deletions: Vec<_> = links
@@ -211,24 +202,28 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn add_vxlan(&mut self, id: NetworkId, vxlan: &Vxlan) -> Result<(), Cause> {
-        let target = Target::Space(id);
-        if let Some(index) = self.space(id)?.links.vxlan.take() {
-            self.push(target, delete_link(index));
+    fn add_tunnel(&mut self, id: NetworkId, tunnel: &Tunnel) -> Result<(), Cause> {
+        if let Some(index) = self.space(id)?.links.tunnel.take() {
+            self.push(Target::Space(id), delete_link(index));
         }
         // The bridge must be there before it is named.
         self.flush();
+        match tunnel.carrier {
+            Carrier::Vxlan { vni, local, port } => {
+                let options = VxlanOptions { vni, local, port };
+                self.add_vxlan(id, options, tunnel.mtu)
+            }
+            Carrier::Tap => self.add_tap(id, tunnel.mtu),
+        }
+    }
+
+    fn add_vxlan(&mut self, id: NetworkId, options: VxlanOptions, mtu: u32) -> Result<(), Cause> {
         let space = self.space(id)?;
-        let options = VxlanOptions {
-            vni: vxlan.vni,
-            local: vxlan.local,
-            port: vxlan.port,
-        };
         let bridge = space.links.bridge;
         // Made by the host's socket, and so with its UDP socket on the underlay, but born here.
-        let link = NewLink::vxlan(VXLAN, options)
-            .index(VXLAN_INDEX)
-            .mtu(vxlan.mtu)
+        let link = NewLink::vxlan(TUNNEL, options)
+            .index(TUNNEL_INDEX)
+            .mtu(mtu)
             .master(bridge)
             .up()
             .netns(space.netns.as_fd());
@@ -242,11 +237,35 @@ impl Run<'_> {
                 error => Cause::Batch(error),
             });
         }
-        self.space(id)?.links.vxlan = Some(VXLAN_INDEX);
+        let space = self.space(id)?;
+        space.links.tunnel = Some(TUNNEL_INDEX);
+        space.has_vxlan = true;
         self.push(
-            target,
-            SetLink::index(VXLAN_INDEX).alias(names::VXLAN_ALIAS).port(TUNNEL),
+            Target::Space(id),
+            SetLink::index(TUNNEL_INDEX)
+                .alias(names::VXLAN_ALIAS)
+                .port(TUNNEL_PORT),
         );
+        Ok(())
+    }
+
+    /// It is up when all is as it should be: nothing flooded, nothing learned.
+    fn add_tap(&mut self, id: NetworkId, mtu: u32) -> Result<(), Cause> {
+        let space = self.space(id)?;
+        space
+            .netns
+            .run(|| tap::create_persistent(TUNNEL, TUNNEL_INDEX))??;
+        space.links.tunnel = Some(TUNNEL_INDEX);
+        space.has_vxlan = false;
+        let link = SetLink::index(TUNNEL_INDEX);
+        let port = link
+            .clone()
+            .mtu(mtu)
+            .master(space.links.bridge)
+            .alias(names::TAP_ALIAS)
+            .port(TUNNEL_PORT);
+        self.push(Target::Space(id), port);
+        self.push(Target::Space(id), link.up());
         Ok(())
     }
 

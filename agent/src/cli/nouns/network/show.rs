@@ -4,14 +4,26 @@ use crate::{
     api::types::{ConnectResponse, Endpoint, NetworkDetail, NetworkSummary},
     cli::{
         format::{join, yes},
-        nouns::service::service_table,
+        nouns::{
+            encryption::{add_encryption, tunnel_table},
+            service::service_table,
+        },
         table::{Facts, Table},
     },
 };
 
 /// The columns of every list of networks.
-pub(in crate::cli) fn network_table(networks: &[NetworkSummary]) -> Table<7> {
-    let mut table = Table::new(["ID", "NAME", "DRIVER", "VNI", "SUBNETS", "INTERNAL", "ENDPOINTS"]);
+pub(in crate::cli) fn network_table(networks: &[NetworkSummary]) -> Table<8> {
+    let mut table = Table::new([
+        "ID",
+        "NAME",
+        "DRIVER",
+        "VNI",
+        "SUBNETS",
+        "INTERNAL",
+        "ENCRYPTED",
+        "ENDPOINTS",
+    ]);
     for network in networks {
         table.row([
             network.id.short(),
@@ -20,6 +32,7 @@ pub(in crate::cli) fn network_table(networks: &[NetworkSummary]) -> Table<7> {
             network.vni.to_string(),
             join(network.subnets.iter().map(|subnet| subnet.subnet)),
             yes(network.internal).to_owned(),
+            yes(network.encrypted).to_owned(),
             network.endpoint_count.to_string(),
         ]);
     }
@@ -65,12 +78,14 @@ pub(super) fn detail(network: &NetworkDetail) -> String {
         .add("mtu", network.summary.mtu)
         .add("internal", yes(network.summary.internal))
         .add("ipv6", yes(network.summary.ipv6))
+        .add("encrypted", yes(network.summary.encrypted))
         .add("options", pairs(&network.options))
         .add("labels", pairs(&network.labels))
         .add(
             "made",
             format!("{} on node {}", network.created, network.created_by.short()),
         );
+    add_encryption(&mut facts, network.encryption.as_ref());
     let mut subnets = Table::new(["SUBNET", "GATEWAY", "IP RANGE", "AUX ADDRESSES"]);
     for subnet in &network.summary.subnets {
         subnets.row([
@@ -89,14 +104,19 @@ pub(super) fn detail(network: &NetworkDetail) -> String {
             share.used.to_string(),
         ]);
     }
-    [
+    let mut text = [
         facts.render(),
         format!("subnets\n{}", subnets.render("  ")),
         format!("endpoints\n{}", endpoint_table(&network.endpoints).render("  ")),
         format!("services\n{}", service_table(&network.services).render("  ")),
         format!("addresses\n{}", shares.render("  ")),
     ]
-    .join("\n")
+    .join("\n");
+    if let Some(encryption) = &network.encryption {
+        let tunnels = tunnel_table(&encryption.tunnels).render("  ");
+        text.push_str(&format!("\ntunnels\n{tunnels}"));
+    }
+    text
 }
 
 /// `weft network connect` for people.

@@ -1,0 +1,51 @@
+use std::net::{Ipv4Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+use weft_types::NodeId;
+
+/// How a host encrypts what goes to others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EncryptionStatus {
+    /// What encrypts: `userspace`, the process `weft tunnels`.
+    pub datapath: String,
+    /// Whether it does; nothing leaves this host on encrypted networks while it does not.
+    pub running: bool,
+    /// The UDP port of WireGuard.
+    pub port: u16,
+    /// This host's address inside the tunnels.
+    pub address: Ipv4Addr,
+    /// The fingerprint of this host's key.
+    pub fingerprint: String,
+    /// Packets that came in and were not delivered: forged, replayed, from somebody who may not send them. Counted since the
+    /// datapath was started.
+    pub refused: u64,
+    /// The tunnels, by the names of the nodes.
+    pub tunnels: Vec<TunnelStatus>,
+}
+
+/// The tunnel to another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelStatus {
+    /// The node.
+    pub node_id: NodeId,
+    /// Its name.
+    pub node_name: String,
+    /// Its address inside the tunnels.
+    pub address: Ipv4Addr,
+    /// Where packets to it go on the underlay.
+    pub underlay_address: SocketAddr,
+    /// The fingerprint of its key.
+    pub fingerprint: String,
+    /// How long ago the last handshake was, in milliseconds; null if there was none.
+    pub handshake_ms_ago: Option<u64>,
+    /// Bytes of WireGuard that came from it.
+    pub received_bytes: u64,
+    /// Bytes of WireGuard that went to it.
+    pub sent_bytes: u64,
+    /// Frames to it that were dropped here.
+    pub lost: u64,
+    /// Whether many packets go in one system call; not so for a while after the path refused that.
+    pub segmentation: bool,
+    /// The largest packet that the path takes, in bytes, where that is less than full packets need.
+    pub path_mtu: Option<u32>,
+}

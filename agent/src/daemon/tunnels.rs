@@ -1,0 +1,311 @@
+//! The thread that looks after the process which encrypts: starts it when there is something to encrypt, tells it what
+//! follows from the records, and asks it how things are.
+//!
+//! The process is nobody's child for long: it goes on when the agent ends, and the next agent finds it by its socket. What
+//! it was told stays in force until it is told something else, so nothing here is in the way of a packet.
+
+use std::{
+    net::Ipv4Addr,
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::{
+        signal::{Signal, kill},
+        socket::{getsockopt, sockopt::PeerCredentials},
+    },
+    unistd::Pid,
+};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use weft_wireguard::{Client, ClientError, Desired, Secret32, Status};
+
+use super::host::sentence;
+use crate::{
+    control::TunnelReport,
+    options::{AgentOptions, TunnelsStart},
+};
+
+/// How often the process is asked how things are; so soon it is noticed that it is gone.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// For one answer of the process, which only computes.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the process may take until it serves its socket.
+const MOMENT: Duration = Duration::from_secs(2);
+/// How soon it is started again when it does not stay.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How often one looks for a socket that is on its way.
+const GLANCE: Duration = Duration::from_millis(5);
+
+enum Order {
+    /// `None`: there is nothing to encrypt.
+    Apply(Option<Box<Desired>>),
+    /// What could not be done before may be possible now.
+    LookAgain,
+}
+
+/// The owner's end. The thread ends when this is dropped; the process goes on.
+pub(super) struct TunnelsThread {
+    orders: Sender<Order>,
+    said: UnboundedReceiver<TunnelReport>,
+}
+
+impl TunnelsThread {
+    pub(super) fn start(options: &AgentOptions) -> anyhow::Result<Self> {
+        let (orders, receiver) = channel();
+        let (sender, said) = unbounded_channel();
+        let keeper = Keeper {
+            run_dir: options.run_dir.clone(),
+            start: options.tunnels,
+            port: options.wireguard_port,
+            wanted: None,
+            is_told: true,
+            client: None,
+            child: None,
+            started: None,
+            failed: Vec::new(),
+            said: sender,
+        };
+        std::thread::Builder::new()
+            .name("tunnels".to_owned())
+            .spawn(move || keeper.run(&receiver))?;
+        Ok(Self { orders, said })
+    }
+
+    pub(super) fn apply(&self, desired: Option<Box<Desired>>) {
+        self.order(Order::Apply(desired));
+    }
+
+    pub(super) fn look_again(&self) {
+        self.order(Order::LookAgain);
+    }
+
+    fn order(&self, order: Order) {
+        // The thread ends only by a panic, which its log has; what is asked for then cannot be done.
+        if self.orders.send(order).is_err() {
+            tracing::error!(
+                "the thread of the tunnels is gone: encrypted networks do not follow changes any more"
+            );
+        }
+    }
+
+    /// The next thing the process said. Cancel-safe.
+    pub(super) async fn says(&mut self) -> TunnelReport {
+        match self.said.recv().await {
+            Some(said) => said,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+struct Keeper {
+    run_dir: PathBuf,
+    start: TunnelsStart,
+    port: u16,
+    /// What the process is to do; `None` for nothing, be it that nobody has said anything yet.
+    wanted: Option<Box<Desired>>,
+    /// Whether it was told, if there is one.
+    is_told: bool,
+    client: Option<Client>,
+    /// The process, if it was this agent that started it.
+    child: Option<Child>,
+    started: Option<Instant>,
+    /// What of `wanted` could not be done.
+    failed: Vec<String>,
+    said: UnboundedSender<TunnelReport>,
+}
+
+impl Keeper {
+    fn run(mut self, orders: &Receiver<Order>) {
+        loop {
+            let next = match self.patience() {
+                None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(patience) => orders.recv_timeout(patience),
+            };
+            let mut again = matches!(next, Ok(Order::LookAgain));
+            match next {
+                Ok(first) => {
+                    for order in std::iter::once(first).chain(orders.try_iter()) {
+                        match order {
+                            Order::Apply(wanted) => {
+                                self.is_told = false;
+                                self.wanted = wanted;
+                            }
+                            Order::LookAgain => again = true,
+                        }
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if again && !self.failed.is_empty() {
+                self.is_told = false;
+            }
+            self.reap();
+            if self.wanted.is_none() {
+                self.rest();
+                continue;
+            }
+            let status = self.look_after();
+            if let Err(reason) = &status {
+                self.client = None;
+                self.is_told = false;
+                if self.is_starting() {
+                    continue;
+                }
+                tracing::debug!(reason, "the process of the tunnels does not answer");
+            }
+            // The owner is gone only when the process ends.
+            let _ = self.said.send(TunnelReport {
+                status,
+                failed: self.failed.clone(),
+            });
+        }
+    }
+
+    /// Has the process do what is wanted, and asks it how things are.
+    fn look_after(&mut self) -> Result<Status, String> {
+        let wanted = self.wanted.clone().ok_or("nothing is wanted")?;
+        if self.client.is_none() {
+            self.client = Some(self.find()?);
+            self.is_told = false;
+        }
+        let client = self.client.as_mut().ok_or("not connected")?;
+        let words = |error: ClientError| sentence(&error);
+        if !self.is_told {
+            self.failed = client.apply(*wanted.clone(), PATIENCE).map_err(words)?;
+            self.is_told = true;
+        }
+        let status = client.status(PATIENCE).map_err(words)?;
+        let attached = status.networks.iter().filter(|network| network.attached).count();
+        // A device that was made anew is opened anew.
+        if attached < wanted.networks.len() && self.failed.is_empty() {
+            self.is_told = false;
+        }
+        Ok(status)
+    }
+
+    /// Connects to the process, and starts it first where that is ours to do.
+    fn find(&mut self) -> Result<Client, String> {
+        let socket = self.socket();
+        let absent = match Client::connect(&socket) {
+            Ok(client) => return Ok(client),
+            Err(error) => sentence(&error),
+        };
+        match self.start {
+            TunnelsStart::Service => {
+                return Err(format!(
+                    "{absent}; its service is to be started: weft-tunnels.service"
+                ));
+            }
+            TunnelsStart::Agent => {}
+        }
+        if self.is_starting() {
+            return Err(absent);
+        }
+        if self.started.is_some_and(|at| at.elapsed() < AGAIN_AFTER) {
+            return Err(format!(
+                "{absent}; it was started and did not stay, its log says why"
+            ));
+        }
+        self.started = Some(Instant::now());
+        tracing::info!("starting `weft tunnels`");
+        let child = Command::new("/proc/self/exe")
+            .arg("tunnels")
+            .arg("--run-dir")
+            .arg(&self.run_dir)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(|error| format!("it cannot be started: {error}"))?;
+        self.child = Some(child);
+        Err(absent)
+    }
+
+    /// Whether the process was started just now and has not come to its socket yet.
+    fn is_starting(&self) -> bool {
+        let recent = self.started.is_some_and(|at| at.elapsed() < MOMENT);
+        recent && self.child.is_some() && self.client.is_none()
+    }
+
+    /// When to look next if nobody asks for anything; with nothing to look after, not at all.
+    fn patience(&self) -> Option<Duration> {
+        if self.is_starting() {
+            return Some(GLANCE);
+        }
+        let idle = self.is_told && self.wanted.is_none() && self.child.is_none();
+        (!idle).then_some(LOOK_EVERY)
+    }
+
+    /// There is nothing to encrypt: no process, or one that carries nothing.
+    fn rest(&mut self) {
+        self.failed.clear();
+        self.client = None;
+        if self.is_told {
+            return;
+        }
+        self.is_told = true;
+        match self.start {
+            TunnelsStart::Agent => self.end(),
+            TunnelsStart::Service => {
+                let nothing = Desired {
+                    generation: 0,
+                    private_key: Secret32::new([0; 32]),
+                    port: self.port,
+                    vtep: Ipv4Addr::UNSPECIFIED,
+                    peers: Vec::new(),
+                    networks: Vec::new(),
+                };
+                // Whoever is not there does nothing already.
+                if let Ok(mut client) = Client::connect(&self.socket())
+                    && let Err(error) = client.apply(nothing, PATIENCE)
+                {
+                    tracing::warn!(
+                        error = sentence(&error),
+                        "the process of the tunnels keeps what it had"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Ends the process, whoever started it.
+    fn end(&mut self) {
+        self.started = None;
+        let Some(pid) = self.pid() else { return };
+        tracing::info!("ending `weft tunnels`: there is nothing to encrypt");
+        if let Err(error) = kill(pid, Signal::SIGTERM) {
+            tracing::warn!(%error, "`weft tunnels` cannot be ended");
+        }
+    }
+
+    /// The process that serves the socket, or is about to.
+    fn pid(&self) -> Option<Pid> {
+        if let Some(child) = &self.child {
+            return Some(Pid::from_raw(child.id().try_into().ok()?));
+        }
+        let stream = UnixStream::connect(self.socket()).ok()?;
+        let peer = getsockopt(&stream, PeerCredentials).ok()?;
+        // Of a process that cannot be seen from here it is 0.
+        (peer.pid() > 1).then(|| Pid::from_raw(peer.pid()))
+    }
+
+    /// Lets go of a child that has ended.
+    fn reap(&mut self) {
+        if let Some(Ok(Some(status))) = self.child.as_mut().map(Child::try_wait) {
+            tracing::info!(%status, "`weft tunnels` has ended");
+            self.child = None;
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.run_dir.join("tunnels.sock")
+    }
+}
+
+#[cfg(test)]
+mod tests;
