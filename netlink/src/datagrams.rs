@@ -187,7 +187,7 @@ fn send(socket: &impl AsRawFd, letters: &mut [Letter]) -> io::Result<usize> {
     Ok(Errno::result(sent)? as usize)
 }
 
-fn socket_address(address: SockaddrStorage) -> Option<SocketAddr> {
+pub(crate) fn socket_address(address: SockaddrStorage) -> Option<SocketAddr> {
     let v4 = address.as_sockaddr_in().map(|v4| SocketAddr::V4((*v4).into()));
     v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into())))
 }

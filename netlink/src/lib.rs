@@ -8,5 +8,6 @@ pub mod diag;
 pub mod netns;
 pub mod nft;
 pub mod route;
+pub mod segments;
 pub mod tap;
 pub mod testing;
