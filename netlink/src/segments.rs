@@ -14,8 +14,8 @@ use std::{
 use nix::{
     errno::Errno,
     sys::socket::{
-        AddressFamily, SockFlag, SockType, SockaddrLike as _, SockaddrStorage, bind, getsockopt, setsockopt, socket,
-        sockopt,
+        AddressFamily, SockFlag, SockType, SockaddrLike as _, SockaddrStorage, bind, getsockopt, setsockopt,
+        socket, sockopt,
     },
 };
 
@@ -51,7 +51,10 @@ pub fn open_shared(port: u16, v6: bool) -> io::Result<OwnedFd> {
     let _ = setsockopt(&fd, sockopt::SndBufForce, &BUFFER_LEN);
     // Kernels before 5.0 hand datagrams out one by one.
     let _ = setsockopt(&fd, sockopt::UdpGroSegment, &true);
-    bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::from((address, port))))?;
+    bind(
+        fd.as_raw_fd(),
+        &SockaddrStorage::from(SocketAddr::from((address, port))),
+    )?;
     Ok(fd)
 }
 
@@ -173,7 +176,7 @@ impl Inbox {
             let nowhere = SocketAddr::from(([0; 4], 0));
             self.received.push(Received {
                 length,
-                segment: segment(control, header.msg_hdr.msg_controllen as usize).unwrap_or(length),
+                segment: segment(control, header.msg_hdr.msg_controllen).unwrap_or(length),
                 from: from.and_then(socket_address).unwrap_or(nowhere),
             });
         }
@@ -301,7 +304,12 @@ fn told(segment: u16) -> Control {
     level_and_type[4..].copy_from_slice(&libc::UDP_SEGMENT.to_ne_bytes());
     let mut value = [0; 8];
     value[..2].copy_from_slice(&segment.to_ne_bytes());
-    [18, u64::from_ne_bytes(level_and_type), u64::from_ne_bytes(value), 0]
+    [
+        18,
+        u64::from_ne_bytes(level_and_type),
+        u64::from_ne_bytes(value),
+        0,
+    ]
 }
 
 // The control messages above are written for 64-bit kernels, the only ones Weft is built for.
@@ -313,8 +321,15 @@ mod tests {
 
     fn pair(v6: bool) -> (OwnedFd, OwnedFd, SockaddrStorage) {
         let (from, to) = (open_shared(0, v6).unwrap(), open_shared(0, v6).unwrap());
-        let port = UdpSocket::from(to.try_clone().unwrap()).local_addr().unwrap().port();
-        let host: IpAddr = if v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+        let port = UdpSocket::from(to.try_clone().unwrap())
+            .local_addr()
+            .unwrap()
+            .port();
+        let host: IpAddr = if v6 {
+            Ipv6Addr::LOCALHOST.into()
+        } else {
+            Ipv4Addr::LOCALHOST.into()
+        };
         (from, to, SocketAddr::from((host, port)).into())
     }
 
@@ -323,7 +338,12 @@ mod tests {
         for v6 in [false, true] {
             let (from, to, address) = pair(v6);
             let bytes: Vec<u8> = (0..250_u8).collect();
-            let burst = |range: Range<usize>, segment, count| Burst { range, segment, count, to: address };
+            let burst = |range: Range<usize>, segment, count| Burst {
+                range,
+                segment,
+                count,
+                to: address,
+            };
             let bursts = [burst(0..250, 100, 3), burst(7..8, 1, 1)];
             let (sent, result) = Sender::default().send(&from, &bytes, &bursts, true);
             result.unwrap();
@@ -342,7 +362,12 @@ mod tests {
     fn after_an_error_one_knows_which_burst_it_was() {
         let (from, _to, address) = pair(false);
         let bytes = vec![0; 70_000];
-        let burst = |range: Range<usize>| Burst { range, segment: 0, count: 1, to: address };
+        let burst = |range: Range<usize>| Burst {
+            range,
+            segment: 0,
+            count: 1,
+            to: address,
+        };
         let bursts = [burst(0..1), burst(0..70_000), burst(0..1)];
         let (sent, result) = Sender::default().send(&from, &bytes, &bursts, true);
         assert_eq!(sent, 1);

@@ -59,7 +59,9 @@ pub fn flow_port(frame: &[u8]) -> u16 {
     };
     let hash = match Layout::of(frame) {
         Some(layout) => {
-            let ports = frame.get(layout.transport..layout.transport + 4).unwrap_or_default();
+            let ports = frame
+                .get(layout.transport..layout.transport + 4)
+                .unwrap_or_default();
             mix(mix(u64::from(layout.protocol), layout.addresses(frame)), ports)
         }
         None => mix(0, frame.get(..12).unwrap_or_default()),
@@ -98,7 +100,10 @@ fn vxlan(packet: &[u8]) -> Option<(Vni, &[u8])> {
     }
     let datagram = packet.get(header_len..length)?;
     let header = datagram.get(..16)?;
-    if read16(header, 2) != PORT || usize::from(read16(header, 4)) != datagram.len() || header[8] != VXLAN_FLAGS {
+    if read16(header, 2) != PORT
+        || usize::from(read16(header, 4)) != datagram.len()
+        || header[8] != VXLAN_FLAGS
+    {
         return None;
     }
     let vni = u32::from_be_bytes([0, header[12], header[13], header[14]]);
@@ -157,7 +162,11 @@ mod tests {
             assert_eq!(with(at, byte), Err(Refusal::NotVxlan), "{what}");
         }
         assert_eq!(with(34, 4), Ok(0x01_02_04));
-        assert_eq!(open(&packet(&[7; 13]), FROM, TO), Err(Refusal::NotVxlan), "no Ethernet header");
+        assert_eq!(
+            open(&packet(&[7; 13]), FROM, TO),
+            Err(Refusal::NotVxlan),
+            "no Ethernet header"
+        );
     }
 
     #[test]
@@ -174,7 +183,10 @@ mod tests {
                 flow_port(&frame)
             })
             .collect();
-        assert!(ports.len() > 90 && ports.iter().all(|port| *port >= 0xc000), "{ports:?}");
+        assert!(
+            ports.len() > 90 && ports.iter().all(|port| *port >= 0xc000),
+            "{ports:?}"
+        );
     }
 
     proptest! {

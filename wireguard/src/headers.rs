@@ -46,7 +46,12 @@ impl Vnet {
     pub fn bytes(self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
         (bytes[0], bytes[1]) = (self.flags, self.kind);
-        let numbers = [self.header_len, self.segment, self.checksum_start, self.checksum_offset];
+        let numbers = [
+            self.header_len,
+            self.segment,
+            self.checksum_start,
+            self.checksum_offset,
+        ];
         for (to, number) in bytes[2..].chunks_exact_mut(2).zip(numbers) {
             to.copy_from_slice(&number.to_ne_bytes());
         }
@@ -119,7 +124,11 @@ impl Layout {
 
     /// The two addresses, side by side.
     pub fn addresses<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
-        if self.v6 { &frame[self.ip + 8..self.ip + 40] } else { &frame[self.ip + 12..self.ip + 20] }
+        if self.v6 {
+            &frame[self.ip + 8..self.ip + 40]
+        } else {
+            &frame[self.ip + 12..self.ip + 20]
+        }
     }
 
     /// The sum of the pseudo header (RFC 9293, section 3.1; RFC 8200, section 8.1) for so many bytes behind IP.
@@ -147,7 +156,14 @@ pub fn sum(bytes: &[u8]) -> u64 {
     let mut chunks = bytes.chunks_exact(16);
     let (mut one, mut two, mut three, mut four) = (0_u64, 0_u64, 0_u64, 0_u64);
     for chunk in &mut chunks {
-        let number = |at: usize| u64::from(u32::from_ne_bytes([chunk[at], chunk[at + 1], chunk[at + 2], chunk[at + 3]]));
+        let number = |at: usize| {
+            u64::from(u32::from_ne_bytes([
+                chunk[at],
+                chunk[at + 1],
+                chunk[at + 2],
+                chunk[at + 3],
+            ]))
+        };
         one += number(0);
         two += number(4);
         three += number(8);

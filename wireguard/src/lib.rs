@@ -4,10 +4,22 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod budget;
 mod control;
+mod envelope;
+mod headers;
+mod icmp;
+mod join;
+mod peer;
+mod process;
 mod secret;
+mod split;
+mod table;
+#[cfg(test)]
+mod testing;
 
 pub use control::{
     Answer, Client, ClientError, Desired, Dropped, Network, NetworkStatus, Peer, PeerStatus, Request, Status,
 };
+pub use process::{RunError, run};
 pub use secret::Secret32;

@@ -3,8 +3,8 @@
 use crate::{
     envelope::ENVELOPE,
     headers::{
-        GSO_ECN, GSO_NONE, GSO_TCP4, GSO_TCP6, GSO_UDP, Layout, NEEDS_CHECKSUM, TCP, UDP, Vnet, fold, read16, sum,
-        write16,
+        GSO_ECN, GSO_NONE, GSO_TCP4, GSO_TCP6, GSO_UDP, Layout, NEEDS_CHECKSUM, TCP, UDP, Vnet, fold, read16,
+        sum, write16,
     },
 };
 
@@ -32,7 +32,10 @@ pub struct Segments<'a> {
 #[derive(Debug)]
 enum Kind {
     /// The frame as it is, with the checksum that is still missing: where it begins, and where it goes.
-    Whole { checksum: Option<(usize, usize)>, done: bool },
+    Whole {
+        checksum: Option<(usize, usize)>,
+        done: bool,
+    },
     Cut(Cut),
 }
 
@@ -68,7 +71,10 @@ impl<'a> Segments<'a> {
         }
         let whole = Self {
             frame,
-            kind: Kind::Whole { checksum, done: false },
+            kind: Kind::Whole {
+                checksum,
+                done: false,
+            },
         };
         match Layout::of(frame) {
             Some(layout) if layout.end - layout.ip > limit => whole.too_big(layout, limit),
@@ -133,7 +139,13 @@ impl<'a> Segments<'a> {
     }
 
     fn too_big(self, layout: Layout, limit: usize) -> Result<Self, Unsendable> {
-        let checked = matches!(self.kind, Kind::Whole { checksum: Some(_), .. });
+        let checked = matches!(
+            self.kind,
+            Kind::Whole {
+                checksum: Some(_),
+                ..
+            }
+        );
         if let Some(tcp) = layout.tcp_header_len(self.frame) {
             let headers = layout.transport + tcp;
             let segment = limit.saturating_sub(headers - layout.ip);
@@ -146,7 +158,11 @@ impl<'a> Segments<'a> {
             }
         }
         let may_be_fragmented = !layout.v6 && self.frame[layout.ip + 6] & 0x40 == 0;
-        if may_be_fragmented { Ok(self) } else { Err(Unsendable::TooBig) }
+        if may_be_fragmented {
+            Ok(self)
+        } else {
+            Err(Unsendable::TooBig)
+        }
     }
 }
 
@@ -155,7 +171,9 @@ impl Cut {
         let content = frame.get(self.at..).filter(|content| !content.is_empty())?;
         let content = &content[..content.len().min(self.segment)];
         let last = self.at + content.len() == frame.len();
-        let Layout { ip, transport, v6, .. } = self.layout;
+        let Layout {
+            ip, transport, v6, ..
+        } = self.layout;
         let length = self.headers + content.len();
         let out = &mut out[..length];
         out[..self.headers].copy_from_slice(&frame[..self.headers]);
@@ -187,7 +205,11 @@ impl Cut {
         let total = self.pseudo + (length - transport) as u64 + sum(&out[transport..]);
         let checksum = !fold(total);
         // RFC 768: in UDP zero is no checksum; TCP takes either.
-        write16(out, transport + checksum_at, if checksum == 0 { 0xffff } else { checksum });
+        write16(
+            out,
+            transport + checksum_at,
+            if checksum == 0 { 0xffff } else { checksum },
+        );
         self.at += content.len();
         self.index += 1;
         Some(length)

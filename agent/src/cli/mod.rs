@@ -10,6 +10,7 @@ mod nouns;
 mod progress;
 mod session;
 mod table;
+mod tunnels;
 mod warning;
 pub mod whoami;
 
@@ -98,6 +99,9 @@ enum Command {
     Version(status::VersionArgs),
     /// Answer HTTP and UDP with who one is: a workload for labs and tests
     Whoami(whoami::WhoamiArgs),
+    /// Carry the packets of encrypted networks; the agent starts it, or its service does
+    #[command(hide = true)]
+    Tunnels(tunnels::TunnelsArgs),
     /// Print the completions of a shell
     Completion(CompletionArgs),
 }
@@ -253,6 +257,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Failure> {
         Command::Lab(command) => return Ok(crate::lab::run(command)?),
         Command::Docker(command) => docker::run(command)?,
         Command::Whoami(args) => whoami::run(args)?,
+        Command::Tunnels(args) => tunnels::run(&args)?,
         Command::Completion(args) => {
             clap_complete::generate(args.shell, &mut Cli::command(), "weft", &mut std::io::stdout());
         }
@@ -274,7 +279,12 @@ impl Command {
     fn talks_to_an_agent(&self) -> bool {
         !matches!(
             self,
-            Self::Agent(_) | Self::Docker(_) | Self::Lab(_) | Self::Whoami(_) | Self::Completion(_)
+            Self::Agent(_)
+                | Self::Docker(_)
+                | Self::Lab(_)
+                | Self::Whoami(_)
+                | Self::Tunnels(_)
+                | Self::Completion(_)
         )
     }
 }

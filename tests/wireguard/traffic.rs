@@ -1,0 +1,116 @@
+//! What containers send each other.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    thread,
+    time::{Duration, Instant},
+};
+
+use netns_harness::eventually;
+use weft_netlink::netns::Netns;
+
+use crate::bed::{LOOK_EVERY, PATIENCE};
+
+/// Stands in everything that is sent, and nowhere on the underlay.
+pub const CANARY: &[u8] = b"canary-0f9b1c-nobody-else-says-this";
+
+/// Whether a datagram comes back within the patience. The kernel of the other end needs a port to refuse by.
+pub fn echo(from: &Netns, to: &Netns, address: IpAddr) -> Result<Duration, String> {
+    let server = to.run(|| UdpSocket::bind((address, 0))).unwrap().unwrap();
+    let any: IpAddr = if address.is_ipv4() {
+        [0; 4].into()
+    } else {
+        [0_u16; 8].into()
+    };
+    let client = from.run(|| UdpSocket::bind((any, 0))).unwrap().unwrap();
+    client.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    server.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let target = server.local_addr().unwrap();
+    let begun = Instant::now();
+    let looked = eventually("a datagram to come back", PATIENCE, LOOK_EVERY, || {
+        let said = || -> std::io::Result<usize> {
+            client.send_to(CANARY, target)?;
+            let mut bytes = [0; 100];
+            let (length, from) = server.recv_from(&mut bytes)?;
+            server.send_to(&bytes[..length], from)?;
+            client.recv(&mut bytes)
+        };
+        said()
+    });
+    looked.map(|_| begun.elapsed()).map_err(|error| error.to_string())
+}
+
+/// Whether nothing comes through, looked at for a while.
+pub fn is_silent(from: &Netns, to: &Netns, address: IpAddr, pause: Duration) -> bool {
+    let server = to.run(|| UdpSocket::bind((address, 0))).unwrap().unwrap();
+    let any: IpAddr = if address.is_ipv4() {
+        [0; 4].into()
+    } else {
+        [0_u16; 8].into()
+    };
+    let client = from.run(|| UdpSocket::bind((any, 0))).unwrap().unwrap();
+    server.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    let until = Instant::now() + pause;
+    let mut bytes = [0; 100];
+    while Instant::now() < until {
+        let _ = client.send_to(CANARY, server.local_addr().unwrap());
+        if server.recv(&mut bytes).is_ok() {
+            return false;
+        }
+    }
+    true
+}
+
+/// Bytes that say where they are, with a canary in each kilobyte.
+fn pattern(block: usize) -> Vec<u8> {
+    let mut bytes = vec![block as u8; 1024];
+    bytes[..8].copy_from_slice(&(block as u64).to_le_bytes());
+    bytes[100..100 + CANARY.len()].copy_from_slice(CANARY);
+    bytes
+}
+
+/// A stream of so many kilobytes, checked to the last. Says how long it took.
+pub fn stream(from: &Netns, to: &Netns, address: IpAddr, kilobytes: usize) -> Result<Duration, String> {
+    stream_with(from, to, address, kilobytes, |_| {})
+}
+
+/// The same, with something to do at each block received.
+pub fn stream_with(
+    from: &Netns,
+    to: &Netns,
+    address: IpAddr,
+    kilobytes: usize,
+    mut at: impl FnMut(usize),
+) -> Result<Duration, String> {
+    let listener = to.run(|| TcpListener::bind((address, 0))).unwrap().unwrap();
+    let target = listener.local_addr().unwrap();
+    let begun = Instant::now();
+    let mut sender = from.run(|| connect(target)).unwrap()?;
+    let (mut receiver, _) = listener.accept().map_err(|error| error.to_string())?;
+    receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            for block in 0..kilobytes {
+                if sender.write_all(&pattern(block)).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut bytes = [0; 1024];
+        for block in 0..kilobytes {
+            receiver
+                .read_exact(&mut bytes)
+                .map_err(|error| format!("at block {block} of {kilobytes}: {error}"))?;
+            if bytes[..] != pattern(block) {
+                return Err(format!("block {block} came damaged"));
+            }
+            at(block);
+        }
+        Ok(begun.elapsed())
+    })
+}
+
+fn connect(target: SocketAddr) -> Result<TcpStream, String> {
+    TcpStream::connect_timeout(&target, PATIENCE).map_err(|error| format!("connect to {target}: {error}"))
+}

@@ -1,0 +1,281 @@
+//! From tunnels into TAP devices.
+
+use std::{
+    io::IoSlice,
+    net::SocketAddr,
+    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
+    time::Instant,
+};
+
+use boringtun::noise::{Packet, TunnResult, errors::WireGuardError, handshake::parse_handshake_anon};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use weft_netlink::segments::Inbox;
+
+use super::{Pair, Shared, Sockets, State, tally::count};
+use crate::{
+    budget::Verdict,
+    join::Joiner,
+    peer::{HANDSHAKE_ROOM, Link, Peer},
+    table::{Denied, Device, Table},
+};
+
+/// Room for what is decrypted, until it is handed over.
+const ARENA: usize = 1024 * 1024;
+/// The longest datagram.
+const ROOM: usize = 65_536;
+/// How often a thread looks whether its sockets were replaced, when nothing comes.
+const LOOK_EVERY_MS: u16 = 500;
+const DATA: [u8; 4] = [4, 0, 0, 0];
+const DATA_LEN: usize = 32;
+
+struct Worker<'a> {
+    shared: &'a Shared,
+    pair: &'a Pair,
+    arena: Vec<u8>,
+    used: usize,
+    joiner: Joiner,
+    /// Of the frames that wait to be handed over.
+    devices: Vec<Arc<Device>>,
+    out: Vec<u8>,
+}
+
+pub fn run(shared: &Shared, sockets: &Sockets, index: usize) {
+    let pair = &sockets.pairs[index];
+    let Ok(wait) = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC) else {
+        return;
+    };
+    for (v6, data) in [(false, 0), (true, 1)] {
+        if let Some(socket) = pair.of(v6)
+            && wait
+                .add(socket, EpollEvent::new(EpollFlags::EPOLLIN, data))
+                .is_err()
+        {
+            return;
+        }
+    }
+    let mut worker = Worker {
+        shared,
+        pair,
+        arena: vec![0; ARENA],
+        used: 0,
+        joiner: Joiner::default(),
+        devices: Vec::new(),
+        out: vec![0; ROOM + DATA_LEN],
+    };
+    let mut inbox = Inbox::default();
+    let mut events = [EpollEvent::empty(); 2];
+    while !sockets.is_over.load(Relaxed) {
+        let ready = wait
+            .wait(&mut events, EpollTimeout::from(LOOK_EVERY_MS))
+            .unwrap_or(0);
+        let Some(state) = shared.state.load_full() else {
+            continue;
+        };
+        for event in &events[..ready] {
+            if let Some(socket) = pair.of(event.data() == 1)
+                && inbox.receive(&socket).is_ok()
+            {
+                worker.take(&state, &inbox);
+            }
+        }
+    }
+}
+
+impl Worker<'_> {
+    fn take(&mut self, state: &State, inbox: &Inbox) {
+        let mut datagrams = inbox.iter().peekable();
+        while let Some((datagram, from)) = datagrams.next() {
+            let Some(receiver) = data_receiver(datagram) else {
+                self.handshake(&state.table, datagram, from);
+                continue;
+            };
+            let Some(peer) = state.table.peer_of_index(receiver) else {
+                count(&self.shared.tally.unknown_index);
+                continue;
+            };
+            // One lock for all that come from a peer at a time.
+            let mut link = peer.link();
+            self.data(&state.table, peer, &mut link, datagram, from);
+            let next = |(datagram, _): &(&[u8], SocketAddr)| {
+                data_receiver(datagram).is_some_and(|other| other >> 8 == receiver >> 8)
+            };
+            while let Some((datagram, from)) = datagrams.next_if(next) {
+                self.data(&state.table, peer, &mut link, datagram, from);
+            }
+            self.send_waiting(peer, &mut link);
+        }
+        self.hand_over();
+    }
+
+    fn data(&mut self, table: &Table, peer: &Peer, link: &mut Link, datagram: &[u8], from: SocketAddr) {
+        if self.used + datagram.len() > self.arena.len() {
+            self.hand_over();
+        }
+        let tally = &self.shared.tally;
+        let length = match link.open(datagram, &mut self.arena[self.used..]) {
+            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => packet.len(),
+            // A keepalive.
+            TunnResult::Done => 0,
+            TunnResult::WriteToNetwork(_) => return,
+            TunnResult::Err(error) => {
+                return match error {
+                    WireGuardError::NoCurrentSession | WireGuardError::WrongIndex => {
+                        count(&tally.unknown_index)
+                    }
+                    WireGuardError::DuplicateCounter | WireGuardError::InvalidCounter => {
+                        count(&tally.replayed)
+                    }
+                    // It was authentic, but no IP packet.
+                    WireGuardError::InvalidPacket => tally.deny_contents(),
+                    _ => count(&tally.undecryptable),
+                };
+            }
+        };
+        peer.received_bytes.fetch_add(datagram.len() as u64, Relaxed);
+        if link.endpoint() != from {
+            link.move_to(from);
+        }
+        if length == 0 {
+            return;
+        }
+        let packet = self.used..self.used + length;
+        let (network, frame) = match table.admit(peer, &self.arena[packet.clone()]) {
+            Ok(admitted) => admitted,
+            Err(denied) => {
+                tally.deny(denied);
+                if let Denied::NotAMember(vni) | Denied::WrongMac(vni) = denied
+                    && let Some(device) = table
+                        .networks
+                        .get(&vni)
+                        .and_then(|network| network.device.as_ref())
+                {
+                    count(&device.dropped_receiving);
+                }
+                return;
+            }
+        };
+        let Some(device) = &network.device else {
+            return;
+        };
+        let place = self.devices.iter().position(|other| Arc::ptr_eq(other, device));
+        let place = place.unwrap_or_else(|| {
+            self.devices.push(Arc::clone(device));
+            self.devices.len() - 1
+        });
+        let frame = packet.end - frame.len()..packet.end;
+        self.joiner
+            .push(&self.arena, place, frame, device.tap.has_udp_segments());
+        self.used = packet.end;
+    }
+
+    fn hand_over(&mut self) {
+        let devices = &self.devices;
+        self.joiner
+            .flush(&self.arena, |device, pieces: &[IoSlice<'_>], frames| {
+                let device = &devices[device];
+                let counter = match device.tap.write(pieces) {
+                    Ok(_) => &device.received,
+                    Err(_) => &device.dropped_receiving,
+                };
+                counter.fetch_add(frames as u64, Relaxed);
+            });
+        self.devices.clear();
+        self.used = 0;
+    }
+
+    /// Sends what waited for the session that there is now.
+    fn send_waiting(&mut self, peer: &Peer, link: &mut Link) {
+        while let Some(length) = link.next_waiting(&mut self.out) {
+            self.post(peer, length, link.endpoint());
+        }
+    }
+
+    fn post(&self, peer: &Peer, length: usize, to: SocketAddr) {
+        if self.pair.post(&self.out[..length], to) {
+            peer.sent_bytes.fetch_add(length as u64, Relaxed);
+        } else {
+            peer.lose(1);
+        }
+    }
+
+    /// A message of a handshake, or nothing of WireGuard.
+    fn handshake(&mut self, table: &Table, message: &[u8], from: SocketAddr) {
+        let tally = &self.shared.tally;
+        let identity = &table.identity;
+        let mut cookie = [0; HANDSHAKE_ROOM];
+        // The first code is the cheap one: it takes our public key to make it.
+        let Ok(parsed) = identity.open.verify_packet(Some(from.ip()), message, &mut cookie) else {
+            return count(&tally.malformed);
+        };
+        let peer = match &parsed {
+            Packet::PacketCookieReply(reply) => table.peer_of_index(reply.receiver_idx),
+            Packet::HandshakeResponse(response) => {
+                let peer = table.peer_of_index(response.receiver_idx);
+                if peer.is_some() && !self.is_within_budget(table, message, from) {
+                    return;
+                }
+                peer
+            }
+            Packet::HandshakeInit(initiation) => {
+                if !self.is_within_budget(table, message, from) {
+                    return;
+                }
+                let half = parse_handshake_anon(&identity.private, &identity.public, initiation);
+                half.ok()
+                    .and_then(|half| table.peer_of_key(&half.peer_static_public))
+            }
+            Packet::PacketData(_) => None,
+        };
+        let Some(peer) = peer else {
+            return count(&tally.unknown_peer);
+        };
+        let mut link = peer.link();
+        match link.open(message, &mut self.out) {
+            // An answer is given to what was authentic alone.
+            TunnResult::WriteToNetwork(answer) => {
+                let length = answer.len();
+                link.move_to(from);
+                peer.received_bytes.fetch_add(message.len() as u64, Relaxed);
+                self.post(peer, length, from);
+                self.send_waiting(peer, &mut link);
+            }
+            TunnResult::Err(WireGuardError::WrongTai64nTimestamp) => count(&tally.replayed),
+            TunnResult::Err(_) => count(&tally.undecryptable),
+            _ => {}
+        }
+    }
+
+    /// Whether to spend time on a handshake. Who is asked for a cookie gets one here.
+    fn is_within_budget(&self, table: &Table, message: &[u8], from: SocketAddr) -> bool {
+        let now = Instant::now();
+        let mut budget = self.shared.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut verdict = budget.judge(from.ip(), table.is_known(from.ip()), now);
+        if verdict == Verdict::AskForCookie {
+            let mut cookie = [0; HANDSHAKE_ROOM];
+            verdict = match table
+                .identity
+                .strict
+                .verify_packet(Some(from.ip()), message, &mut cookie)
+            {
+                Ok(_) => budget.judge_proven(from.ip(), now),
+                Err(TunnResult::WriteToNetwork(cookie)) => {
+                    self.pair.post(cookie, from);
+                    Verdict::Ignore
+                }
+                Err(_) => Verdict::Ignore,
+            };
+        }
+        if verdict != Verdict::Answer {
+            count(&self.shared.tally.over_budget);
+        }
+        verdict == Verdict::Answer
+    }
+}
+
+/// The receiver index of a data message.
+fn data_receiver(datagram: &[u8]) -> Option<u32> {
+    let (kind, rest) = datagram.split_first_chunk::<4>()?;
+    let index = rest.first_chunk::<4>()?;
+    let is_data = *kind == DATA && datagram.len() >= DATA_LEN;
+    is_data.then(|| u32::from_le_bytes(*index))
+}
