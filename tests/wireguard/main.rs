@@ -95,7 +95,7 @@ fn two_hosts_carry_everything_and_show_nothing() {
         stream(&two.container, &one.container, container(1, false), 1000).unwrap();
         let seen = canary.stop().unwrap();
         assert_eq!((seen.matched, seen.missed), (0, 0), "{seen:?}");
-        assert!(seen.frames > 1000, "{seen:?}");
+        assert!(seen.frames > 300, "{seen:?}");
         assert_eq!(strange.stop().unwrap().matched, 0);
         bed.close();
     });
