@@ -13,7 +13,7 @@ use std::time::Duration;
 use netns_harness::{CaptureOptions, Inside, isolated};
 use weft_wireguard::Secret32;
 
-use bed::{Bed, PORT, container, has_tap};
+use bed::{Bed, PATIENCE, PORT, container, has_tap};
 use traffic::{CANARY, echo, is_silent, stream};
 
 /// Quick enough that the capture keeps up.
@@ -59,6 +59,7 @@ fn two_hosts_carry_everything_and_show_nothing() {
         ));
         bed.connect();
         for v6 in [false, true] {
+            one.pod.ping(container(2, v6), PATIENCE).unwrap();
             echo(&one.container, &two.container, container(2, v6)).unwrap();
             stream(&one.container, &two.container, container(2, v6), 5_000).unwrap();
             stream(&two.container, &one.container, container(1, v6), 5_000).unwrap();

@@ -1,0 +1,140 @@
+//! `bench-wireguard`: encrypted networks beside a plain VXLAN and beside what others carry a VXLAN in, on one pair of
+//! hosts in namespaces.
+//!
+//! Each way has a network of its own, all alike: a bridge with a container on each host, and a way between the bridges.
+//! Rounds and ratios are as in `bench`. Needs root outside of user namespaces.
+
+#[path = "../../wireguard/bed.rs"]
+#[allow(dead_code, reason = "tests do more with it")]
+mod bed;
+#[path = "../table.rs"]
+mod table;
+#[path = "../tools.rs"]
+#[allow(dead_code, reason = "`bench` measures more kinds of things")]
+mod tools;
+mod udp;
+mod ways;
+
+use std::fs;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser;
+use netns_harness::{Inside, Isolate};
+use serde_json::Value;
+
+use bed::{Bed, PATIENCE};
+use table::{Matrix, Unit};
+use ways::{Path, Way};
+
+/// Encrypted networks beside others, as ratios
+#[derive(Debug, Parser)]
+struct Args {
+    /// Rounds of each
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds of one measurement
+    #[arg(long, default_value_t = 3)]
+    seconds: u64,
+    /// As if the hosts' network cards could not cut segments
+    #[arg(long)]
+    no_offload: bool,
+    /// Only these beside the plain VXLAN
+    #[arg(long, value_delimiter = ',', value_enum)]
+    only: Vec<Way>,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let wanted = |way: &Way| *way == Way::Plain || args.only.is_empty() || args.only.contains(way);
+    let ways: Vec<_> = Way::ALL.into_iter().filter(wanted).collect();
+    let programs = ways.iter().flat_map(|way| way.programs()).copied();
+    let missing = tools::missing(programs.chain(["ip", "iperf3", "ethtool"]));
+    if !missing.is_empty() {
+        bail!("{missing}");
+    }
+    netns_harness::isolate(&Isolate::new())?;
+    let bed = Bed::new(2);
+    bed.connect();
+    if args.no_offload {
+        for node in &bed.nodes {
+            tools::output(
+                &node.host,
+                "ethtool -K eth0 tso off gso off tx-udp-segmentation off",
+            )?;
+        }
+    }
+    let paths: Vec<_> = ways
+        .iter()
+        .map(|way| Path::new(&bed, *way))
+        .collect::<Result<_>>()?;
+    let mut kept = vec![vec![Vec::new(); ways.len()]; MEASURED.len()];
+    for round in 0..args.rounds {
+        for (way, path) in paths.iter().enumerate() {
+            let figures = measure(&args, path)?;
+            eprintln!("round {round}, {}: {figures:.3?}", ways[way].name());
+            for (kept, figure) in kept.iter_mut().zip(figures) {
+                kept[way].push(figure);
+            }
+        }
+    }
+    let mut table = Matrix::default();
+    let names: Vec<_> = ways.iter().map(|way| way.name()).collect();
+    for ((what, unit), series) in MEASURED.into_iter().zip(&kept) {
+        table.compare(what, unit, &names, series);
+    }
+    drop(paths);
+    bed.close();
+    println!("{table}");
+    Ok(())
+}
+
+const MEASURED: [(&str, Unit); 6] = [
+    ("TCP, 1 stream", Unit::Bits),
+    ("TCP, 4 streams", Unit::Bits),
+    ("processor time of all, a megabyte of TCP", Unit::Work),
+    ("UDP, 64 bytes, received of a flood", Unit::Rate),
+    ("round trip, median", Unit::Time),
+    ("round trip, 99th percentile", Unit::Time),
+];
+
+fn measure(args: &Args, path: &Path) -> Result<[f64; 6]> {
+    let busy = busy_seconds()?;
+    let one = tcp(args, path, 1)?;
+    let spent = busy_seconds()? - busy;
+    let megabytes = one * args.seconds as f64 / 8e6;
+    let four = tcp(args, path, 4)?;
+    let rate = udp::flood(path, args.seconds)?;
+    let [median, late] = udp::round_trips(path)?;
+    Ok([one, four, spent / megabytes, rate, median, late])
+}
+
+/// Bits per second that arrive.
+fn tcp(args: &Args, path: &Path, streams: u32) -> Result<f64> {
+    let server = path
+        .to
+        .spawn(&mut tools::command("iperf3 -s -1"), netns_harness::Output::Keep)?;
+    server.wait_for_line(PATIENCE, |line| line.contains("Server listening"))?;
+    let line = format!("iperf3 -J -c {} -t {} -P {streams}", path.address, args.seconds);
+    let report: Value = serde_json::from_str(&tools::output(&path.from, &line)?)?;
+    let rate = &report["end"]["sum_received"]["bits_per_second"];
+    rate.as_f64().with_context(|| format!("no rate in {report}"))
+}
+
+/// Of all processors since the boot.
+fn busy_seconds() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    let line = stat.lines().next().context("an empty /proc/stat")?;
+    let ticks: Vec<f64> = line
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    // All but idle, waiting for disks, and what guests are counted twice for.
+    let busy: f64 = ticks
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| ![3, 4, 8, 9].contains(i))
+        .map(|(_, ticks)| ticks)
+        .sum();
+    Ok(busy / 100.0)
+}
