@@ -6,6 +6,7 @@ mod counts;
 mod crash;
 mod drain;
 mod eject;
+mod encrypted;
 mod health;
 mod http;
 mod leftovers;
