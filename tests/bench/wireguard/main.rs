@@ -112,7 +112,7 @@ fn measure(args: &Args, path: &Path) -> Result<[f64; 6]> {
 fn tcp(args: &Args, path: &Path, streams: u32) -> Result<f64> {
     let server = path
         .to
-        .spawn(&mut tools::command("iperf3 -s -1"), netns_harness::Output::Keep)?;
+        .spawn(&mut tools::command("iperf3 -s -1 --forceflush"), netns_harness::Output::Keep)?;
     server.wait_for_line(PATIENCE, |line| line.contains("Server listening"))?;
     let line = format!("iperf3 -J -c {} -t {} -P {streams}", path.address, args.seconds);
     let report: Value = serde_json::from_str(&tools::output(&path.from, &line)?)?;
