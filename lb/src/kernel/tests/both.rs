@@ -223,6 +223,8 @@ fn least_connection_avoids_the_one_that_holds_connections(kit: &Kit, bed: &Bed) 
     let datapath = kit.datapath();
     let web = service(Scheduler::LeastConnections);
     datapath.sync("c", &bed.client, &only(&web)).unwrap();
+    // nf_tables places by counts that are a moment old, so two connections in a row may go to one backend.
+    let slack = if kit.is_ebpf() { 0 } else { 1 };
     // Idle, it spreads as evenly as round robin.
     let open = |n: [u64; 3]| Some([1, 2, 3].map(|i| (endpoint(i), n[usize::from(i) - 1])).into());
     let mut spread = BTreeMap::new();
@@ -230,7 +232,8 @@ fn least_connection_avoids_the_one_that_holds_connections(kit: &Kit, bed: &Bed) 
         *spread.entry(bed.call(VIP, PORT).unwrap().backend).or_insert(0) += 1;
         eventually(open([0, 0, 0]), || datapath.connections(web.id));
     }
-    assert_eq!(spread, even(4));
+    let uneven = spread.values().map(|calls: &u64| calls.abs_diff(4)).max();
+    assert!(spread.len() == 3 && uneven <= Some(slack), "{spread:?}");
 
     // One backend holds six connections, made while it was alone.
     let mut alone = web.clone();
@@ -239,8 +242,6 @@ fn least_connection_avoids_the_one_that_holds_connections(kit: &Kit, bed: &Bed) 
     let held: Vec<_> = (0..6).map(|_| bed.open(VIP, PORT).unwrap()).collect();
     datapath.sync("c", &bed.client, &only(&web)).unwrap();
     eventually(open([6, 0, 0]), || datapath.connections(web.id));
-    // nf_tables places by counts that are a moment old, so two connections in a row may go to one backend.
-    let slack = if kit.is_ebpf() { 0 } else { 1 };
     let mut more = Vec::new();
     for i in 1..=12 {
         more.push(bed.open(VIP, PORT).unwrap());
