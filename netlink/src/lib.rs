@@ -5,6 +5,7 @@ pub mod bpf;
 pub mod conntrack;
 pub mod datagrams;
 pub mod diag;
+pub mod icmp;
 pub mod netns;
 pub mod nft;
 pub mod route;

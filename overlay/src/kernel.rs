@@ -34,7 +34,7 @@ pub use self::{
     error::{Cause, KernelError, OpError},
     names::{TUNNEL, namespace_path},
 };
-use crate::plan::{Desired, HostPorts, Observed, Sandbox, Uplink, plan};
+use crate::plan::{Desired, HostPorts, Observed, Plan, Sandbox, Uplink, plan};
 
 /// Where the kernel part keeps things.
 #[derive(Debug, Clone)]
@@ -155,6 +155,15 @@ impl Kernel {
         }
         // After an error nobody knows how much of an operation was done: look again the next time.
         Ok(report)
+    }
+
+    /// What a [`reconcile`](Self::reconcile) would do now that the kernel has been looked at anew. Changes nothing.
+    pub fn examine(&mut self, desired: &Desired) -> Result<Plan, KernelError> {
+        self.observed = None;
+        let observed = self.observe(desired)?;
+        let plan = plan(desired, &observed);
+        self.observed = Some(observed);
+        Ok(plan)
     }
 
     /// Forgets what is known about the kernel: the next [`reconcile`](Self::reconcile) looks at it.

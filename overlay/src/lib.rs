@@ -32,4 +32,4 @@ pub mod kernel;
 mod mtu;
 pub mod plan;
 
-pub use mtu::{MtuTooSmall, encrypted_mtu, overlay_mtu};
+pub use mtu::{MtuTooSmall, encrypted_mtu, encrypted_overhead, overhead, overlay_mtu};

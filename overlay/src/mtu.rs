@@ -1,4 +1,4 @@
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// RFC 8200, section 5: every link carries IPv6 packets of this size.
 const SMALLEST: u16 = 1280;
@@ -14,17 +14,26 @@ pub struct MtuTooSmall {
     left: u32,
 }
 
-/// The largest packet that an endpoint can send without the tunnel having to split it.
-///
-/// VXLAN adds an Ethernet header (14), its own (8), UDP (8) and IP (20, or 40 for an IPv6 underlay).
-pub fn overlay_mtu(underlay: u32, vtep: IpAddr) -> Result<u16, MtuTooSmall> {
-    fitting(underlay, if vtep.is_ipv4() { 50 } else { 70 })
+/// By how many bytes a packet is longer in the tunnel: VXLAN adds an Ethernet header (14), its own (8), UDP (8) and
+/// IP (20, or 40 for an IPv6 underlay).
+pub fn overhead(vtep: IpAddr) -> u32 {
+    if vtep.is_ipv4() { 50 } else { 70 }
 }
 
-/// The same for a network that is encrypted: VXLAN within IPv4 (50 bytes) within WireGuard, which adds its own header and
-/// seal (32), UDP (8) and IP. That is taken to be IPv6 (40), so that an underlay may get it later.
+/// The largest packet that an endpoint can send without the tunnel having to split it.
+pub fn overlay_mtu(underlay: u32, vtep: IpAddr) -> Result<u16, MtuTooSmall> {
+    fitting(underlay, overhead(vtep))
+}
+
+/// The same of a network that is encrypted: VXLAN within IPv4 (50 bytes) within WireGuard, which adds its own header and
+/// seal (32), UDP (8) and IP (20, or 40 for an IPv6 underlay).
+pub fn encrypted_overhead(underlay: IpAddr) -> u32 {
+    50 + if underlay.is_ipv4() { 60 } else { 80 }
+}
+
+/// The largest packet of a network that is encrypted. The underlay is taken to be IPv6, so that it may become so later.
 pub fn encrypted_mtu(underlay: u32) -> Result<u16, MtuTooSmall> {
-    fitting(underlay, 50 + 80)
+    fitting(underlay, encrypted_overhead(Ipv6Addr::UNSPECIFIED.into()))
 }
 
 fn fitting(underlay: u32, overhead: u32) -> Result<u16, MtuTooSmall> {
