@@ -12,7 +12,7 @@ use super::{
 };
 
 /// The namespace of the one network on a host; repair may just have taken it away to make it anew.
-fn network(node: &Node) -> Result<Netns, String> {
+pub fn network(node: &Node) -> Result<Netns, String> {
     let find = || {
         let mut entries = fs::read_dir("/run/weft/netns").map_err(|error| error.to_string())?;
         let entry = entries.next().and_then(Result::ok).ok_or("there is none")?;

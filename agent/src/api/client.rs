@@ -17,6 +17,8 @@ use super::{routes, types::*};
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Joining and leaving talk to other hosts, and move blocks between them.
 const MEMBERSHIP_DEADLINE: Duration = Duration::from_secs(90);
+/// Every connection that is tried may be waited for.
+const DOCTOR_DEADLINE: Duration = Duration::from_secs(600);
 
 /// A client of the agent behind one socket.
 #[derive(Debug, Clone)]
@@ -244,6 +246,12 @@ impl Client {
     /// One screen about the node.
     pub async fn status(&self) -> Result<StatusResponse, ClientError> {
         self.get(routes::STATUS).await
+    }
+
+    /// Compares what should be with what is.
+    pub async fn doctor(&self, request: &DoctorRequest) -> Result<DoctorResponse, ClientError> {
+        self.send("POST", routes::DOCTOR, Some(request), DOCTOR_DEADLINE)
+            .await
     }
 
     /// The version of the agent.

@@ -41,6 +41,8 @@ paths! {
     SERVICE = "/v1/services/{ref}";
     /// One screen about this node.
     STATUS = "/v1/status";
+    /// Compare what should be with what is.
+    DOCTOR = "/v1/doctor";
     /// What happens, as JSON lines.
     EVENTS = "/v1/events";
     /// The version of the agent.
@@ -114,6 +116,7 @@ pub const ROUTES: &[Route] = &[
         .query("ServiceQuery"),
     route("DELETE", SERVICE, "ServiceRemoveResponse").query("ServiceQuery"),
     route("GET", STATUS, "StatusResponse"),
+    route("POST", DOCTOR, "DoctorResponse").body("DoctorRequest"),
     route("GET", EVENTS, "Event").query("EventsQuery"),
     route("GET", VERSION, "VersionResponse"),
     route("GET", OPENAPI, "object"),

@@ -26,7 +26,7 @@ use crate::{
     },
 };
 use failure::Failure;
-use nouns::{cluster, docker, event, network, node, service, status, token};
+use nouns::{cluster, docker, doctor, event, network, node, service, status, token};
 use session::{Host, Session};
 
 /// One network for containers, namespaces and processes on many hosts.
@@ -93,6 +93,8 @@ enum Command {
     Lab(LabCommand),
     /// One screen: this node, its peers, the networks, what is wrong
     Status(status::StatusArgs),
+    /// Compare what should be with what is, name every difference, and put it right
+    Doctor(doctor::DoctorArgs),
     /// What happens, as JSON lines
     Events(event::EventsArgs),
     /// The versions of this program and of the agent
@@ -268,6 +270,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Failure> {
         Command::Node(command) => node::run(&session, command)?,
         Command::Network(command) => network::run(&session, command)?,
         Command::Service(command) => service::run(&session, command)?,
+        Command::Doctor(args) => return doctor::doctor(&session, args),
         Command::Status(args) => status::status(&session, args)?,
         Command::Events(args) => event::run(&session, args)?,
         Command::Version(args) => status::version(&session, args)?,

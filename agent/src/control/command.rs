@@ -2,7 +2,7 @@
 
 use tokio::sync::oneshot;
 
-use super::{Control, Now, records::SandboxSpec};
+use super::{Control, Now, doctor::Expected, records::SandboxSpec};
 use crate::api::{ApiError, types::*};
 
 /// Where the answer to one command goes.
@@ -65,6 +65,7 @@ pub enum Command {
     ),
     ServiceRemove(String, ServiceQuery, Responder<ServiceRemoveResponse>),
     Status(HostFacts, Responder<StatusResponse>),
+    Examine(Responder<Box<Expected>>),
 }
 
 impl Control {
@@ -138,6 +139,7 @@ impl Control {
                 let status = self.status(facts, now);
                 self.reply(to, Ok(status));
             }
+            Command::Examine(to) => self.examine(to, now),
         }
         self.settle(now);
     }

@@ -10,6 +10,7 @@ mod away;
 mod catalogue;
 mod command;
 pub mod docker;
+pub mod doctor;
 mod drain;
 mod eject;
 mod endpoints;

@@ -223,7 +223,7 @@ impl Control {
         Ok(services)
     }
 
-    fn all_problems(&self, now: Now) -> Vec<String> {
+    pub(super) fn all_problems(&self, now: Now) -> Vec<String> {
         let mut problems: Vec<String> = self.problems.iter().cloned().collect();
         problems.extend(self.tunnel_problems(now));
         let names: Vec<_> = self

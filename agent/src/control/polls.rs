@@ -18,6 +18,7 @@ use weft_types::{EndpointId, NetworkId, NodeId, ServiceId};
 
 use super::{
     Control, HostReport, Now, Responder,
+    doctor::{Expected, Said, Views},
     drain::Draining,
     records::{Drainee, Kind},
     spaces::Wire,
@@ -49,6 +50,8 @@ pub(super) enum Question {
     InForce { author: NodeId, key: Key, version: u64 },
     /// To which backends this node's clients have connections, and how many, in the order of their ids.
     Open { of: Backends, after: Option<EndpointId> },
+    /// What this node believes.
+    Examine,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -60,6 +63,7 @@ pub(super) enum Answer {
         /// Whether there are others after these.
         more: bool,
     },
+    Examine(Said),
 }
 
 /// Whose connections are counted.
@@ -89,6 +93,7 @@ pub(super) enum Then {
     Drain(Box<Draining>),
     EndpointActivated(NetworkId, EndpointId, Responder<EndpointActivateResponse>),
     NodeActivated(NodeActivateResponse, Responder<NodeActivateResponse>),
+    Examined(Responder<Box<Expected>>),
 }
 
 /// What came of asking.
@@ -96,6 +101,7 @@ pub(super) struct Outcome {
     /// Who did not answer, or could not.
     pub(super) unconfirmed: Vec<Unconfirmed>,
     pub(super) counts: BTreeMap<NodeId, BTreeMap<EndpointId, Traffic>>,
+    pub(super) views: Views,
 }
 
 struct Poll {
@@ -103,6 +109,7 @@ struct Poll {
     missing: BTreeSet<NodeId>,
     refused: BTreeMap<NodeId, String>,
     counts: BTreeMap<NodeId, BTreeMap<EndpointId, Traffic>>,
+    views: Views,
     patience: Duration,
     deadline: Instant,
     ask_at: Instant,
@@ -177,7 +184,7 @@ impl Control {
         nodes.filter(|node| self.serves(*node)).collect()
     }
 
-    fn ask(
+    pub(super) fn ask(
         &mut self,
         question: Question,
         missing: BTreeSet<NodeId>,
@@ -192,6 +199,7 @@ impl Control {
             missing,
             refused: BTreeMap::new(),
             counts: BTreeMap::new(),
+            views: Views::new(),
             patience,
             deadline: now.instant + patience,
             ask_at: now.instant,
@@ -277,6 +285,10 @@ impl Control {
                     with_attempts: matches!(of, Backends::Service(..)),
                     backends,
                 });
+            }
+            Question::Examine => {
+                let said = self.said(now);
+                self.give(from, id, Answer::Examine(said), now);
             }
         }
     }
@@ -366,13 +378,19 @@ impl Control {
     }
 
     pub(super) fn on_answer(&mut self, from: NodeId, id: u64, answer: Answer, now: Now) {
+        let view = match &answer {
+            Answer::Examine(said) => Some(self.peer_view(said.clone(), now)),
+            Answer::InForce(_) | Answer::Open { .. } => None,
+        };
         let Some(poll) = self.polls.open.get_mut(&id) else {
             return;
         };
         if !poll.missing.contains(&from) {
             return;
         }
+        poll.views.extend(view.map(|view| (from, view)));
         match answer {
+            Answer::Examine(_) => {}
             Answer::InForce(result) => poll.refused.extend(result.err().map(|reason| (from, reason))),
             Answer::Open { counts, more } => {
                 let last = counts.last().map(|(endpoint, _)| *endpoint);
@@ -411,27 +429,40 @@ impl Control {
                 reason,
             })
             .collect();
-        let counts = poll.counts;
+        let outcome = Outcome {
+            unconfirmed,
+            counts: poll.counts,
+            views: poll.views,
+        };
         match poll.then {
-            Then::ServiceSet(summary, to) => self.reply(to, Ok(ServiceChanged { summary, unconfirmed })),
+            Then::ServiceSet(summary, to) => self.reply(
+                to,
+                Ok(ServiceChanged {
+                    summary,
+                    unconfirmed: outcome.unconfirmed,
+                }),
+            ),
             Then::ServiceRemoved(mut response, to) => {
-                response.unconfirmed = unconfirmed;
+                response.unconfirmed = outcome.unconfirmed;
                 self.reply(to, Ok(response));
             }
             Then::Inspected(detail, to) => {
-                let outcome = Outcome { unconfirmed, counts };
                 let detail = self.with_counts(*detail, outcome);
                 self.reply(to, Ok(detail));
             }
             Then::EndpointActivated(network, id, to) => {
-                let result = self.endpoint_activated(network, id, unconfirmed);
+                let result = self.endpoint_activated(network, id, outcome.unconfirmed);
                 self.reply(to, result);
             }
             Then::NodeActivated(mut response, to) => {
-                response.unconfirmed = unconfirmed;
+                response.unconfirmed = outcome.unconfirmed;
                 self.reply(to, Ok(response));
             }
-            Then::Drain(drain) => self.drain_on(*drain, Outcome { unconfirmed, counts }, now),
+            Then::Drain(drain) => self.drain_on(*drain, outcome, now),
+            Then::Examined(to) => {
+                let expected = self.expected(outcome, now);
+                self.reply(to, Ok(Box::new(expected)));
+            }
         }
     }
 }

@@ -329,7 +329,7 @@ impl Control {
         endpoints.filter(move |(_, endpoint)| endpoint.spec.service.as_deref() == Some(service))
     }
 
-    fn zone(&self) -> Zone {
+    pub(super) fn zone(&self) -> Zone {
         let mut zone = Zone::new(&self.settings.domain).expect("the domain was checked at the start");
         for (id, spec) in self.catalogue.networks() {
             let name = self

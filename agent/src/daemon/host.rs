@@ -4,6 +4,7 @@
 //! waits for the kernel. Of several states that wait only the newest is applied.
 
 mod count;
+mod examine;
 
 use std::{
     collections::BTreeMap,
@@ -29,6 +30,7 @@ use weft_overlay::{
 use weft_types::{EndpointId, NetworkId};
 
 use self::count::Measured;
+pub(super) use self::examine::KernelView;
 use super::{entry::Entry, names::DnsSockets, tally::Tally, target, watch::Watch};
 use crate::{
     api::types::DatapathStatus,
@@ -61,6 +63,11 @@ pub(super) enum Order {
     Count(CountOrder),
     /// Somebody wants to know all of it.
     Measure(Box<dyn FnOnce(Measured) + Send>),
+    /// Somebody wants to know what differs from what should be, and perhaps have it made right.
+    Examine {
+        fix: bool,
+        tell: Box<dyn FnOnce(KernelView) + Send>,
+    },
     /// This node is in no cluster: nothing of ours is to be left.
     Clear,
     /// Somebody else may have changed what is ours.
@@ -157,6 +164,12 @@ impl HostThread {
         self.order(Order::Measure(Box::new(tell)));
     }
 
+    /// Has somebody told what the kernel holds that differs from what it should, after it was made right if `fix` says so.
+    pub(super) fn examine(&self, fix: bool, tell: impl FnOnce(KernelView) + Send + 'static) {
+        let tell = Box::new(tell);
+        self.order(Order::Examine { fix, tell });
+    }
+
     fn order(&self, order: Order) {
         // The thread ends only by a panic, which its log has; what is asked for then cannot be done.
         if self.orders.send(order).is_err() {
@@ -239,6 +252,10 @@ impl Host {
                                 tell(self.measure());
                                 continue;
                             }
+                            Order::Examine { fix, tell } => {
+                                tell(self.examine(fix));
+                                continue;
+                            }
                             Order::Look => self.suspect(),
                             // Those that we deleted ourselves are forgotten by now.
                             Order::Damaged { network, link } if !self.kernel.has_link(network, link) => {
@@ -309,12 +326,10 @@ impl Host {
         self.entry.resync();
     }
 
-    fn apply(&mut self) {
-        let begun = Instant::now();
-        let before = self.work.changes;
+    /// What the kernel is to hold, and what has to be reported of how it came to that.
+    fn desired(&mut self) -> (Desired, HostReport) {
         let mut report = HostReport::default();
         let mut desired = Desired::default();
-        let mut sandboxes = Vec::new();
         if let Some(state) = &self.state {
             report.generation = state.generation;
             report.vanished = vanished(state);
@@ -322,10 +337,18 @@ impl Host {
             for network in desired.networks.values_mut() {
                 network.endpoints.retain(|id, _| !report.vanished.contains(id));
             }
-            sandboxes.clone_from(&state.sandboxes);
             report.problems.clone_from(&state.entry_problems);
         }
         self.entry.step_aside(&self.kernel, &mut desired, &mut report);
+        (desired, report)
+    }
+
+    fn apply(&mut self) {
+        let begun = Instant::now();
+        let before = self.work.changes;
+        let (desired, mut report) = self.desired();
+        let sandboxes = self.state.iter().flat_map(|state| state.sandboxes.clone());
+        let sandboxes = sandboxes.collect();
         self.reconcile(&desired, &mut report);
         self.balance(sandboxes, &mut report);
         let entries = self.state.as_ref().map(|state| &state.entries[..]);

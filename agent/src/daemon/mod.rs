@@ -4,6 +4,7 @@
 //! servers. They send it events; nothing else changes state.
 
 mod cluster;
+mod doctor;
 mod entry;
 mod events;
 mod health;
@@ -225,6 +226,9 @@ impl Daemon {
             }
             (Request::Command(command), None) => self.command_alone(command),
             (Request::Measure(responder), _) => self.measure(responder),
+            (Request::Examine(fix, responder), _) => {
+                self.host.examine(fix, move |view| responder.send(Ok(view)));
+            }
             (Request::Readiness(responder), membership) => {
                 let control = membership.as_ref().map(|membership| &membership.control);
                 responder.send(Ok(control.map_or(Ok(()), |control| control.readiness())));

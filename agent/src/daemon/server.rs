@@ -19,7 +19,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{events::EventLog, listeners, observe::Monitoring, resolv, target};
+use super::{doctor, events::EventLog, host::KernelView, listeners, observe::Monitoring, resolv, target};
 use crate::{
     api::{ApiError, OPENAPI, routes, types::*},
     control::{Command, HostFacts, Responder},
@@ -29,7 +29,7 @@ use crate::{
 /// The largest request, in bytes.
 const MAX_BODY: usize = 1 << 20;
 
-type Answer<T> = Result<Json<T>, ApiError>;
+pub(super) type Answer<T> = Result<Json<T>, ApiError>;
 type PathText = Result<Path<String>, PathRejection>;
 type Params<T> = Result<Query<T>, QueryRejection>;
 
@@ -39,12 +39,14 @@ pub(super) enum Request {
     Join(ClusterJoinRequest, Responder<ClusterJoinResponse>),
     Command(Command),
     Measure(Responder<Box<Snapshot>>),
+    /// What differs in the kernel from what should be there, and whether it is to be made right.
+    Examine(bool, Responder<KernelView>),
     /// Whether this host is as it should be, or what it waits for.
     Readiness(Responder<Result<(), &'static str>>),
 }
 
 #[derive(Clone)]
-struct Context {
+pub(super) struct Context {
     requests: mpsc::Sender<Request>,
     events: EventLog,
     facts: HostFacts,
@@ -113,6 +115,7 @@ fn router() -> Router<Context> {
             get(service_inspect).patch(service_update).delete(service_remove),
         )
         .route(routes::STATUS, get(status))
+        .route(routes::DOCTOR, post(doctor::doctor))
         .route(routes::EVENTS, get(events))
         .route(routes::VERSION, get(async || Json(VersionResponse::this())))
         .route(
@@ -131,7 +134,7 @@ fn router() -> Router<Context> {
 }
 
 impl Context {
-    async fn ask<T>(&self, request: impl FnOnce(Responder<T>) -> Request) -> Result<T, ApiError> {
+    pub(super) async fn ask<T>(&self, request: impl FnOnce(Responder<T>) -> Request) -> Result<T, ApiError> {
         let (responder, answer) = Responder::new();
         let stopping = || ApiError::unavailable("the agent is stopping; the request was not carried out");
         self.requests
@@ -152,7 +155,7 @@ impl Context {
 }
 
 /// A JSON body, whatever its content type says: clients of a Unix socket rarely set one.
-struct Body<T>(T);
+pub(super) struct Body<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = ApiError;

@@ -14,6 +14,7 @@ macro_rules! display_as_serialized {
 }
 
 mod cluster;
+mod doctor;
 mod drain;
 mod encryption;
 mod event;
@@ -28,6 +29,7 @@ mod status;
 mod tuning;
 
 pub use cluster::*;
+pub use doctor::*;
 pub use drain::*;
 pub use encryption::*;
 pub use event::*;
@@ -63,6 +65,8 @@ pub fn check_name(what: &str, name: &str) -> Result<(), ApiError> {
 display_as_serialized!(
     Availability,
     BackendState,
+    DoctorTopic,
+    DoctorVerdict,
     EndpointMode,
     EventKind,
     NodeState,

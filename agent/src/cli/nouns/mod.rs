@@ -2,6 +2,7 @@
 
 pub(super) mod cluster;
 pub(super) mod docker;
+pub(super) mod doctor;
 mod drain;
 mod encryption;
 pub(super) mod event;
