@@ -34,7 +34,7 @@ pub use self::{
     error::{Cause, KernelError, OpError},
     names::{TUNNEL, namespace_path},
 };
-use crate::plan::{Desired, HostPorts, Observed, Plan, Sandbox, Uplink, plan};
+use crate::plan::{Desired, HostPorts, Observed, ObservedNetwork, Plan, Sandbox, Uplink, plan};
 
 /// Where the kernel part keeps things.
 #[derive(Debug, Clone)]
@@ -164,6 +164,11 @@ impl Kernel {
         let plan = plan(desired, &observed);
         self.observed = Some(observed);
         Ok(plan)
+    }
+
+    /// What the kernel held of a network when it was last looked at, and was given since.
+    pub fn observed(&self, network: NetworkId) -> Option<&ObservedNetwork> {
+        self.observed.as_ref()?.networks.get(&network)
     }
 
     /// Forgets what is known about the kernel: the next [`reconcile`](Self::reconcile) looks at it.

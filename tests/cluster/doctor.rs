@@ -209,3 +209,89 @@ fn without_a_cluster_the_way_to_one_is_told() {
         bed.close();
     });
 }
+
+#[test]
+fn why_follows_a_question_and_stops_where_it_goes_wrong() {
+    alone(|| {
+        let bed = Bed::cluster(&["h1", "h2"]);
+        let (h1, h2) = (&bed["h1"], &bed["h2"]);
+        h1.weft("network create app");
+        h1.weft("network create back");
+        h1.weft(&format!("service create --network app --port 80:{PORT} web"));
+        let client = h1.connected("client", "app", "");
+        let web = h2.replica("web-2", "app", "--service web --alias shop");
+        let db = h2.connected("db", "back", "");
+
+        // Every way to ask for it leads to the same.
+        let vip = h1.vip("web");
+        for name in ["web", "WEB.app", "web.app.weft.internal.", &vip.to_string()] {
+            soon(format!("{name} is all right"), || {
+                let ended = h1.try_weft(&format!("why {name} from client"));
+                let wanted = [
+                    "`client` on h1 asks",
+                    "service `web` on `app`",
+                    &format!("web.app.weft.internal is {vip}, as the records do"),
+                    &format!("{vip}:80 takes a connection; 1 of 1 backend(s)"),
+                    "`web-2` on h2 gets connections",
+                    "is behind h2 (10.1.0.2)",
+                ];
+                let all = wanted.iter().all(|words| ended.stdout.contains(words));
+                if all && ended.code == 0 {
+                    Ok(())
+                } else {
+                    Err(format!("{ended:?}"))
+                }
+            });
+        }
+        let alias = h1.weft("why shop");
+        assert!(alias.contains("endpoint `web-2` on `app`, said by h2"), "{alias}");
+
+        // Names that lead nowhere say where they would.
+        for (line, code, words) in [
+            ("why wbe from client", 1, "there is `web`"),
+            (
+                "why db from client",
+                1,
+                "there is one on `back`: connect the asker there too",
+            ),
+            ("why web from web-2", 4, "endpoint `web-2` is on h2"),
+            (
+                "why web from nobody",
+                3,
+                "there is no endpoint `nobody` on this host",
+            ),
+            ("why web as client", 2, "weft why NAME from ENDPOINT"),
+        ] {
+            let ended = h1.try_weft(line);
+            let said = format!("{}{}", ended.stdout, ended.stderr);
+            assert!(ended.code == code && said.contains(words), "{line}: {ended:?}");
+        }
+
+        // What is wrong is said at its step.
+        let wrong = |words: &str| {
+            soon(words, || {
+                let ended = h1.try_weft("why web from client");
+                let named = ended
+                    .stdout
+                    .lines()
+                    .any(|line| line.starts_with('!') && line.contains(words));
+                if named && ended.code == 1 {
+                    Ok(())
+                } else {
+                    Err(format!("{ended:?}"))
+                }
+            });
+        };
+        h1.weft("service drain --grace 0s web-2");
+        wrong("`web-2` on h2 gets no new connections, it is drained");
+        h1.weft("service activate web-2");
+        let astray = "for mac in $(bridge fdb show dev vx0 | awk '$2 == \"dst\" { print $1 }'); \
+                      do bridge fdb replace $mac dev vx0 dst 10.1.0.9 self; done";
+        network(h1).unwrap().run(|| shell(astray)).unwrap();
+        wrong("its forwarding entry leads 10.1.0.9 and not to h2 (10.1.0.2)");
+        h1.weft("doctor --fix");
+        assert_eq!(h1.try_weft("why web from client").code, 0);
+        drop((web, client, db));
+        bed.close();
+    });
+}

@@ -254,6 +254,11 @@ impl Client {
             .await
     }
 
+    /// Follows one question through the system.
+    pub async fn why(&self, request: &WhyRequest) -> Result<WhyResponse, ClientError> {
+        self.send("POST", routes::WHY, Some(request), DEADLINE).await
+    }
+
     /// The version of the agent.
     pub async fn version(&self) -> Result<VersionResponse, ClientError> {
         self.get(routes::VERSION).await

@@ -38,7 +38,7 @@ macro_rules! for_every_type {
             AddressShare EncryptionStatus TunnelStatus NetworkRemoveResponse Endpoint ConnectRequest ConnectResponse EndpointDns
             DisconnectRequest DisconnectResponse HealthCheck HealthUpdate Tuning ServiceCreateRequest
             ServiceUpdateRequest ServiceQuery ServicePort PublishedPort ServiceSummary ServiceChanged ServiceDetail Backend
-            ServiceRemoveResponse Unconfirmed StatusResponse DoctorRequest DoctorResponse DoctorCheck ClusterStatus DatapathStatus NamesStatus ForwardedDomain VersionResponse
+            ServiceRemoveResponse Unconfirmed StatusResponse DoctorRequest DoctorResponse DoctorCheck WhyRequest WhyResponse WhyStep ClusterStatus DatapathStatus NamesStatus ForwardedDomain VersionResponse
             Event EventObject EventsQuery ApiError ErrorBody
         )
     };
@@ -178,6 +178,7 @@ fn every_word_of_an_enum_is_described() {
         ("EndpointMode", serde_json::to_value(EndpointMode::ALL)),
         ("DoctorTopic", serde_json::to_value(DoctorTopic::ALL)),
         ("DoctorVerdict", serde_json::to_value(DoctorVerdict::ALL)),
+        ("WhyStage", serde_json::to_value(WhyStage::ALL)),
         ("PublishMode", serde_json::to_value(PublishMode::ALL)),
         ("BackendState", serde_json::to_value(BackendState::ALL)),
         ("EventKind", serde_json::to_value(EventKind::ALL)),

@@ -43,6 +43,8 @@ paths! {
     STATUS = "/v1/status";
     /// Compare what should be with what is.
     DOCTOR = "/v1/doctor";
+    /// Follow one question through the system.
+    WHY = "/v1/why";
     /// What happens, as JSON lines.
     EVENTS = "/v1/events";
     /// The version of the agent.
@@ -117,6 +119,7 @@ pub const ROUTES: &[Route] = &[
     route("DELETE", SERVICE, "ServiceRemoveResponse").query("ServiceQuery"),
     route("GET", STATUS, "StatusResponse"),
     route("POST", DOCTOR, "DoctorResponse").body("DoctorRequest"),
+    route("POST", WHY, "WhyResponse").body("WhyRequest"),
     route("GET", EVENTS, "Event").query("EventsQuery"),
     route("GET", VERSION, "VersionResponse"),
     route("GET", OPENAPI, "object"),

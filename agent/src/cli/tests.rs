@@ -59,6 +59,8 @@ fn every_flag_is_read() {
         "status --format json",
         "doctor --fix --passive --all",
         "doctor --format json",
+        "why web",
+        "why --network app web from client-1 --format json",
         "events --since 2026-11-21T12:15:47Z --no-follow",
         "version --format json",
         "whoami --listen :80 --listen 127.0.0.1:81 --name a --delay 5",

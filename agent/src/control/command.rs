@@ -2,7 +2,7 @@
 
 use tokio::sync::oneshot;
 
-use super::{Control, Now, doctor::Expected, records::SandboxSpec};
+use super::{Control, Now, doctor::Expected, records::SandboxSpec, why::Story};
 use crate::api::{ApiError, types::*};
 
 /// Where the answer to one command goes.
@@ -66,6 +66,7 @@ pub enum Command {
     ServiceRemove(String, ServiceQuery, Responder<ServiceRemoveResponse>),
     Status(HostFacts, Responder<StatusResponse>),
     Examine(Responder<Box<Expected>>),
+    Why(WhyRequest, Responder<Box<Story>>),
 }
 
 impl Control {
@@ -140,6 +141,10 @@ impl Control {
                 self.reply(to, Ok(status));
             }
             Command::Examine(to) => self.examine(to, now),
+            Command::Why(request, to) => {
+                let story = self.why(&request).map(Box::new);
+                self.reply(to, story);
+            }
         }
         self.settle(now);
     }

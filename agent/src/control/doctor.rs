@@ -15,7 +15,7 @@ use weft_types::{EndpointId, NetworkId, NodeId};
 use super::{
     Control, Now, Responder,
     polls::{LOOK_PATIENCE, Outcome, Question, Then},
-    records::{NetworkSpec, SandboxSpec},
+    records::{NetworkSpec, SandboxSpec, ServiceSpec},
 };
 use crate::api::types::{BackendState, NodeState, Protocol};
 
@@ -233,26 +233,23 @@ impl Control {
         let endpoints = endpoints.map(|(_, endpoint)| &endpoint.spec.name);
         let services = self.catalogue.services(network).map(|(_, service)| &service.name);
         let names: BTreeSet<&String> = services.chain(endpoints).collect();
-        let asker = Asker::on(vec![network]);
-        let resolve = |name: &str| {
-            ["A", "AAAA"]
-                .into_iter()
-                .flat_map(|kind| resolve(name, kind, &asker, zone))
-                .collect()
-        };
         let names = names.into_iter().map(|name| {
             let name = format!("{name}.{domain}");
-            let addresses: BTreeSet<IpAddr> = resolve(&name);
+            let addresses = resolve(network, &name, zone);
             (name, addresses)
         });
         let known = names.filter(|(_, addresses)| !addresses.is_empty());
         known.take(MAX_NAMES).collect()
     }
 
+    pub(super) fn addresses_of(&self, network: NetworkId, name: &str) -> BTreeSet<IpAddr> {
+        resolve(network, name, &self.zone())
+    }
+
     fn service_views(&self, network: NetworkId) -> Vec<ServiceView> {
         let services = self.catalogue.services(network);
         let views = services.filter_map(|(_, service)| {
-            let port = service.ports.iter().find(|port| port.protocol == Protocol::Tcp)?;
+            let (port, target) = first_tcp(service)?;
             let backends = self.catalogue.endpoints(network);
             let backends: Vec<_> = backends
                 .filter(|(_, endpoint)| endpoint.spec.service.as_deref() == Some(&service.name))
@@ -268,8 +265,8 @@ impl Control {
             Some(ServiceView {
                 name: service.name.clone(),
                 vips: service.vips.clone(),
-                port: port.port,
-                target: port.target,
+                port,
+                target,
                 ready: ready.collect(),
                 backends: backends.len(),
             })
@@ -306,19 +303,28 @@ impl Control {
     }
 }
 
-fn resolve(name: &str, kind: &str, asker: &Asker, zone: &Zone) -> Vec<IpAddr> {
-    let (Ok(name), Ok(kind)) = (format!("{name}.").parse(), kind.parse()) else {
-        return Vec::new();
-    };
+/// What a name resolves to for somebody on one network.
+fn resolve(network: NetworkId, name: &str, zone: &Zone) -> BTreeSet<IpAddr> {
+    let asker = Asker::on(vec![network]);
     // Which of very many addresses are given is chance, and whoever compares knows.
     let mut rng = ChaCha20Rng::from_seed([0; 32]);
-    match answer(&Query::query(name, kind), asker, zone, &mut rng) {
-        Answer::Records(records) => records
-            .iter()
-            .filter_map(|record| record.data.ip_addr())
-            .collect(),
-        _ => Vec::new(),
+    let mut addresses = BTreeSet::new();
+    for kind in ["A", "AAAA"] {
+        let (Ok(owner), Ok(kind)) = (format!("{name}.").parse(), kind.parse()) else {
+            continue;
+        };
+        if let Answer::Records(records) = answer(&Query::query(owner, kind), &asker, zone, &mut rng) {
+            addresses.extend(records.iter().filter_map(|record| record.data.ip_addr()));
+        }
     }
+    addresses
+}
+
+/// A service's first port over TCP, and where that leads at a backend.
+pub(super) fn first_tcp(service: &ServiceSpec) -> Option<(u16, u16)> {
+    let mut ports = service.ports.iter();
+    let port = ports.find(|port| port.protocol == Protocol::Tcp)?;
+    Some((port.port, port.target))
 }
 
 /// What was said by which node.

@@ -36,6 +36,7 @@ mod tokens;
 mod traffic;
 mod tunnels;
 mod views;
+pub mod why;
 #[cfg(test)]
 mod world;
 

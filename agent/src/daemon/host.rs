@@ -25,7 +25,7 @@ use weft_netlink::{
 };
 use weft_overlay::{
     kernel::{Kernel, Options},
-    plan::{Desired, Op, Place},
+    plan::{Desired, ObservedNetwork, Op, Place},
 };
 use weft_types::{EndpointId, NetworkId};
 
@@ -67,6 +67,11 @@ pub(super) enum Order {
     Examine {
         fix: bool,
         tell: Box<dyn FnOnce(KernelView) + Send>,
+    },
+    /// Somebody wants to know what the kernel holds of a network.
+    Ways {
+        network: NetworkId,
+        tell: Box<dyn FnOnce(Option<ObservedNetwork>) + Send>,
     },
     /// This node is in no cluster: nothing of ours is to be left.
     Clear,
@@ -170,6 +175,16 @@ impl HostThread {
         self.order(Order::Examine { fix, tell });
     }
 
+    /// Has somebody told what the kernel holds of a network, which is read anew.
+    pub(super) fn ways(
+        &self,
+        network: NetworkId,
+        tell: impl FnOnce(Option<ObservedNetwork>) + Send + 'static,
+    ) {
+        let tell = Box::new(tell);
+        self.order(Order::Ways { network, tell });
+    }
+
     fn order(&self, order: Order) {
         // The thread ends only by a panic, which its log has; what is asked for then cannot be done.
         if self.orders.send(order).is_err() {
@@ -254,6 +269,10 @@ impl Host {
                             }
                             Order::Examine { fix, tell } => {
                                 tell(self.examine(fix));
+                                continue;
+                            }
+                            Order::Ways { network, tell } => {
+                                tell(self.ways(network));
                                 continue;
                             }
                             Order::Look => self.suspect(),

@@ -20,6 +20,7 @@ mod tally;
 pub(crate) mod target;
 mod tunnels;
 mod watch;
+mod why;
 
 use std::{
     collections::BTreeMap,
@@ -226,6 +227,9 @@ impl Daemon {
             }
             (Request::Command(command), None) => self.command_alone(command),
             (Request::Measure(responder), _) => self.measure(responder),
+            (Request::Ways(network, responder), _) => {
+                self.host.ways(network, move |ways| responder.send(Ok(ways)));
+            }
             (Request::Examine(fix, responder), _) => {
                 self.host.examine(fix, move |view| responder.send(Ok(view)));
             }

@@ -18,8 +18,12 @@ use tokio::{
     sync::{broadcast::error::RecvError, mpsc},
     task::JoinHandle,
 };
+use weft_overlay::plan::ObservedNetwork;
+use weft_types::NetworkId;
 
-use super::{doctor, events::EventLog, host::KernelView, listeners, observe::Monitoring, resolv, target};
+use super::{
+    doctor, events::EventLog, host::KernelView, listeners, observe::Monitoring, resolv, target, why,
+};
 use crate::{
     api::{ApiError, OPENAPI, routes, types::*},
     control::{Command, HostFacts, Responder},
@@ -41,6 +45,8 @@ pub(super) enum Request {
     Measure(Responder<Box<Snapshot>>),
     /// What differs in the kernel from what should be there, and whether it is to be made right.
     Examine(bool, Responder<KernelView>),
+    /// What the kernel holds of a network; `None` if that is not on this host.
+    Ways(NetworkId, Responder<Option<ObservedNetwork>>),
     /// Whether this host is as it should be, or what it waits for.
     Readiness(Responder<Result<(), &'static str>>),
 }
@@ -116,6 +122,7 @@ fn router() -> Router<Context> {
         )
         .route(routes::STATUS, get(status))
         .route(routes::DOCTOR, post(doctor::doctor))
+        .route(routes::WHY, post(why::why))
         .route(routes::EVENTS, get(events))
         .route(routes::VERSION, get(async || Json(VersionResponse::this())))
         .route(

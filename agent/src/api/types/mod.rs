@@ -27,6 +27,7 @@ mod publish;
 mod service;
 mod status;
 mod tuning;
+mod why;
 
 pub use cluster::*;
 pub use doctor::*;
@@ -42,6 +43,7 @@ pub use publish::{ParsePublishError, PublishMode, PublishedPort};
 pub use service::*;
 pub use status::*;
 pub use tuning::Tuning;
+pub use why::*;
 
 use super::ApiError;
 
@@ -72,7 +74,8 @@ display_as_serialized!(
     NodeState,
     Protocol,
     PublishMode,
-    Scheduler
+    Scheduler,
+    WhyStage
 );
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ pub(super) mod service;
 pub(super) mod status;
 pub(super) mod token;
 mod tuning;
+pub(super) mod why;
 
 /// Reads `KEY=VALUE`.
 fn key_value(text: &str) -> Result<(String, String), String> {

@@ -4,9 +4,9 @@
 //! thread of their own. Each part is judged by a function without I/O.
 
 mod kernel;
-mod names;
+pub(super) mod names;
 mod records;
-mod services;
+pub(super) mod services;
 mod tunnel;
 mod underlay;
 
@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// How long an answer to a packet is waited for.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 /// Nodes that are in the middle of telling each other something are asked again, so often and after so long.
 const TRIES: usize = 4;
 const AGAIN: Duration = Duration::from_millis(300);

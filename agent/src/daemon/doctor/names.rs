@@ -38,7 +38,7 @@ pub(super) fn probe(network: &NetworkView, netns: &Netns) -> Result<Found, Strin
     Ok(found)
 }
 
-fn ask<'a>(
+pub(in crate::daemon) fn ask<'a>(
     server: IpAddr,
     names: impl Iterator<Item = &'a String>,
 ) -> io::Result<BTreeMap<String, Option<BTreeSet<IpAddr>>>> {

@@ -71,7 +71,7 @@ pub(super) fn probe(network: &NetworkView, here: &Local, netns: &Netns) -> Vec<T
     all
 }
 
-fn connect(netns: &Netns, address: SocketAddr) -> Result<(), String> {
+pub(in crate::daemon) fn connect(netns: &Netns, address: SocketAddr) -> Result<(), String> {
     let connected = netns.run(|| TcpStream::connect_timeout(&address, PATIENCE));
     match connected.map_err(|error| sentence(&error))? {
         Ok(_) => Ok(()),

@@ -1,6 +1,7 @@
 //! What differs in the kernel from what should be there.
 
-use weft_overlay::plan::Op;
+use weft_overlay::plan::{ObservedNetwork, Op};
+use weft_types::NetworkId;
 
 use super::{Host, sentence};
 
@@ -31,6 +32,15 @@ impl Host {
             }
         }
         view
+    }
+
+    pub(super) fn ways(&mut self, network: NetworkId) -> Option<ObservedNetwork> {
+        let (desired, _) = self.desired();
+        let looked = self.kernel.examine(&desired);
+        if let Err(error) = &looked {
+            tracing::warn!(error = sentence(error), "the kernel cannot be read");
+        }
+        self.kernel.observed(network).cloned()
     }
 
     fn differences(&mut self) -> Result<Vec<Op>, String> {
