@@ -1,6 +1,10 @@
 //! The way to other endpoints of a network, as an endpoint of this host has it.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use weft_netlink::{
     icmp::{Echo, Unanswered, ping},
@@ -16,8 +20,6 @@ use crate::{
 
 /// Endpoints that are tried at most, of those on other hosts and of those here.
 const MAX_TRIED: usize = 256;
-/// How many of those that do not answer are named.
-const MAX_NAMED: usize = 16;
 
 /// An endpoint that was tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,11 +77,8 @@ pub(super) fn judge(
     found: &[Tried],
     reached: &BTreeSet<IpAddr>,
 ) -> Vec<DoctorCheck> {
-    let wrong = found.iter().filter_map(|tried| {
-        let check = judge_one(network, here, expected, tried, reached)?;
-        Some((tried, check))
-    });
-    let wrong: Vec<_> = wrong.collect();
+    let is_wrong = |tried: &&Tried| tried.short.is_err() || tried.full.is_err();
+    let wrong: Vec<&Tried> = found.iter().filter(is_wrong).collect();
     let fine = found.len() - wrong.len();
     let mut checks = Vec::new();
     if fine > 0 {
@@ -89,11 +88,29 @@ pub(super) fn judge(
         );
         checks.push(DoctorCheck::ok(DoctorTopic::Tunnel, &network.name, sentence));
     }
-    let rest = wrong.len().saturating_sub(MAX_NAMED);
-    checks.extend(wrong.into_iter().take(MAX_NAMED).map(|(_, check)| check));
-    if rest > 0 {
-        let sentence = format!("{rest} more address(es) do not answer");
-        checks.push(DoctorCheck::wrong(DoctorTopic::Tunnel, &network.name, sentence));
+    // What is wrong with a whole host is said once.
+    let mut alike: BTreeMap<_, Vec<&Tried>> = BTreeMap::new();
+    for tried in wrong {
+        let own = tried.node.is_none().then_some(tried.address);
+        alike
+            .entry((&tried.node, own, tried.short.is_ok()))
+            .or_default()
+            .push(tried);
+    }
+    for tried in alike.into_values() {
+        let Some(check) = judge_one(network, here, expected, tried[0], reached) else {
+            continue;
+        };
+        checks.push(match (&tried[0].node, tried.len() - 1) {
+            (Some((node, _)), more @ 1..) => DoctorCheck {
+                sentence: format!(
+                    "{}; {more} more address(es) on {node} do not either",
+                    check.sentence
+                ),
+                ..check
+            },
+            _ => check,
+        });
     }
     checks
 }
@@ -222,14 +239,24 @@ mod tests {
     }
 
     #[test]
-    fn of_very_many_only_some_are_named() {
+    fn what_is_wrong_with_a_whole_host_is_said_once() {
         let silent = || remote(Err(Unanswered::Silent), Err(Unanswered::Silent));
-        let tried: Vec<_> = (0..40).map(|_| silent()).chain([remote(OK, OK)]).collect();
-        let checks = judged(&tried, &[]);
-        assert_eq!(checks.len(), 1 + MAX_NAMED + 1);
+        let other = Tried {
+            node: Some(("h3".to_owned(), [10, 0, 0, 3].into())),
+            ..silent()
+        };
+        let long = remote(OK, Err(Unanswered::Silent));
+        let checks = judged(&[silent(), remote(OK, OK), silent(), silent(), other, long], &[]);
+        let said: Vec<&str> = checks.iter().map(|check| check.sentence.as_str()).collect();
         assert_eq!(
-            checks.last().unwrap().sentence,
-            "24 more address(es) do not answer"
+            said,
+            [
+                "1 address(es) of other endpoints answer `a`, also in packets of 1450 bytes",
+                "`web-2` (10.9.0.2) does not answer `a`: no answer; 2 more address(es) on h2 do not either",
+                "`web-2` (10.9.0.2) answers `a` in short packets and not in those of 1450 bytes, which the network \
+                 allows: no answer",
+                "`web-2` (10.9.0.2) does not answer `a`: no answer",
+            ]
         );
     }
 }
