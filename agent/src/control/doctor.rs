@@ -250,10 +250,7 @@ impl Control {
         let services = self.catalogue.services(network);
         let views = services.filter_map(|(_, service)| {
             let (port, target) = first_tcp(service)?;
-            let backends = self.catalogue.endpoints(network);
-            let backends: Vec<_> = backends
-                .filter(|(_, endpoint)| endpoint.spec.service.as_deref() == Some(&service.name))
-                .collect();
+            let backends: Vec<_> = self.serving(network, &service.name).collect();
             let ready = backends.iter().filter(|(id, endpoint)| {
                 endpoint.spec.weight > 0 && self.backend_state(network, *id, endpoint) == BackendState::Ready
             });
