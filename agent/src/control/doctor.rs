@@ -75,6 +75,7 @@ pub struct Said {
 pub struct NetworkView {
     pub name: String,
     pub mtu: u16,
+    pub encrypted: bool,
     pub dns: Vec<IpAddr>,
     /// Endpoints of this host whose namespace is known, the first of which is where things are tried from.
     pub locals: Vec<Local>,
@@ -216,6 +217,7 @@ impl Control {
         (!locals.is_empty()).then(|| NetworkView {
             name: self.network_name(id),
             mtu: spec.mtu,
+            encrypted: spec.encrypted,
             dns: self.dns_servers(spec),
             locals,
             remotes,

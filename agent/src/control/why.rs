@@ -42,6 +42,8 @@ pub struct Found {
     /// The name in full, and what it resolves to.
     pub question: String,
     pub expected: BTreeSet<IpAddr>,
+    /// Whether what goes to other hosts is encrypted.
+    pub encrypted: bool,
     pub dns: Vec<IpAddr>,
     pub service: Option<ServiceStory>,
     /// The endpoints behind it.
@@ -254,6 +256,7 @@ impl Control {
             network,
             network_name: self.catalogue.display_name(network)?,
             expected: self.addresses_of(network, &question),
+            encrypted: spec.encrypted,
             question,
             dns: self.dns_servers(spec),
             service: service.map(|service| ServiceStory {

@@ -11,7 +11,7 @@ use weft_netlink::{
     icmp::{Echo, Unanswered, ping},
     netns::Netns,
 };
-use weft_overlay::plan::ObservedNetwork;
+use weft_overlay::plan::{Far, ObservedNetwork};
 
 use super::{
     doctor::{PATIENCE, names, services},
@@ -180,7 +180,7 @@ fn tell(story: &Story, kernel: Option<&ObservedNetwork>, tried: &Tried) -> Vec<W
         if found.service.is_some() {
             tell_backend(&mut steps, end);
         }
-        tell_way(&mut steps, end, kernel, tried);
+        tell_way(&mut steps, end, found.encrypted, kernel, tried);
     }
     let rest = found.ends.len().saturating_sub(MAX_ENDS);
     if rest > 0 {
@@ -327,11 +327,11 @@ fn tell_backend(steps: &mut Steps, end: &End) {
     }
 }
 
-fn tell_way(steps: &mut Steps, end: &End, kernel: Option<&ObservedNetwork>, tried: &Tried) {
+fn tell_way(steps: &mut Steps, end: &End, encrypted: bool, kernel: Option<&ObservedNetwork>, tried: &Tried) {
     for address in &end.addresses {
         let (path, mut verdict) = match (end.is_here, kernel) {
             (true, Some(_)) => ("through the bridge of this host".to_owned(), DoctorVerdict::Ok),
-            (false, Some(kernel)) => path(end, *address, kernel),
+            (false, Some(kernel)) => path(end, encrypted, *address, kernel),
             (_, None) => (
                 "the network is not on this host".to_owned(),
                 DoctorVerdict::Unknown,
@@ -358,29 +358,36 @@ fn tell_way(steps: &mut Steps, end: &End, kernel: Option<&ObservedNetwork>, trie
 }
 
 /// What leads to an endpoint of another host.
-fn path(end: &End, address: IpAddr, kernel: &ObservedNetwork) -> (String, DoctorVerdict) {
+fn path(end: &End, encrypted: bool, address: IpAddr, kernel: &ObservedNetwork) -> (String, DoctorVerdict) {
     let mac = kernel.neighbours.get(&address);
     let behind = kernel.fdb.get(&end.mac).copied().flatten();
-    let vtep = end.vtep;
     let node = &end.node;
-    let shown = |vtep: Option<IpAddr>| vtep.map_or("nowhere".to_owned(), |vtep| vtep.to_string());
+    let shown = |far: Option<Far>| match far {
+        None => "nowhere".to_owned(),
+        Some(Far::Vtep(vtep)) => vtep.to_string(),
+        Some(Far::Process) => "the encrypted tunnels".to_owned(),
+    };
+    let wanted = match encrypted {
+        true => Some(Far::Process),
+        false => end.vtep.map(Far::Vtep),
+    };
     if mac != Some(&end.mac) {
         let mac = mac.map_or("none".to_owned(), ToString::to_string);
         let text = format!("its neighbour entry says {mac} and not {}", end.mac);
         return (text, DoctorVerdict::Wrong);
     }
-    if behind != vtep {
+    if behind != wanted {
         let text = format!(
             "its forwarding entry leads {} and not to {node} ({})",
             shown(behind),
-            shown(vtep)
+            shown(wanted)
         );
         return (text, DoctorVerdict::Wrong);
     }
     let text = format!(
         "its neighbour entry says {}, which is behind {node} ({})",
         end.mac,
-        shown(vtep)
+        shown(wanted)
     );
     (text, DoctorVerdict::Ok)
 }

@@ -64,7 +64,7 @@ fn describe(op: &Op, expected: &Expected) -> (String, String) {
 
 #[cfg(test)]
 mod tests {
-    use weft_overlay::plan::{EndpointOp, NetworkOp};
+    use weft_overlay::plan::{EndpointOp, Far, NetworkOp};
     use weft_types::{EndpointId, NetworkId};
 
     use super::*;
@@ -82,7 +82,10 @@ mod tests {
     fn a_difference_is_named_and_what_was_put_right_is_said_to() {
         let fdb = Op::Network(
             NetworkId([1; 16]),
-            NetworkOp::SetFdb("02:00:00:00:00:01".parse().unwrap(), [10, 0, 0, 2].into()),
+            NetworkOp::SetFdb(
+                "02:00:00:00:00:01".parse().unwrap(),
+                Far::Vtep([10, 0, 0, 2].into()),
+            ),
         );
         let veth = Op::Endpoint(NetworkId([1; 16]), EndpointId([2; 16]), EndpointOp::SetMtu(1450));
         let mut view = KernelView {

@@ -164,6 +164,7 @@ mod tests {
         let network = NetworkView {
             name: "app".to_owned(),
             mtu: 1450,
+            encrypted: false,
             dns: Vec::new(),
             locals: Vec::new(),
             remotes: Vec::new(),

@@ -157,6 +157,11 @@ fn judge_one(
                 Some((node, vtep)) if !reached.contains(vtep) => check
                     .because(format!("this host does not reach {node} ({vtep}) either"))
                     .with_help("the checks of the underlay say more"),
+                Some((node, _)) if network.encrypted => check
+                    .because(format!(
+                        "the encrypted tunnel to {node} is not up, or a firewall within the endpoint drops echo requests"
+                    ))
+                    .with_help(format!("`weft node inspect {node}` says when its last handshake was")),
                 Some((node, vtep)) => check
                     .because(format!(
                         "UDP port {} is blocked between this host and {node} ({vtep}), in one direction at least, or a firewall within the endpoint drops echo requests",
@@ -193,6 +198,7 @@ mod tests {
         let network = NetworkView {
             name: "app".to_owned(),
             mtu: 1450,
+            encrypted: false,
             dns: Vec::new(),
             locals: Vec::new(),
             remotes: Vec::new(),

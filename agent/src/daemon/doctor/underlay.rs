@@ -10,12 +10,12 @@ use weft_netlink::{
     icmp::{Echo, Unanswered, ping},
     netns::Netns,
 };
-use weft_overlay::overhead;
+use weft_overlay::{encrypted_overhead, overhead};
 
 use super::PATIENCE;
 use crate::{
     api::types::{DoctorCheck, DoctorTopic, DoctorVerdict, NodeState},
-    control::doctor::{Expected, Peer},
+    control::doctor::{Expected, NetworkView, Peer},
     daemon::host::sentence,
 };
 
@@ -54,8 +54,14 @@ fn is_there(peer: &Peer) -> bool {
 
 /// The longest packet of a tunnel to this address.
 fn needed(expected: &Expected, vtep: IpAddr) -> Option<usize> {
-    let longest = expected.networks.iter().map(|network| network.mtu).max()?;
-    Some(usize::from(longest) + overhead(vtep) as usize)
+    let of_network = |network: &NetworkView| {
+        let overhead = match network.encrypted {
+            true => encrypted_overhead(vtep),
+            false => overhead(vtep),
+        };
+        usize::from(network.mtu) + overhead as usize
+    };
+    expected.networks.iter().map(of_network).max()
 }
 
 /// Who answers at all.
@@ -131,7 +137,7 @@ fn judge_peer(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::doctor::{NetworkView, PeerView};
+    use crate::control::doctor::PeerView;
 
     fn expected() -> Expected {
         let said = PeerView {
@@ -142,6 +148,7 @@ mod tests {
         let network = NetworkView {
             name: "app".to_owned(),
             mtu: 1450,
+            encrypted: false,
             dns: Vec::new(),
             locals: Vec::new(),
             remotes: Vec::new(),

@@ -54,6 +54,7 @@ fn story() -> Story {
             network_name: "app".to_owned(),
             question: "web.app.weft.internal".to_owned(),
             expected: [VIP.into()].into(),
+            encrypted: false,
             dns: vec![[169, 254, 53, 53].into()],
             service: Some(service),
             ends: vec![end],
@@ -65,7 +66,7 @@ fn story() -> Story {
 
 fn kernel() -> ObservedNetwork {
     ObservedNetwork {
-        fdb: [(mac(), Some(VTEP.into()))].into(),
+        fdb: [(mac(), Some(Far::Vtep(VTEP.into())))].into(),
         neighbours: [(END.into(), mac())].into(),
         ..ObservedNetwork::default()
     }
@@ -119,7 +120,7 @@ fn what_is_wrong_is_said_at_its_step() {
         |_, kernel, _| {
             kernel
                 .fdb
-                .insert(mac(), Some([10, 0, 0, 9].into()))
+                .insert(mac(), Some(Far::Vtep([10, 0, 0, 9].into())))
                 .map_or((), drop)
         },
         &["its forwarding entry leads 10.0.0.9 and not to h2 (10.0.0.2)"],
