@@ -110,9 +110,10 @@ fn measure(args: &Args, path: &Path) -> Result<[f64; 6]> {
 
 /// Bits per second that arrive.
 fn tcp(args: &Args, path: &Path, streams: u32) -> Result<f64> {
-    let server = path
-        .to
-        .spawn(&mut tools::command("iperf3 -s -1 --forceflush"), netns_harness::Output::Keep)?;
+    let server = path.to.spawn(
+        &mut tools::command("iperf3 -s -1 --forceflush"),
+        netns_harness::Output::Keep,
+    )?;
     server.wait_for_line(PATIENCE, |line| line.contains("Server listening"))?;
     let line = format!("iperf3 -J -c {} -t {} -P {streams}", path.address, args.seconds);
     let report: Value = serde_json::from_str(&tools::output(&path.from, &line)?)?;
