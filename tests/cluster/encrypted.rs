@@ -17,7 +17,12 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
-use weft_netlink::{netns::Netns, tap, testing::skip};
+use weft_netlink::{
+    netns::Netns,
+    route::{Batch, RouteSocket, delete_link},
+    tap,
+    testing::skip,
+};
 
 use super::{
     bed::{Bed, COMMAND, Endpoint, Node, alone, items, report, soon, text},
@@ -270,6 +275,33 @@ fn an_encrypted_network_carries_everything_and_shows_nothing_in_any_phase() {
         });
         report("the datapath killed, started, and the other host reached", killed);
         answering(&client.sandbox, secret, 3);
+
+        unseen(&bed, "the device deleted under the datapath", || {
+            let before = process_of(&bed["h1"]);
+            let delete = || {
+                let space = std::fs::read_dir("/run/weft/netns")
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path());
+                for netns in space.map(|path| Netns::open(path).unwrap()) {
+                    let mut route = RouteSocket::open(&netns).unwrap();
+                    let links = route.links().unwrap();
+                    let mut batch = Batch::new();
+                    batch.add(
+                        links
+                            .iter()
+                            .filter(|link| link.kind == "tun")
+                            .map(|link| delete_link(link.index)),
+                    );
+                    route.execute(batch).unwrap();
+                }
+            };
+            bed["h1"].host.run(delete).unwrap();
+            soon("h2 again", || {
+                client.sandbox.ping(replicas[2].address(), Duration::from_secs(1))
+            });
+            answering(&client.sandbox, secret, 3);
+            assert_eq!(process_of(&bed["h1"]), before);
+        });
 
         unseen(&bed, "partition and heal", || {
             let [h1, h2, h3] = HOSTS.map(|name| &bed[name].host);

@@ -32,6 +32,8 @@ const CLUSTER: &str = "cluster";
 pub enum StoreError {
     #[error("cannot make the data directory {}", .dir.display())]
     Directory { dir: PathBuf, source: std::io::Error },
+    #[error("cannot keep others from reading the state file {}", .file.display())]
+    Mode { file: PathBuf, source: std::io::Error },
     #[error("{} is in use: another weft agent runs with this data directory; stop that one, or give this one its own --data-dir", .file.display())]
     InUse { file: PathBuf },
     #[error("cannot open the state file {}", .file.display())]
@@ -59,7 +61,7 @@ pub struct Store {
 
 impl Store {
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        use std::os::unix::fs::DirBuilderExt;
+        use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
         // The directory holds the node's private key.
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -76,6 +78,13 @@ impl Store {
                 file: file.clone(),
                 source: Box::new(source),
             },
+        })?;
+        // In a directory that was made by somebody else, with another mode, the keys in it are nobody else's either.
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).map_err(|source| {
+            StoreError::Mode {
+                file: file.clone(),
+                source,
+            }
         })?;
         let store = Self { db, file };
         store.access("make its tables", |db| {
@@ -281,7 +290,7 @@ fn record_key(author: &NodeId, key: &Key) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::{os::unix::fs::MetadataExt, time::Instant};
 
     use weft_gossip::{Config, Gossip, GossipKey, Identity, KeyRing};
     use weft_types::ClusterId;
@@ -293,6 +302,9 @@ mod tests {
     fn identity_boot_and_records_survive_a_reopen() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path()).unwrap();
+        let mode = std::fs::metadata(dir.path().join("state.redb")).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let key = store.tunnel_key([4; 32]).unwrap();
         let seed = store.identity([1; 32]).unwrap();
         assert_eq!(store.next_boot().unwrap(), 1);
         let config = Config::new(
@@ -318,11 +330,13 @@ mod tests {
 
         let store = Store::open(dir.path()).unwrap();
         assert_eq!(store.identity([8; 32]).unwrap(), seed);
+        assert_eq!(store.tunnel_key([8; 32]).unwrap(), key);
         assert_eq!(store.next_boot().unwrap(), 2);
         assert_eq!(store.records().unwrap(), vec![record]);
         assert_eq!(store.bindings().unwrap(), [("abc".to_owned(), network)]);
         store.reset().unwrap();
         assert!(store.records().unwrap().is_empty());
         assert_eq!(store.identity([8; 32]).unwrap(), [8; 32]);
+        assert_eq!(store.tunnel_key([8; 32]).unwrap(), [8; 32]);
     }
 }
