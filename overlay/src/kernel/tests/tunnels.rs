@@ -206,8 +206,10 @@ fn nobody_but_the_kernel_of_a_member_sends_vxlan_that_is_heard() {
 
     // A container of another engine, whose packets get the host's address.
     let container = Netns::create().unwrap();
-    lab.attach(1, TWIN, 23, 123, false);
-    lab.reconcile();
+    lab.hosts[1]
+        .netns
+        .set_sysctls(&[("net/ipv4/ip_forward", "1")])
+        .unwrap();
     let mut batch = Batch::new();
     let peer = VethPeer::new("eth0").index(7).netns(container.as_fd());
     batch.add(NewLink::veth("docker0", peer).index(70).up());
@@ -233,6 +235,8 @@ fn nobody_but_the_kernel_of_a_member_sends_vxlan_that_is_heard() {
     inside.send_to(&packet, "192.0.2.1:4789").unwrap();
     assert!(!hears(&victim), "from a container");
     // And one of a network of ours, by its uplink.
+    lab.attach(1, TWIN, 23, 123, false);
+    lab.reconcile();
     let endpoint = bind(lab.netns(123), "0.0.0.0:0");
     let _ = endpoint.send_to(&packet, "192.0.2.1:4789");
     assert!(!hears(&victim), "from an endpoint");
