@@ -30,7 +30,7 @@ fn counted(node: &Node, sent: u64, before: Dropped, of: fn(&Dropped) -> u64) -> 
 }
 
 /// Kilobytes of memory that the process has.
-fn memory(node: &Node) -> u64 {
+pub fn memory(node: &Node) -> u64 {
     let path = format!("/proc/{}/statm", node.process().pid());
     let text = std::fs::read_to_string(path).unwrap();
     text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4

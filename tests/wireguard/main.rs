@@ -4,6 +4,7 @@
 mod bed;
 mod forgeries;
 mod interop;
+mod many;
 mod paths;
 mod stranger;
 mod traffic;
