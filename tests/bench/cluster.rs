@@ -19,6 +19,9 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// How often is looked meanwhile.
 pub const LOOK_EVERY: Duration = Duration::from_millis(20);
 
+/// Not the usual one, which a Swarm has too.
+const GOSSIP: u16 = 7947;
+
 /// A host with its agent.
 #[derive(Debug)]
 pub struct Node {
@@ -44,7 +47,8 @@ pub struct Endpoint {
 }
 
 impl Cluster {
-    pub fn start(weft: &Path, dir: &Path) -> Result<Self> {
+    /// With Docker's driver, if dockerds are to come.
+    pub fn start(weft: &Path, dir: &Path, docker: bool) -> Result<Self> {
         let lab = Lab::new("bench")?;
         let subnet: IpNet = "10.99.0.0/24".parse()?;
         let underlay = lab.switch("underlay", SwitchOptions::new().subnet(subnet))?;
@@ -52,7 +56,7 @@ impl Cluster {
         lab.plug(&underlay, &hosts)?;
         let mut nodes = Vec::new();
         for host in hosts {
-            nodes.push(Node::start(host, weft, dir)?);
+            nodes.push(Node::start(host, weft, dir, docker)?);
         }
         let nodes: [Node; 2] = nodes.try_into().ok().context("the lab has two hosts")?;
         let [first, second] = &nodes;
@@ -61,7 +65,7 @@ impl Cluster {
         let token = made["join"]["token"]
             .as_str()
             .context("the agent gave no token")?;
-        let join = json!({ "token": token, "address": format!("{}:7946", first.underlay) });
+        let join = json!({ "token": token, "address": format!("{}:{GOSSIP}", first.underlay) });
         second.api()?.post("/v1/cluster/join", &join)?;
         Ok(Self {
             weft: weft.to_owned(),
@@ -102,7 +106,7 @@ impl Cluster {
 }
 
 impl Node {
-    fn start(host: Host, weft: &Path, dir: &Path) -> Result<Self> {
+    fn start(host: Host, weft: &Path, dir: &Path, docker: bool) -> Result<Self> {
         let name = host.name().to_owned();
         let underlay = host
             .interface("eth0")?
@@ -119,7 +123,17 @@ impl Node {
             // In the host's own /run, which ends with the host.
             .args(["--run-dir", "/run/weft", "--socket"])
             .arg(&socket)
-            .args(["--node-name", &name, "--advertise", &underlay.to_string()]);
+            .args([
+                "--node-name",
+                &name,
+                "--advertise",
+                &format!("{underlay}:{GOSSIP}"),
+            ]);
+        if docker {
+            command
+                .args(["--docker-plugin", "/run/docker/plugins/weft.sock"])
+                .env("WEFT_LOG", "info,weft::docker=debug");
+        }
         let log = dir.join(format!("{name}.log"));
         let agent = host.spawn(&mut command, Output::File(log.clone()))?;
         let answered = eventually(

@@ -8,6 +8,7 @@ mod api;
 mod attach;
 mod cluster;
 mod dns;
+mod docker;
 mod handmade;
 mod responder;
 mod table;
@@ -55,6 +56,8 @@ enum What {
     Attach,
     /// Names from the agent's server
     Dns,
+    /// Docker with Weft, a bridge, and a Swarm of its own; only if it is named
+    Docker,
 }
 
 /// How long and how often.
@@ -68,6 +71,10 @@ pub struct Effort {
     pub length: Duration,
     /// Rounds of attaching.
     pub attachments: usize,
+    /// Rounds of connecting containers.
+    pub connections: usize,
+    /// Rounds of losing a host.
+    pub losses: usize,
 }
 
 impl Effort {
@@ -79,6 +86,8 @@ impl Effort {
                 rounds: 1,
                 length,
                 attachments: 5,
+                connections: 3,
+                losses: 1,
             }
         } else {
             let length = Duration::from_secs(2);
@@ -87,6 +96,8 @@ impl Effort {
                 rounds: 7,
                 length,
                 attachments: 60,
+                connections: 30,
+                losses: 3,
             }
         }
     }
@@ -112,9 +123,11 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
-    let chosen = |what| args.only.is_empty() || args.only.contains(&what);
+    // dockerd needs real root and changes its hosts, so it is not among those that run unasked.
+    let with_docker = args.only.contains(&What::Docker);
+    let chosen = |what| (args.only.is_empty() && what != What::Docker) || args.only.contains(&what);
     let missing = tools::missing(
-        [What::Tcp, What::Vip, What::Attach, What::Dns]
+        [What::Tcp, What::Vip, What::Attach, What::Dns, What::Docker]
             .into_iter()
             .filter(|what| chosen(*what))
             .flat_map(|what| what.programs().iter().copied()),
@@ -134,7 +147,7 @@ fn run(args: Args) -> Result<()> {
     clean_up_when_interrupted(dir.path().to_owned())?;
 
     let effort = Effort::new(args.quick);
-    let cluster = Cluster::start(&weft, dir.path())?;
+    let cluster = Cluster::start(&weft, dir.path(), with_docker)?;
     let datapath = cluster.datapath()?;
     let mut table = Table::default();
     if chosen(What::Tcp) {
@@ -148,6 +161,9 @@ fn run(args: Args) -> Result<()> {
     }
     if chosen(What::Dns) {
         dns::measure(&cluster, effort, &mut table)?;
+    }
+    if with_docker {
+        docker::measure(&cluster, dir.path(), effort, &mut table)?;
     }
     cluster.stop()?;
     println!("{}services: {datapath}\n\n{table}", tools::machine(&weft));
@@ -164,6 +180,7 @@ impl What {
             Self::Vip => &["wrk", "dnsperf"],
             Self::Attach => &["ip", "bridge"],
             Self::Dns => &["dnsperf", "dnsmasq"],
+            Self::Docker => &["dockerd", "docker", "busybox"],
         }
     }
 }

@@ -14,6 +14,8 @@ fn package(program: &str) -> &str {
     match program {
         "ip" | "bridge" => "iproute2",
         "dnsmasq" => "dnsmasq-base",
+        "dockerd" | "docker" => "docker.io",
+        "busybox" => "busybox-static",
         other => other,
     }
 }
