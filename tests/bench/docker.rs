@@ -185,13 +185,7 @@ struct Asker(JoinHandle<Result<Instant>>);
 
 impl Asker {
     /// Until the name is there, or is not there any more, for so long at most.
-    fn start(
-        engine: &Engine,
-        container: &str,
-        name: &str,
-        wanted: bool,
-        patience: Duration,
-    ) -> Result<Self> {
+    fn start(engine: &Engine, container: &str, name: &str, wanted: bool, patience: Duration) -> Result<Self> {
         let netns = Netns::open(engine.namespace(container)?)?;
         let socket = netns.run(|| UdpSocket::bind("0.0.0.0:0"))??;
         socket.connect("127.0.0.11:53")?;

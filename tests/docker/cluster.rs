@@ -1,13 +1,13 @@
 //! One cluster: networks, names and services that are the same on every host.
 
-use crate::site::{DockerHost, IMAGE, Site, missing};
+use crate::site::{DockerHost, IMAGE, Site, alone, missing};
 
 #[test]
 fn networks_names_and_services_are_the_same_on_every_host() {
     if let Some(missing) = missing() {
         return weft_netlink::testing::skip(format_args!("it needs {missing}"));
     }
-    netns_harness::isolated(one_cluster);
+    alone(one_cluster);
 }
 
 fn one_cluster() {

@@ -2,7 +2,7 @@
 
 use std::{fs, process::Command};
 
-use crate::site::{IMAGE, Site, missing};
+use crate::site::{IMAGE, Site, alone, missing};
 
 #[test]
 fn a_compose_application_spans_two_hosts() {
@@ -12,7 +12,7 @@ fn a_compose_application_spans_two_hosts() {
     if Command::new("docker-compose").arg("version").output().is_err() {
         return weft_netlink::testing::skip("it needs `docker-compose` of the package docker-compose");
     }
-    netns_harness::isolated(across);
+    alone(across);
 }
 
 fn across() {

@@ -17,7 +17,7 @@ use netns_harness::{Inside as _, Process, eventually};
 use rand::{RngExt, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-use crate::site::{DockerHost, IMAGE, Site, missing};
+use crate::site::{DockerHost, IMAGE, Site, alone, missing};
 
 /// How many there are if nobody says.
 const FEW: usize = 2;
@@ -29,7 +29,7 @@ fn orderings_of_crashes_and_starts_end_well() {
     if let Some(missing) = missing() {
         return weft_netlink::testing::skip(format_args!("it needs {missing}"));
     }
-    netns_harness::isolated(orderings);
+    alone(orderings);
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

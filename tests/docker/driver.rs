@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use crate::site::{DockerHost, IMAGE, Site, missing};
+use crate::site::{DockerHost, IMAGE, Site, alone, missing};
 
 #[test]
 fn containers_on_two_hosts_are_on_one_network() {
     if let Some(missing) = missing() {
         return weft_netlink::testing::skip(format_args!("it needs {missing}"));
     }
-    netns_harness::isolated(two_hosts);
+    alone(two_hosts);
 }
 
 fn two_hosts() {

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use crate::site::{DockerHost, IMAGE, Site, missing};
+use crate::site::{DockerHost, IMAGE, Site, alone, missing};
 
 #[test]
 fn five_dockers_are_one_network() {
     if let Some(missing) = missing() {
         return weft_netlink::testing::skip(format_args!("it needs {missing}"));
     }
-    netns_harness::isolated(five);
+    alone(five);
 }
 
 fn name(host: &DockerHost) -> String {

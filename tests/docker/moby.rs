@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::site::{DockerHost, IMAGE, Site, missing};
+use crate::site::{DockerHost, IMAGE, Site, alone, missing};
 
 type Case = (&'static str, fn(&mut DockerHost, &DockerHost));
 
@@ -43,7 +43,7 @@ fn dockers_own_tests_of_networks_hold() {
     if let Some(missing) = missing() {
         return weft_netlink::testing::skip(format_args!("it needs {missing}"));
     }
-    netns_harness::isolated(all);
+    alone(all);
 }
 
 fn all() {

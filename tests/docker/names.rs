@@ -1,6 +1,6 @@
 //! Names as a container's own `dig` sees them, with the settings that `weft docker setup` writes.
 
-use crate::site::{IMAGE, Site, missing};
+use crate::site::{IMAGE, Site, alone, missing};
 
 #[test]
 fn setup_writes_what_dockerd_starts_with_and_dig_finds_every_name() {
@@ -11,7 +11,7 @@ fn setup_writes_what_dockerd_starts_with_and_dig_finds_every_name() {
     if let Some(missing) = missing {
         return weft_netlink::testing::skip(format_args!("it needs {missing}"));
     }
-    netns_harness::isolated(written_and_asked);
+    alone(written_and_asked);
 }
 
 /// An image with the machine's own `dig` and all that it loads.

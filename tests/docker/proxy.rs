@@ -2,14 +2,14 @@
 
 use netns_harness::Signal;
 
-use crate::site::{IMAGE, Site, missing};
+use crate::site::{IMAGE, Site, alone, missing};
 
 #[test]
 fn the_driver_overlay_works_off_swarm_and_everything_else_as_before() {
     if let Some(missing) = missing() {
         return weft_netlink::testing::skip(format_args!("it needs {missing}"));
     }
-    netns_harness::isolated(through_the_proxy);
+    alone(through_the_proxy);
 }
 
 /// Docker's own settings say nothing of Weft: names are the proxy's doing.

@@ -5,6 +5,7 @@ use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -39,6 +40,14 @@ pub fn missing() -> Option<String> {
         }
     }
     (!nix::unistd::geteuid().is_root()).then(|| "root".to_owned())
+}
+
+/// Runs the body of a test in namespaces of its own, one test at a time: several dockerds beside those of another test would be
+/// too slow for what each of them is waited for.
+pub fn alone<F: FnOnce()>(body: F) {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    netns_harness::isolated(body);
 }
 
 pub struct Site {
