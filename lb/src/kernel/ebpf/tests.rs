@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -309,12 +310,14 @@ fn no_call_fails_and_every_count_comes_back_to_nothing_while_backends_come_and_g
     let mut web = service(Scheduler::LeastConnections);
     datapath.sync("c", &bed.client, &only(&web)).unwrap();
     let (callers, calls) = (4, 150);
+    let made = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         let call = |caller: usize| {
             let mut held = Vec::new();
             for n in 0..calls {
                 let vip = if (n + caller).is_multiple_of(2) { VIP } else { VIP6 };
                 held.push(bed.open(vip, PORT).unwrap());
+                made.fetch_add(1, Ordering::Relaxed);
                 if n % 5 == caller {
                     held.clear();
                 }
@@ -323,9 +326,15 @@ fn no_call_fails_and_every_count_comes_back_to_nothing_while_backends_come_and_g
         let running: Vec<_> = (0..callers)
             .map(|caller| scope.spawn(move || call(caller)))
             .collect();
-        let mut turn = 0;
+        let (mut turn, mut seen) = (0, 0);
         while !running.iter().all(|thread| thread.is_finished()) {
-            // One at a time drains; the table changes as fast as it can.
+            // One at a time drains; the table changes between any two calls, but no faster: what it no longer needs
+            // rests for a second.
+            let now = made.load(Ordering::Relaxed);
+            if std::mem::replace(&mut seen, now) == now {
+                std::thread::yield_now();
+                continue;
+            }
             for (n, backend) in web.backends.iter_mut().enumerate() {
                 let drains = n == turn % 3;
                 backend.state = if drains {
