@@ -39,13 +39,14 @@ pub fn memory(node: &Node) -> u64 {
 /// Says so many things, and waits now and then until they are counted, so that none is lost on the way.
 fn flood(
     node: &Node,
-    stranger: &mut Stranger,
+    stranger: &mut Stranger<'_>,
     of: fn(&Dropped) -> u64,
-    mut next: impl FnMut(&mut Stranger, u64) -> Vec<u8>,
+    mut next: impl FnMut(&mut Stranger<'_>, u64) -> Vec<u8>,
 ) {
     const AT_ONCE: u64 = 500;
     let mut said = 0;
     while said < count() {
+        stranger.renew();
         let before = node.status().dropped;
         let until = (said + AT_ONCE).min(count());
         for n in said..until {

@@ -2,7 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, UdpSocket},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use boringtun::{
@@ -14,14 +14,21 @@ use netns_harness::{Host, Inside};
 use crate::bed::{key, mac, peer, underlay, vtep};
 
 /// The node of a number, towards one other, without any of the checks that ours has.
-pub struct Stranger {
+pub struct Stranger<'a> {
     tunn: Tunn,
     socket: UdpSocket,
+    since: Instant,
+    host: &'a Host,
+    number: u8,
+    with: u8,
 }
 
-impl Stranger {
+/// A session ends after three minutes, whoever has it.
+const RENEW_AFTER: Duration = Duration::from_secs(60);
+
+impl<'a> Stranger<'a> {
     /// Shakes hands from a host with the node of a number.
-    pub fn new(host: &Host, number: u8, with: u8) -> Self {
+    pub fn new(host: &'a Host, number: u8, with: u8) -> Self {
         let socket = host.run(|| UdpSocket::bind(("0.0.0.0", 0))).unwrap().unwrap();
         socket.connect((underlay(with), crate::bed::PORT)).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -45,7 +52,21 @@ impl Stranger {
             panic!("no session");
         };
         socket.send(keepalive).unwrap();
-        Self { tunn, socket }
+        Self {
+            tunn,
+            socket,
+            since: Instant::now(),
+            host,
+            number,
+            with,
+        }
+    }
+
+    /// Shakes hands again before the session is too old.
+    pub fn renew(&mut self) {
+        if self.since.elapsed() > RENEW_AFTER {
+            *self = Self::new(self.host, self.number, self.with);
+        }
     }
 
     /// A message that is authentic, whatever is in it.
