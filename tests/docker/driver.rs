@@ -100,6 +100,9 @@ fn two_hosts() {
     one.docker("network disconnect closed web");
 
     one.docker("network create -d weft --ipam-driver weft -o encrypted secret");
+    one.eventually("the network in the cluster", || {
+        one.try_weft("network inspect secret").map(|_| String::new())
+    });
     let secret = one.weft("network inspect secret --format json");
     assert!(secret.contains("\"encrypted\": true"), "{secret}");
     two.eventually_docker("network inspect secret");

@@ -39,6 +39,9 @@ fn through_the_proxy() {
     one.weft("network inspect app");
     // What must not be open is not: Swarm's own option.
     one.docker("-H unix:///run/weft/docker.sock network create -d overlay --opt encrypted secret");
+    one.eventually("the network in the cluster", || {
+        one.try_weft("network inspect secret").map(|_| String::new())
+    });
     let secret = one.weft("network inspect secret --format json");
     assert!(secret.contains("\"encrypted\": true"), "{secret}");
     one.docker("network rm secret");

@@ -20,7 +20,7 @@ fn systemd_takes_the_units() {
         fs::write(&copy, text).unwrap();
         copies.push(copy);
     }
-    assert_eq!(copies.len(), 3);
+    assert_eq!(copies.len(), 4);
     let verified = Command::new("systemd-analyze")
         .arg("verify")
         .args(&copies)
