@@ -5,206 +5,42 @@
 
 mod count;
 mod examine;
+mod owner;
+mod sockets;
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
-    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    net::IpAddr,
+    sync::mpsc::{Receiver, RecvTimeoutError},
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use weft_lb::{
-    Attempts, Datapath,
-    kernel::{Choice, NftDatapath, choose},
-};
+use tokio::sync::mpsc::UnboundedSender;
+use weft_lb::Datapath;
 use weft_netlink::{
     netns::{Netns, NetnsId},
     route::RouteSocket,
 };
 use weft_overlay::{
-    kernel::{Kernel, Options},
-    plan::{Desired, ObservedNetwork, Op, Place},
+    kernel::Kernel,
+    plan::{Desired, Op, Place},
 };
 use weft_types::{EndpointId, NetworkId};
 
-use self::count::Measured;
-pub(super) use self::examine::KernelView;
-use super::{entry::Entry, names::DnsSockets, tally::Tally, target, watch::Watch};
+pub(super) use self::{
+    examine::KernelView,
+    owner::{HostThread, Order, Report, Said},
+};
+use super::{entry::Entry, tally::Tally, target, watch::Watch};
 use crate::{
-    api::types::DatapathStatus,
-    control::{CountOrder, HostReport, HostState, SandboxTables, Traffic, records::SandboxSpec},
+    control::{HostReport, HostState, SandboxTables, records::SandboxSpec},
     metrics::Work,
-    options::{AgentOptions, DatapathChoice},
 };
 
 /// How often the thread looks for sandboxes that are gone when nothing else happens.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often everything the kernel holds is read back, for changes by others that it does not tell of.
 const READ_BACK_EVERY: Duration = Duration::from_secs(30);
-
-/// What the thread has to say.
-pub(super) enum Said {
-    Report(Report),
-    /// `None` where it could not be found out.
-    Counted(CountOrder, Option<BTreeMap<EndpointId, Traffic>>),
-    /// What clients have tried so far, for [`Control::handle_attempts`](crate::control::Control::handle_attempts).
-    Tried(BTreeMap<EndpointId, Attempts>),
-}
-
-pub(super) struct Report {
-    pub(super) host: HostReport,
-    pub(super) sockets: Vec<DnsSockets>,
-}
-
-pub(super) enum Order {
-    Apply(Box<HostState>),
-    Count(CountOrder),
-    /// Somebody wants to know all of it.
-    Measure(Box<dyn FnOnce(Measured) + Send>),
-    /// Somebody wants to know what differs from what should be, and perhaps have it made right.
-    Examine {
-        fix: bool,
-        tell: Box<dyn FnOnce(KernelView) + Send>,
-    },
-    /// Somebody wants to know what the kernel holds of a network.
-    Ways {
-        network: NetworkId,
-        tell: Box<dyn FnOnce(Option<ObservedNetwork>) + Send>,
-    },
-    /// This node is in no cluster: nothing of ours is to be left.
-    Clear,
-    /// Somebody else may have changed what is ours.
-    Look,
-    /// A link of ours was changed or deleted, by whomever, in the namespace of a network or the host's.
-    Damaged {
-        network: Option<NetworkId>,
-        link: u32,
-    },
-    End,
-}
-
-/// The owner's end. The thread ends when this is dropped, and leaves the kernel as it is.
-pub(super) struct HostThread {
-    orders: Sender<Order>,
-    said: UnboundedReceiver<Said>,
-    datapath: DatapathStatus,
-}
-
-impl Drop for HostThread {
-    fn drop(&mut self) {
-        // The thread's own watch can send orders too, so it would not learn from the channel that we are gone.
-        let _ = self.orders.send(Order::End);
-    }
-}
-
-impl HostThread {
-    pub(super) fn start(options: &AgentOptions) -> anyhow::Result<Self> {
-        let kernel = Kernel::new(Options {
-            run_dir: options.run_dir.clone(),
-        })
-        .context(
-            "the kernel cannot be used for overlay networks; the agent needs CAP_NET_ADMIN and CAP_SYS_ADMIN",
-        )?;
-        let choice = match options.datapath {
-            DatapathChoice::Auto => Choice::Auto,
-            DatapathChoice::Nft => Choice::Nft,
-            DatapathChoice::Ebpf => Choice::Ebpf,
-        };
-        let chosen = choose(choice, &options.run_dir.join("bpf"))
-            .context("the kernel cannot be used for load balancing")?;
-        let datapath = DatapathStatus {
-            name: chosen.datapath.name().to_owned(),
-            reason: chosen.reason,
-        };
-        tracing::info!(
-            datapath = datapath.name,
-            reason = datapath.reason,
-            "services are balanced"
-        );
-        let entry = Entry::new(NftDatapath::entry()?);
-        let (orders, receiver) = channel();
-        let (sender, said) = unbounded_channel();
-        let host = Host {
-            kernel,
-            datapath: chosen.datapath,
-            entry,
-            state: None,
-            served: BTreeMap::new(),
-            balanced: BTreeMap::new(),
-            tally: Tally::default(),
-            told: Instant::now(),
-            work: Work::default(),
-            suspects: false,
-            ifnames: BTreeMap::new(),
-            read_back: Instant::now(),
-            watch: Watch::new(orders.clone()),
-            said: sender,
-        };
-        std::thread::Builder::new()
-            .name("host".to_owned())
-            .spawn(move || host.run(&receiver))?;
-        Ok(Self {
-            orders,
-            said,
-            datapath,
-        })
-    }
-
-    pub(super) fn apply(&self, state: HostState) {
-        self.order(Order::Apply(Box::new(state)));
-    }
-
-    pub(super) fn clear(&self) {
-        self.order(Order::Clear);
-    }
-
-    pub(super) fn count(&self, order: CountOrder) {
-        self.order(Order::Count(order));
-    }
-
-    /// Has somebody told what there is to know of this host.
-    pub(super) fn measure(&self, tell: impl FnOnce(Measured) + Send + 'static) {
-        self.order(Order::Measure(Box::new(tell)));
-    }
-
-    /// Has somebody told what the kernel holds that differs from what it should, after it was made right if `fix` says so.
-    pub(super) fn examine(&self, fix: bool, tell: impl FnOnce(KernelView) + Send + 'static) {
-        let tell = Box::new(tell);
-        self.order(Order::Examine { fix, tell });
-    }
-
-    /// Has somebody told what the kernel holds of a network, which is read anew.
-    pub(super) fn ways(
-        &self,
-        network: NetworkId,
-        tell: impl FnOnce(Option<ObservedNetwork>) + Send + 'static,
-    ) {
-        let tell = Box::new(tell);
-        self.order(Order::Ways { network, tell });
-    }
-
-    fn order(&self, order: Order) {
-        // The thread ends only by a panic, which its log has; what is asked for then cannot be done.
-        if self.orders.send(order).is_err() {
-            tracing::error!("the host thread is gone: the kernel is not changed any more");
-        }
-    }
-
-    /// The next thing it says. Cancel-safe.
-    pub(super) async fn says(&mut self) -> Said {
-        match self.said.recv().await {
-            Some(said) => said,
-            None => std::future::pending().await,
-        }
-    }
-
-    /// What balances connections.
-    pub(super) fn datapath(&self) -> DatapathStatus {
-        self.datapath.clone()
-    }
-}
 
 /// The MTU of the device that carries an underlay address; what Ethernet has where it cannot be told.
 pub(super) fn underlay_mtu(address: IpAddr) -> u32 {
@@ -528,54 +364,6 @@ impl Host {
             }
         }
     }
-
-    /// Opens the DNS sockets of networks that have none yet, inside their namespaces.
-    fn open_sockets(&mut self, desired: &Desired, report: &mut HostReport) -> Vec<DnsSockets> {
-        self.served
-            .retain(|network, _| desired.networks.contains_key(network));
-        let mut opened = Vec::new();
-        for (id, network) in &desired.networks {
-            let served = self.served.get(id).copied();
-            if network.endpoints.is_empty() || (served.is_some() && served == self.kernel.namespace_id(*id)) {
-                continue;
-            }
-            let Ok(Some(netns)) = self.kernel.namespace(*id) else {
-                continue;
-            };
-            let bound = netns.run(|| {
-                network
-                    .service_addresses
-                    .iter()
-                    .map(|address| bind(*address))
-                    .collect::<Vec<_>>()
-            });
-            let sockets = bound.unwrap_or_else(|error| {
-                report.problems.push(sentence(&error));
-                Vec::new()
-            });
-            for socket in sockets {
-                match socket {
-                    Ok((udp, tcp)) => opened.push(DnsSockets {
-                        network: *id,
-                        udp,
-                        tcp,
-                    }),
-                    Err((address, error)) => report.problems.push(format!(
-                        "names on network `{}` are not answered at {address}: {error}",
-                        network.name
-                    )),
-                }
-            }
-            self.served.insert(*id, netns.id());
-        }
-        opened
-    }
-}
-
-fn bind(address: IpAddr) -> Result<(UdpSocket, TcpListener), (IpAddr, std::io::Error)> {
-    let address = SocketAddr::new(address, 53);
-    let open = || Ok((UdpSocket::bind(address)?, TcpListener::bind(address)?));
-    open().map_err(|error| (address.ip(), error))
 }
 
 fn vanished(state: &HostState) -> Vec<EndpointId> {
