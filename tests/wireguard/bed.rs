@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use netns_harness::{Host, Inside, Lab, Output, Process, Sandbox, SwitchOptions, eventually};
+use netns_harness::{Host, Inside, Lab, Output, Process, Sandbox, SwitchOptions, eventually, isolated};
 use weft_netlink::{netns::Netns, tap};
 use weft_tests::weft_binary;
 use weft_types::{Mac, Vni};
@@ -89,6 +89,19 @@ pub fn has_tap() -> bool {
         println!("skipped: /dev/net/tun: {error}");
     }
     openable.is_ok()
+}
+
+/// Runs a test on two nodes whose tunnels are up.
+pub fn on_two(body: impl FnOnce(&Bed, &Node, &Node)) {
+    isolated(|| {
+        if !has_tap() {
+            return;
+        }
+        let bed = Bed::new(2);
+        bed.connect();
+        body(&bed, &bed.nodes[0], &bed.nodes[1]);
+        bed.close();
+    });
 }
 
 impl Bed {

@@ -7,11 +7,12 @@ use weft_netlink::netns::Netns;
 
 use crate::{
     bed::{Bed, LOOK_EVERY, MTU, PATIENCE, PORT, container, has_tap, key, mac, peer, underlay, vni, vtep},
-    traffic::{echo, stream},
+    traffic::Talks,
 };
 
 /// A host that has nothing of ours.
 struct Foreign {
+    number: u8,
     _process: Process,
     container: Netns,
 }
@@ -83,9 +84,20 @@ impl Foreign {
         host.exec(&mut shell, PATIENCE).unwrap().success().unwrap();
         let container = pod.run(|| Netns::current().unwrap()).unwrap();
         Self {
+            number,
             _process: process,
             container,
         }
+    }
+}
+
+impl Talks for Foreign {
+    fn number(&self) -> u8 {
+        self.number
+    }
+
+    fn container(&self) -> &Netns {
+        &self.container
     }
 }
 
@@ -100,11 +112,11 @@ fn wireguard_go_and_the_kernels_vxlan_are_understood_both_ways() {
         let foreign = Foreign::new(&two.host, 2, 1);
         one.apply(bed.desired(1));
         // Begun here, and by the other side.
-        echo(&one.container, &foreign.container, container(2, false)).unwrap();
+        one.asks(&foreign, false).unwrap();
         for v6 in [false, true] {
-            echo(&one.container, &foreign.container, container(2, v6)).unwrap();
-            stream(&one.container, &foreign.container, container(2, v6), 5000).unwrap();
-            stream(&foreign.container, &one.container, container(1, v6), 5000).unwrap();
+            one.asks(&foreign, v6).unwrap();
+            one.streams_to(&foreign, v6, 5000).unwrap();
+            foreign.streams_to(one, v6, 5000).unwrap();
         }
         one.apply(weft_wireguard::Desired {
             peers: Vec::new(),
@@ -114,13 +126,13 @@ fn wireguard_go_and_the_kernels_vxlan_are_understood_both_ways() {
         // Where nobody is: only the other side can begin.
         again.peers[0].endpoint = SocketAddr::from(([192, 0, 2, 200], PORT));
         one.apply(again);
-        echo(&foreign.container, &one.container, container(1, false)).unwrap();
+        foreign.asks(one, false).unwrap();
         assert_eq!(one.about(2).endpoint, SocketAddr::from((underlay(2), PORT)));
         // It moves, and keeps its session.
         two.shell("ip addr del 192.0.2.2/24 dev eth0; ip addr add 192.0.2.77/24 dev eth0");
-        stream(&foreign.container, &one.container, container(1, false), 1000).unwrap();
+        foreign.streams_to(one, false, 1000).unwrap();
         assert_eq!(one.about(2).endpoint.to_string(), "192.0.2.77:51820");
-        stream(&one.container, &foreign.container, container(2, false), 1000).unwrap();
+        one.streams_to(&foreign, false, 1000).unwrap();
         drop(foreign);
         bed.close();
     });

@@ -14,8 +14,8 @@ use std::time::Duration;
 use netns_harness::{CaptureOptions, Inside, isolated};
 use weft_wireguard::Secret32;
 
-use bed::{Bed, PATIENCE, PORT, container, has_tap};
-use traffic::{CANARY, echo, is_silent, stream};
+use bed::{Bed, PATIENCE, PORT, container, has_tap, on_two};
+use traffic::{CANARY, Talks};
 
 /// Quick enough that the capture keeps up.
 fn has_canary(frame: &[u8]) -> bool {
@@ -52,18 +52,13 @@ fn two_hosts_carry_everything_and_show_nothing() {
             .capture("eth0", CaptureOptions::new().filter(other))
             .unwrap();
         let (one, two) = (&bed.nodes[0], &bed.nodes[1]);
-        assert!(is_silent(
-            &one.container,
-            &two.container,
-            container(2, false),
-            Duration::from_millis(300)
-        ));
+        assert!(one.is_unheard_by(two, false, Duration::from_millis(300)));
         bed.connect();
         for v6 in [false, true] {
             one.pod.ping(container(2, v6), PATIENCE).unwrap();
-            echo(&one.container, &two.container, container(2, v6)).unwrap();
-            stream(&one.container, &two.container, container(2, v6), 5_000).unwrap();
-            stream(&two.container, &one.container, container(1, v6), 5_000).unwrap();
+            one.asks(two, v6).unwrap();
+            one.streams_to(two, v6, 5_000).unwrap();
+            two.streams_to(one, v6, 5_000).unwrap();
         }
         let (status, peer) = (one.status(), one.about(2));
         assert!(peer.last_handshake.is_some() && peer.segmentation, "{peer:?}");
@@ -79,22 +74,12 @@ fn two_hosts_carry_everything_and_show_nothing() {
         // Killed and started again, it knows nothing and says nothing until it is told.
         bed.nodes[0].process().kill().unwrap();
         let (one, two) = (&bed.nodes[0], &bed.nodes[1]);
-        assert!(is_silent(
-            &one.container,
-            &two.container,
-            container(2, false),
-            Duration::from_millis(300)
-        ));
+        assert!(one.is_unheard_by(two, false, Duration::from_millis(300)));
         bed.nodes[0].start();
         let (one, two) = (&bed.nodes[0], &bed.nodes[1]);
-        assert!(is_silent(
-            &one.container,
-            &two.container,
-            container(2, false),
-            Duration::from_millis(300)
-        ));
+        assert!(one.is_unheard_by(two, false, Duration::from_millis(300)));
         one.apply(bed.desired(1));
-        stream(&two.container, &one.container, container(1, false), 1000).unwrap();
+        two.streams_to(one, false, 1000).unwrap();
         let seen = canary.stop().unwrap();
         assert_eq!((seen.matched, seen.missed), (0, 0), "{seen:?}");
         assert!(seen.frames > 300, "{seen:?}");
@@ -105,31 +90,14 @@ fn two_hosts_carry_everything_and_show_nothing() {
 
 #[test]
 fn a_wrong_secret_carries_nothing() {
-    isolated(|| {
-        if !has_tap() {
-            return;
-        }
-        let bed = Bed::new(2);
-        bed.connect();
-        let (one, two) = (&bed.nodes[0], &bed.nodes[1]);
-        echo(&one.container, &two.container, container(2, false)).unwrap();
+    on_two(|bed, one, two| {
+        one.asks(two, false).unwrap();
         let mut wrong = bed.desired(2);
         wrong.peers[0].preshared_key = Secret32::new([1; 32]);
         two.apply(wrong);
-        assert!(is_silent(
-            &one.container,
-            &two.container,
-            container(2, false),
-            Duration::from_secs(2)
-        ));
-        assert!(is_silent(
-            &two.container,
-            &one.container,
-            container(1, false),
-            Duration::from_secs(1)
-        ));
+        assert!(one.is_unheard_by(two, false, Duration::from_secs(2)));
+        assert!(two.is_unheard_by(one, false, Duration::from_secs(1)));
         two.apply(bed.desired(2));
-        echo(&one.container, &two.container, container(2, false)).unwrap();
-        bed.close();
+        one.asks(two, false).unwrap();
     });
 }

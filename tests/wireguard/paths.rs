@@ -6,19 +6,13 @@ use netns_harness::{eventually, isolated};
 use nix::libc;
 
 use crate::{
-    bed::{Bed, LOOK_EVERY, PATIENCE, container, has_tap, underlay},
-    traffic::{echo, stream, stream_with},
+    bed::{Bed, LOOK_EVERY, PATIENCE, container, has_tap, on_two, underlay},
+    traffic::Talks,
 };
 
 #[test]
 fn tcp_goes_on_when_the_path_takes_less_and_status_says_so() {
-    isolated(|| {
-        if !has_tap() {
-            return;
-        }
-        let bed = Bed::new(2);
-        bed.connect();
-        let (one, two) = (&bed.nodes[0], &bed.nodes[1]);
+    on_two(|_, one, two| {
         let shrink = |block| {
             if block == 20_000 {
                 // The sender's kernel knows, and the other end takes no more.
@@ -26,19 +20,12 @@ fn tcp_goes_on_when_the_path_takes_less_and_status_says_so() {
                 two.shell("ip link set eth0 mtu 1400");
             }
         };
-        stream_with(
-            &one.container,
-            &two.container,
-            container(2, false),
-            100_000,
-            shrink,
-        )
-        .unwrap();
+        one.streams_with(two, false, 100_000, shrink).unwrap();
         let peer = one.about(2);
         assert_eq!(peer.path_mtu, Some(1400), "{peer:?}");
         for v6 in [false, true] {
-            stream(&one.container, &two.container, container(2, v6), 10_000).unwrap();
-            stream(&two.container, &one.container, container(1, v6), 10_000).unwrap();
+            one.streams_to(two, v6, 10_000).unwrap();
+            two.streams_to(one, v6, 10_000).unwrap();
         }
         // A sender that cuts nothing learns what fits: 1400 less 60 of WireGuard and 50 of VXLAN.
         let socket = one
@@ -56,66 +43,44 @@ fn tcp_goes_on_when_the_path_takes_less_and_status_says_so() {
         one.shell("ip link set eth0 mtu 1500");
         two.shell("ip link set eth0 mtu 1500");
         let healed = || {
-            stream(&one.container, &two.container, container(2, false), 100).unwrap();
+            one.streams_to(two, false, 100).unwrap();
             one.about(2).path_mtu.map_or(Ok(()), Err)
         };
         eventually("the path to be what it was", PATIENCE, LOOK_EVERY, healed).unwrap();
         drop(socket);
-        bed.close();
     });
 }
 
 #[test]
 fn a_route_that_takes_less_does_not_stop_tcp() {
-    isolated(|| {
-        if !has_tap() {
-            return;
-        }
-        let bed = Bed::new(2);
-        bed.connect();
-        let (one, two) = (&bed.nodes[0], &bed.nodes[1]);
+    on_two(|_, one, two| {
         let shrink = |block| {
             if block == 20_000 {
                 one.shell("ip route change 192.0.2.0/24 dev eth0 mtu 1400");
             }
         };
-        stream_with(
-            &one.container,
-            &two.container,
-            container(2, false),
-            60_000,
-            shrink,
-        )
-        .unwrap();
+        one.streams_with(two, false, 60_000, shrink).unwrap();
         let peer = one.about(2);
         // What was refused went at once, another way.
         assert_eq!((peer.path_mtu, peer.lost), (Some(1400), 0));
-        bed.close();
     });
 }
 
 #[test]
 fn a_node_that_moves_keeps_its_sessions() {
-    isolated(|| {
-        if !has_tap() {
-            return;
-        }
-        let bed = Bed::new(2);
-        bed.connect();
-        let (one, two) = (&bed.nodes[0], &bed.nodes[1]);
-        echo(&one.container, &two.container, container(2, false)).unwrap();
+    on_two(|bed, one, two| {
+        one.asks(two, false).unwrap();
         let before = one.about(2);
         assert_eq!(before.endpoint.ip(), underlay(2));
         two.shell("ip addr del 192.0.2.2/24 dev eth0; ip addr add 192.0.2.77/24 dev eth0");
-        stream(&two.container, &one.container, container(1, false), 1000).unwrap();
+        two.streams_to(one, false, 1000).unwrap();
         let after = one.about(2);
         assert_eq!(after.endpoint.to_string(), "192.0.2.77:51820");
         assert!(after.last_handshake >= before.last_handshake, "a new handshake");
         // What its record said all along does not move it back.
         one.apply(bed.desired(1));
         assert_eq!(one.about(2).endpoint, after.endpoint);
-        echo(&one.container, &two.container, container(2, false)).unwrap();
-        bed.close();
+        one.asks(two, false).unwrap();
     });
 }
 
@@ -128,9 +93,9 @@ fn what_is_told_changes_nothing_for_those_who_stay() {
         let bed = Bed::new(3);
         bed.connect();
         let (one, two, three) = (&bed.nodes[0], &bed.nodes[1], &bed.nodes[2]);
-        echo(&one.container, &three.container, container(3, false)).unwrap();
+        one.asks(three, false).unwrap();
         thread::scope(|scope| {
-            let going = scope.spawn(|| stream(&one.container, &two.container, container(2, false), 100_000));
+            let going = scope.spawn(|| one.streams_to(two, false, 100_000));
             let mut without = bed.desired(1);
             without.peers.retain(|peer| peer.vtep != crate::bed::vtep(3));
             for round in 0..50 {
@@ -145,7 +110,7 @@ fn what_is_told_changes_nothing_for_those_who_stay() {
         });
         assert_eq!(one.about(2).lost, 0);
         // Who was taken away and came back begins anew.
-        echo(&one.container, &three.container, container(3, false)).unwrap();
+        one.asks(three, false).unwrap();
         bed.close();
     });
 }

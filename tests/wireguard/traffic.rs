@@ -10,13 +10,62 @@ use std::{
 use netns_harness::eventually;
 use weft_netlink::netns::Netns;
 
-use crate::bed::{LOOK_EVERY, PATIENCE};
+use crate::bed::{LOOK_EVERY, Node, PATIENCE, container};
 
 /// Stands in everything that is sent, and nowhere on the underlay.
 pub const CANARY: &[u8] = b"canary-0f9b1c-nobody-else-says-this";
 
-/// Whether a datagram comes back within the patience. The kernel of the other end needs a port to refuse by.
-pub fn echo(from: &Netns, to: &Netns, address: IpAddr) -> Result<Duration, String> {
+/// Who has a container on the network. What others do to it goes to the address of its number.
+pub trait Talks {
+    fn number(&self) -> u8;
+
+    fn container(&self) -> &Netns;
+
+    /// Sends a datagram from container to container until one comes back. Says how long it took.
+    fn asks(&self, other: &impl Talks, v6: bool) -> Result<Duration, String> {
+        echo(self.container(), other.container(), container(other.number(), v6))
+    }
+
+    /// Whether nothing gets from container to container, all that time.
+    fn is_unheard_by(&self, other: &impl Talks, v6: bool, time: Duration) -> bool {
+        is_silent(
+            self.container(),
+            other.container(),
+            container(other.number(), v6),
+            time,
+        )
+    }
+
+    /// Sends so many kilobytes from container to container over TCP, and sees them arrive whole.
+    fn streams_to(&self, other: &impl Talks, v6: bool, kilobytes: usize) -> Result<Duration, String> {
+        self.streams_with(other, v6, kilobytes, |_| {})
+    }
+
+    /// The same, with something to do at each block received.
+    fn streams_with(
+        &self,
+        other: &impl Talks,
+        v6: bool,
+        kilobytes: usize,
+        at: impl FnMut(usize),
+    ) -> Result<Duration, String> {
+        let address = container(other.number(), v6);
+        stream(self.container(), other.container(), address, kilobytes, at)
+    }
+}
+
+impl Talks for Node {
+    fn number(&self) -> u8 {
+        self.number
+    }
+
+    fn container(&self) -> &Netns {
+        &self.container
+    }
+}
+
+/// The kernel of the other end needs a port to refuse by.
+fn echo(from: &Netns, to: &Netns, address: IpAddr) -> Result<Duration, String> {
     let server = to.run(|| UdpSocket::bind((address, 0))).unwrap().unwrap();
     let any: IpAddr = if address.is_ipv4() {
         [0; 4].into()
@@ -42,7 +91,7 @@ pub fn echo(from: &Netns, to: &Netns, address: IpAddr) -> Result<Duration, Strin
 }
 
 /// Whether nothing comes through, looked at for a while.
-pub fn is_silent(from: &Netns, to: &Netns, address: IpAddr, pause: Duration) -> bool {
+fn is_silent(from: &Netns, to: &Netns, address: IpAddr, pause: Duration) -> bool {
     let server = to.run(|| UdpSocket::bind((address, 0))).unwrap().unwrap();
     let any: IpAddr = if address.is_ipv4() {
         [0; 4].into()
@@ -70,13 +119,8 @@ fn pattern(block: usize) -> Vec<u8> {
     bytes
 }
 
-/// A stream of so many kilobytes, checked to the last. Says how long it took.
-pub fn stream(from: &Netns, to: &Netns, address: IpAddr, kilobytes: usize) -> Result<Duration, String> {
-    stream_with(from, to, address, kilobytes, |_| {})
-}
-
-/// The same, with something to do at each block received.
-pub fn stream_with(
+/// A stream of so many kilobytes, checked to the last, with something to do at each block received.
+fn stream(
     from: &Netns,
     to: &Netns,
     address: IpAddr,
