@@ -3,6 +3,8 @@
 //! What should be comes from the owner of the state, what the kernel holds from the host thread; packets are sent from a
 //! thread of their own. Each part is judged by a function without I/O.
 
+#[cfg(test)]
+mod fixtures;
 mod kernel;
 pub(super) mod names;
 mod records;

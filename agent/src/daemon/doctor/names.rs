@@ -152,7 +152,7 @@ fn is_right(should: Option<&BTreeSet<IpAddr>>, told: Option<&BTreeSet<IpAddr>>) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::DoctorVerdict;
+    use crate::{api::types::DoctorVerdict, daemon::doctor::fixtures};
 
     #[test]
     fn answers_are_held_to_the_records() {
@@ -162,14 +162,8 @@ mod tests {
         let names = [("a", addresses(&[1])), ("b", addresses(&[2]))];
         let names = names.map(|(name, addresses)| (name.to_owned(), addresses));
         let network = NetworkView {
-            name: "app".to_owned(),
-            mtu: 1450,
-            encrypted: false,
-            dns: Vec::new(),
-            locals: Vec::new(),
-            remotes: Vec::new(),
             names: names.into(),
-            services: Vec::new(),
+            ..fixtures::network()
         };
         let server = IpAddr::from([169, 254, 53, 53]);
         let judged = |a: Option<&[u8]>, b: Option<&[u8]>| -> Vec<(DoctorVerdict, String)> {

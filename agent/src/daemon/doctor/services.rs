@@ -156,7 +156,7 @@ fn judge_service(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{doctor::BackendView, records::SandboxSpec};
+    use crate::{control::doctor::BackendView, daemon::doctor::fixtures};
 
     fn judged(ready: usize, vip: Result<(), String>, backend: Result<(), String>) -> Vec<DoctorCheck> {
         let view = BackendView {
@@ -172,26 +172,9 @@ mod tests {
             ready: vec![view; ready],
             backends: 1,
         };
-        let sandbox = SandboxSpec {
-            target: "a".to_owned(),
-            path: "/a".to_owned(),
-            device: 1,
-            inode: 1,
-        };
-        let here = Local {
-            name: "a".to_owned(),
-            addresses: Vec::new(),
-            sandbox,
-        };
         let network = NetworkView {
-            name: "app".to_owned(),
-            mtu: 1450,
-            encrypted: false,
-            dns: Vec::new(),
-            locals: Vec::new(),
-            remotes: Vec::new(),
-            names: Default::default(),
             services: vec![service],
+            ..fixtures::network()
         };
         let tried = Tried {
             vips: vec![(([10, 9, 0, 100], 80).into(), vip)],
@@ -202,7 +185,7 @@ mod tests {
                 backend,
             )],
         };
-        judge(&network, &here, &[tried])
+        judge(&network, &fixtures::local(), &[tried])
     }
 
     #[test]

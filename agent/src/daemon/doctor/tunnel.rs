@@ -179,39 +179,18 @@ fn judge_one(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{api::types::DoctorVerdict, control::records::SandboxSpec};
+    use crate::{api::types::DoctorVerdict, daemon::doctor::fixtures};
 
     const OK: Result<Duration, Unanswered> = Ok(Duration::from_millis(1));
 
     fn judged(tried: &[Tried], reached: &[IpAddr]) -> Vec<DoctorCheck> {
-        let sandbox = SandboxSpec {
-            target: "a".to_owned(),
-            path: "/a".to_owned(),
-            device: 1,
-            inode: 1,
-        };
-        let here = Local {
-            name: "a".to_owned(),
-            addresses: Vec::new(),
-            sandbox,
-        };
-        let network = NetworkView {
-            name: "app".to_owned(),
-            mtu: 1450,
-            encrypted: false,
-            dns: Vec::new(),
-            locals: Vec::new(),
-            remotes: Vec::new(),
-            names: Default::default(),
-            services: Vec::new(),
-        };
         let expected = Expected {
             vxlan_port: 4789,
             ..Expected::default()
         };
         judge(
-            &network,
-            &here,
+            &fixtures::network(),
+            &fixtures::local(),
             &expected,
             tried,
             &reached.iter().copied().collect(),

@@ -137,23 +137,13 @@ fn judge_peer(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::doctor::PeerView;
+    use crate::{control::doctor::PeerView, daemon::doctor::fixtures};
 
     fn expected() -> Expected {
         let said = PeerView {
             agrees: true,
             ahead_millis: 0,
             problems: Vec::new(),
-        };
-        let network = NetworkView {
-            name: "app".to_owned(),
-            mtu: 1450,
-            encrypted: false,
-            dns: Vec::new(),
-            locals: Vec::new(),
-            remotes: Vec::new(),
-            names: BTreeMap::new(),
-            services: Vec::new(),
         };
         Expected {
             peers: vec![Peer {
@@ -162,7 +152,7 @@ mod tests {
                 state: NodeState::Alive,
                 said: Some(said),
             }],
-            networks: vec![network],
+            networks: vec![fixtures::network()],
             ..Expected::default()
         }
     }
