@@ -1,59 +1,81 @@
 //! What containers are called and what they serve: read from Docker, told the cluster.
+//!
+//! dockerd shows a container that it starts or stops only when it has done so, and says meanwhile which network it has
+//! put it on. What a container is called is read while it rests, and told the cluster as soon as it has an endpoint: its
+//! name is known before it runs.
+
+mod inspections;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_types::{EndpointId, NetworkId};
+use weft_types::EndpointId;
 
+pub use self::inspections::Inspected;
+use self::inspections::Inspections;
 use super::{
     engine::{Attached, Container, Engine, EngineEvent},
+    labels,
     owner::Owner,
     watcher::Trouble,
 };
 use crate::{
-    api::{
-        ErrorKind,
-        types::{HealthCheck, Scheduler, ServiceChanged, ServiceCreateRequest, ServicePort, Tuning},
-    },
-    control::{
-        HealthState,
-        docker::{Description, DockerCommand},
-        records::SandboxSpec,
-    },
-    daemon::target,
+    api::{ErrorKind, types::ServiceChanged},
+    control::docker::{Description, DockerCommand},
 };
 
 /// Signals that do not mean the end of a container: SIGHUP, SIGUSR1, SIGUSR2, SIGWINCH.
 const HARMLESS: [&str; 4] = ["1", "10", "12", "28"];
+/// Containers that do not run and are known nevertheless. The names of others are known when they run.
+const MAX_RESTING: usize = 1024;
 
-/// What is to be looked at.
+/// What is to be looked at, and what was seen.
+#[derive(Default)]
 pub struct Containers {
-    all: bool,
+    /// Whether everything was looked at since the agent saw this Docker.
+    looked: bool,
+    is_compared: bool,
     touched: BTreeSet<String>,
     /// Containers that were told to stop: they get no new connections.
     stopping: BTreeSet<String>,
+    /// Who was put on a network: the network's id and the container's.
+    joined: Vec<(String, String)>,
+    /// Containers that do not run.
+    resting: BTreeMap<String, Container>,
+    inspections: Inspections,
+    collection: Option<Collection>,
 }
 
-impl Default for Containers {
-    fn default() -> Self {
-        Self {
-            all: true,
-            touched: BTreeSet::new(),
-            stopping: BTreeSet::new(),
-        }
-    }
+/// Endpoints that no container may have, of those that there were before containers were looked at: dockerd was
+/// killed, or the agent was away, before it could say so.
+struct Collection {
+    nobodys: BTreeSet<EndpointId>,
+    /// Who could have them and is still to be seen.
+    waiting: BTreeSet<String>,
+    /// Those that run are looked at first, all others only if something is left. A container that is about to have an
+    /// endpoint may not run yet; dockerd shows it when it runs, or has failed.
+    seen: BTreeSet<String>,
+    is_last: bool,
 }
 
 impl Containers {
     pub fn look_again(&mut self) {
-        self.all = true;
+        self.is_compared = false;
     }
 
-    pub fn touch(&mut self, container: &str) {
-        self.touched.insert(container.to_owned());
+    /// Takes note of what happened to the container on a network.
+    pub fn note_network(&mut self, event: &EngineEvent) {
+        let Some(container) = event.actor.attributes.get("container") else {
+            return;
+        };
+        if event.action == "connect" {
+            self.joined.push((event.actor.id.clone(), container.clone()));
+        }
+        self.touched.insert(container.clone());
     }
 
-    /// Takes note of what happened to a container.
-    pub fn note(&mut self, event: &EngineEvent) {
+    /// Takes note of what happened to a container. One that was just made is looked at before it is started, if dockerd
+    /// can be asked as quickly as that.
+    pub fn note(&mut self, event: &EngineEvent, engine: &Engine) {
         let id = &event.actor.id;
         match event.action.as_str() {
             "kill" => {
@@ -66,51 +88,118 @@ impl Containers {
             "start" | "die" | "destroy" => {
                 self.stopping.remove(id);
             }
+            "create" => return self.inspections.start(id.clone(), engine),
             "rename" | "unpause" => {}
             health if health.starts_with("health_status") => {}
             _ => return,
         }
-        self.touch(id);
+        self.touched.insert(id.clone());
     }
 
-    /// Looks at what was touched, or at everything.
+    /// Tells what can be told at once, and begins to look at what was touched, or at everything.
     pub async fn look(&mut self, engine: &Engine, owner: &Owner) -> Result<(), Trouble> {
-        let mut touched = std::mem::take(&mut self.touched);
-        let all = std::mem::take(&mut self.all);
-        if all {
-            touched.extend(engine.containers(false).await?);
+        for (network, container) in std::mem::take(&mut self.joined) {
+            self.announce(&network, &container, engine, owner).await?;
         }
-        if touched.is_empty() && !all {
-            return Ok(());
+        if !self.is_compared {
+            self.is_compared = true;
+            // Read before the containers are: an endpoint that is made meanwhile is none that nobody has.
+            let nobodys = owner.ask(DockerCommand::Endpoints).await?.into_iter().collect();
+            let is_first = !std::mem::replace(&mut self.looked, true);
+            let waiting: BTreeSet<_> = engine.containers(is_first).await?.into_iter().collect();
+            self.touched.extend(waiting.iter().cloned());
+            self.collection = Some(Collection {
+                nobodys,
+                seen: waiting.clone(),
+                waiting,
+                is_last: is_first,
+            });
+            self.collect(engine, owner).await?;
         }
-        // Read before the containers are: an endpoint that is made meanwhile is none that nobody has.
-        let mut nobodys: BTreeSet<EndpointId> =
-            owner.ask(DockerCommand::Endpoints).await?.into_iter().collect();
-        let known = nobodys.clone();
-        for id in &touched {
-            let container = match engine.container(id).await {
-                Ok(container) => container,
-                Err(error) if error.is_not_found() => continue,
-                Err(error) => return Err(error.into()),
-            };
-            for attached in container.network_settings.networks.values() {
-                let Some(endpoint) = endpoint_of(attached) else {
-                    continue;
-                };
-                if !container.state.running {
-                    // Left over from before dockerd was killed.
-                    continue;
-                }
-                nobodys.remove(&endpoint);
-                if known.contains(&endpoint) {
-                    self.describe(&container, attached, endpoint, owner).await?;
-                }
+        for id in self.touched.clone() {
+            if self.inspections.is_full() {
+                break;
+            }
+            // One that is being looked at is looked at again after that.
+            if !self.inspections.has(&id) {
+                self.touched.remove(&id);
+                self.inspections.start(id, engine);
             }
         }
-        if all && !nobodys.is_empty() {
-            collect(nobodys, &touched, engine, owner).await?;
+        Ok(())
+    }
+
+    /// The next container that dockerd shows; `None` if none is being looked at. Cancel-safe.
+    pub async fn inspected(&mut self) -> Option<Inspected> {
+        self.inspections.next().await
+    }
+
+    /// Tells the cluster what was seen.
+    pub async fn take_in(
+        &mut self,
+        Inspected { id, answer }: Inspected,
+        engine: &Engine,
+        owner: &Owner,
+    ) -> Result<(), Trouble> {
+        if self.touched.contains(&id) {
+            // It has changed since.
+            return Ok(());
+        }
+        self.resting.remove(&id);
+        match answer {
+            Ok(container) if container.state.running => {
+                let known: BTreeSet<_> = owner.ask(DockerCommand::Endpoints).await?.into_iter().collect();
+                for attached in container.network_settings.networks.values() {
+                    let Some(endpoint) = endpoint_of(&attached.endpoint) else {
+                        continue;
+                    };
+                    if let Some(collection) = &mut self.collection {
+                        collection.nobodys.remove(&endpoint);
+                    }
+                    if known.contains(&endpoint) {
+                        self.describe(&container, attached, endpoint, owner).await?;
+                    }
+                }
+            }
+            // The endpoints that it shows are left over from before it stopped, or dockerd was killed.
+            Ok(container) => {
+                if self.resting.len() < MAX_RESTING {
+                    self.resting.insert(id.clone(), container);
+                }
+            }
+            Err(error) if error.is_not_found() => {}
+            Err(error) => {
+                // Nobody knows what it has. Everything is looked at again before long.
+                tracing::debug!(container = %id, reason = %error, "a container cannot be looked at");
+                self.collection = None;
+            }
+        }
+        if let Some(collection) = &mut self.collection {
+            collection.waiting.remove(&id);
+            self.collect(engine, owner).await?;
         }
         Ok(())
+    }
+
+    /// Tells what a container is called that is on a network and does not run yet.
+    async fn announce(&self, network: &str, id: &str, engine: &Engine, owner: &Owner) -> Result<(), Trouble> {
+        let Some(container) = self.resting.get(id) else {
+            return Ok(());
+        };
+        let members = match engine.members(network).await {
+            Ok(members) => members,
+            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let endpoint = members.containers.get(id);
+        let Some(endpoint) = endpoint.and_then(|member| endpoint_of(&member.endpoint)) else {
+            return Ok(());
+        };
+        // Until it runs, its networks are called what whoever made it called them.
+        let mut attached = container.network_settings.networks.iter();
+        let attached = attached.find(|(called, _)| members.network.is_called(called));
+        let attached = attached.map(|(_, attached)| attached.clone()).unwrap_or_default();
+        self.describe(container, &attached, endpoint, owner).await
     }
 
     async fn describe(
@@ -120,48 +209,15 @@ impl Containers {
         id: EndpointId,
         owner: &Owner,
     ) -> Result<(), Trouble> {
-        let labels = &container.config.labels;
-        let label = |name: &str| {
-            labels
-                .get(name)
-                .map(String::as_str)
-                .filter(|value| !value.is_empty())
-        };
-        let compose = label("com.docker.compose.service");
-        let name = container.name.trim_start_matches('/');
-        let short = container.id.get(..12).unwrap_or(&container.id);
-        let aliases = attached.aliases.iter().map(String::as_str);
-        let aliases = aliases.chain(compose).chain([short, &container.config.hostname]);
-        let weight = match label("weft.weight").map(str::parse::<u16>) {
-            Some(Ok(weight)) => weight,
-            Some(Err(_)) => {
-                tracing::warn!(
-                    container = name,
-                    "its label weft.weight is not a number from 0 to 65535"
-                );
-                1
-            }
-            None => 1,
-        };
-        let service = label("weft.service").or(compose).map(str::to_owned);
-        // A service of Compose with one container is a name; with several, it is a service.
-        let number = label("com.docker.compose.container-number").and_then(|number| number.parse().ok());
-        let is_service = label("weft.service").is_some() || number.is_some_and(|number: u32| number > 1);
-        let description = Description {
-            id,
-            name: name.to_owned(),
-            aliases: aliases.map(str::to_owned).collect(),
-            service: service.clone(),
-            weight,
-            sandbox: sandbox_of(container),
-            leaving: self.stopping.contains(&container.id),
-            health: health_of(container),
-        };
-        if let Some(service) = service.filter(|_| is_service) {
+        if let Some(service) = labels::service_to_make(container) {
             self.make_service(service, container, attached, owner).await?;
         }
+        let description = Description {
+            leaving: self.stopping.contains(&container.id),
+            ..labels::description(container, attached, id)
+        };
         if let Err(error) = owner.ask(|to| DockerCommand::Describe(description, to)).await {
-            tracing::warn!(container = name, reason = %error, "what it is called cannot be told the cluster");
+            tracing::warn!(container = %container.name, reason = %error, "what it is called cannot be told the cluster");
         }
         Ok(())
     }
@@ -169,7 +225,7 @@ impl Containers {
     /// A service that is there already stays as it is.
     async fn make_service(
         &self,
-        name: String,
+        name: &str,
         container: &Container,
         attached: &Attached,
         owner: &Owner,
@@ -181,7 +237,7 @@ impl Containers {
         let Some(network) = network.map(|network| network.id) else {
             return Ok(());
         };
-        let request = match service_request(name, network, container) {
+        let request = match labels::service_request(name.to_owned(), network, container) {
             Ok(request) => request,
             Err(reason) => {
                 tracing::warn!(container = %container.name, %reason, "its labels make no service");
@@ -199,118 +255,32 @@ impl Containers {
         }
         Ok(())
     }
-}
-
-/// Removes endpoints that no container has, of those that were there before the containers were looked at: dockerd was
-/// killed, or the agent was away, before it could say so.
-///
-/// A container that is about to have one may not run yet. dockerd shows it when it runs, or has failed.
-async fn collect(
-    mut nobodys: BTreeSet<EndpointId>,
-    seen: &BTreeSet<String>,
-    engine: &Engine,
-    owner: &Owner,
-) -> Result<(), Trouble> {
-    let all = engine.containers(true).await?;
-    for id in all.iter().filter(|id| !seen.contains(*id)) {
-        match engine.container(id).await {
-            Ok(container) if container.state.running => {
-                let attached = container.network_settings.networks.values();
-                attached.filter_map(endpoint_of).for_each(|endpoint| {
-                    nobodys.remove(&endpoint);
-                });
+    /// Removes what nobody has, when all are seen who could have it.
+    async fn collect(&mut self, engine: &Engine, owner: &Owner) -> Result<(), Trouble> {
+        let done = self
+            .collection
+            .take_if(|collection| collection.waiting.is_empty());
+        let Some(mut collection) = done.filter(|collection| !collection.nobodys.is_empty()) else {
+            return Ok(());
+        };
+        if !collection.is_last {
+            collection.is_last = true;
+            collection.waiting = engine.containers(true).await?.into_iter().collect();
+            collection.waiting.retain(|id| !collection.seen.contains(id));
+            self.touched.extend(collection.waiting.iter().cloned());
+            if !collection.waiting.is_empty() {
+                self.collection = Some(collection);
+                return Ok(());
             }
-            Ok(_) => {}
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error.into()),
         }
-    }
-    for id in nobodys {
-        tracing::info!(endpoint = %id.short(), "no container has it any more: it is removed");
-        owner.ask(|to| DockerCommand::Collect(id, to)).await?;
-    }
-    Ok(())
-}
-
-fn endpoint_of(attached: &Attached) -> Option<EndpointId> {
-    attached.endpoint.get(..32)?.parse().ok()
-}
-
-/// What Docker's health check of a container says, if it has one.
-fn health_of(container: &Container) -> Option<HealthState> {
-    match container.state.health.as_ref()?.status.as_str() {
-        "starting" => Some(HealthState::Starting),
-        "healthy" => Some(HealthState::Healthy),
-        "unhealthy" => Some(HealthState::Unhealthy),
-        _ => None,
-    }
-}
-
-/// How the label `weft.health` and those that begin with it want a service's containers to be checked.
-fn health_check(labels: &BTreeMap<String, String>) -> Result<Option<HealthCheck>, String> {
-    let Some(test) = labels.get("weft.health") else {
-        return Ok(None);
-    };
-    let mut check = HealthCheck::new(test.parse().map_err(|error| format!("weft.health: {error}"))?);
-    let HealthCheck {
-        interval_ms,
-        timeout_ms,
-        start_period_ms,
-        retries,
-        ..
-    } = &mut check;
-    for (name, value) in [
-        ("interval", interval_ms),
-        ("timeout", timeout_ms),
-        ("start-period", start_period_ms),
-    ] {
-        if let Some(text) = labels.get(&format!("weft.health.{name}")) {
-            let time = humantime::parse_duration(text).ok();
-            let ms = time.and_then(|time| u32::try_from(time.as_millis()).ok());
-            *value = ms.ok_or_else(|| format!("weft.health.{name}=`{text}` is not a time such as 5s"))?;
+        for id in collection.nobodys {
+            tracing::info!(endpoint = %id.short(), "no container has it any more: it is removed");
+            owner.ask(|to| DockerCommand::Collect(id, to)).await?;
         }
+        Ok(())
     }
-    if let Some(text) = labels.get("weft.health.retries") {
-        let number = text.parse();
-        *retries = number.map_err(|_| format!("weft.health.retries=`{text}` is not a number"))?;
-    }
-    Ok(Some(check))
 }
 
-/// The container's namespace: where dockerd keeps it if that can be seen from here, else its process's.
-fn sandbox_of(container: &Container) -> Option<SandboxSpec> {
-    let kept = target::resolve(&container.network_settings.sandbox_key);
-    kept.or_else(|_| target::resolve(&format!("pid:{}", container.state.pid)))
-        .ok()
-}
-
-fn service_request(
-    name: String,
-    network: NetworkId,
-    container: &Container,
-) -> Result<ServiceCreateRequest, String> {
-    let labels = &container.config.labels;
-    let ports = labels.get("weft.port").map(String::as_str).unwrap_or_default();
-    let ports = ports.split(',').map(str::trim).filter(|port| !port.is_empty());
-    let ports = ports.map(|port| port.parse::<ServicePort>().map_err(|error| error.to_string()));
-    let scheduler = match labels.get("weft.lb") {
-        None => Scheduler::default(),
-        Some(text) => Scheduler::ALL
-            .into_iter()
-            .find(|scheduler| scheduler.to_string() == *text)
-            .ok_or_else(|| format!("weft.lb=`{text}` is none of rr, wrr and lc"))?,
-    };
-    Ok(ServiceCreateRequest {
-        network: network.to_string(),
-        name,
-        scheduler,
-        endpoint_mode: Default::default(),
-        ports: ports.collect::<Result<_, _>>()?,
-        health: health_check(labels)?,
-        publish: Vec::new(),
-        tuning: match labels.get("weft.eject") {
-            None => Tuning::default(),
-            Some(text) => Tuning::read_eject(text).map_err(|error| format!("weft.eject: {error}"))?,
-        },
-    })
+fn endpoint_of(docker: &str) -> Option<EndpointId> {
+    docker.get(..32)?.parse().ok()
 }

@@ -27,7 +27,7 @@ use tokio::{
     time::{error::Elapsed, timeout},
 };
 
-pub use objects::{Attached, Container, EngineEvent, EngineNetwork, NewNetwork};
+pub use objects::{Attached, Container, EngineEvent, EngineNetwork, Members, NewNetwork};
 
 /// The newest version of the API that this was written for: that of Docker 28.
 const NEWEST: (u32, u32) = (1, 48);
@@ -87,6 +87,11 @@ impl Engine {
 
     pub async fn networks(&self) -> Result<Vec<EngineNetwork>, EngineError> {
         self.get("/networks").await
+    }
+
+    /// Waits for no container.
+    pub async fn members(&self, network: &str) -> Result<Members, EngineError> {
+        self.get(&format!("/networks/{network}")).await
     }
 
     /// Ids of the containers that run, or of all.

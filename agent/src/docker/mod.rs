@@ -7,7 +7,7 @@
 //!
 //! Beside it, [`watcher`] uses Docker's own API, the [`engine`]: [`networks`] makes each network of the cluster
 //! one of Docker's and the other way round, [`containers`] tells the cluster what containers are called and what
-//! they serve.
+//! they serve, as their [`labels`] say.
 //!
 //! [`proxy`] and [`setup`] are commands of their own: Docker's API with its driver `overlay` as ours, and what Docker's
 //! settings need for names.
@@ -18,6 +18,7 @@
 mod containers;
 mod driver;
 mod engine;
+mod labels;
 mod networks;
 mod owner;
 mod protocol;

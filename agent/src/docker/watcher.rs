@@ -99,7 +99,11 @@ async fn follow(
         }
         // Every arm takes one whole thing, or waits for a moment.
         tokio::select! {
-            event = events.next() => note(&event?, &mut networks, &mut containers),
+            event = events.next() => note(&event?, &mut networks, &mut containers, &engine),
+            Some(inspected) = containers.inspected() => {
+                containers.take_in(inspected, &engine, owner).await?;
+                continue;
+            }
             changed = changes.changed() => {
                 changed.map_err(|_| ApiError::unavailable("the agent is stopping"))?;
             }
@@ -111,20 +115,18 @@ async fn follow(
         }
         let gathered = Instant::now() + GATHER;
         while let Ok(event) = timeout_at(gathered, events.next()).await {
-            note(&event?, &mut networks, &mut containers);
+            note(&event?, &mut networks, &mut containers, &engine);
         }
     }
 }
 
-fn note(event: &EngineEvent, networks: &mut Networks, containers: &mut Containers) {
+fn note(event: &EngineEvent, networks: &mut Networks, containers: &mut Containers, engine: &Engine) {
     if event.r#type == "network" {
         if ["create", "destroy", "remove"].contains(&event.action.as_str()) {
             networks.look_again();
         }
-        if let Some(container) = event.actor.attributes.get("container") {
-            containers.touch(container);
-        }
+        containers.note_network(event);
     } else {
-        containers.note(event);
+        containers.note(event, engine);
     }
 }

@@ -68,6 +68,8 @@ pub struct Description {
     pub leaving: bool,
     /// What Docker's own health check says, where the container has one.
     pub health: Option<HealthState>,
+    /// Whether it is from before the container ran: it is taken only until something is known since.
+    pub is_early: bool,
 }
 
 pub(in super::super) struct EndpointTask {
@@ -220,6 +222,9 @@ impl Control {
         let Some((network, known, mut docker)) = self.docker_endpoint(description.id) else {
             return Ok(());
         };
+        if description.is_early && docker.sandbox.is_some() {
+            return Ok(());
+        }
         let is_taken = self
             .catalogue
             .endpoints(network)

@@ -6,7 +6,7 @@ use weft_ipam::Block;
 use weft_types::EndpointId;
 
 use super::{
-    super::{Command, Control, networks::subnets_space, records::SpaceKey, world::World},
+    super::{Command, Control, HealthState, networks::subnets_space, records::SpaceKey, world::World},
     DockerCommand, LEASE,
 };
 
@@ -44,6 +44,18 @@ impl Plugged {
 
     pub(crate) fn endpoints(&self) -> Vec<EndpointId> {
         self.control().docker_endpoints()
+    }
+
+    /// What it knows of its only endpoint: its names and aliases, its service, and what Docker's check of it says.
+    pub(crate) fn described(&self) -> (Vec<String>, Option<String>, Option<HealthState>) {
+        let (_, _, endpoint) = self.control().local_endpoints().next().expect("it has one");
+        let names = [&endpoint.spec.name].into_iter().chain(&endpoint.spec.aliases);
+        let health = endpoint.spec.health.engine.as_ref();
+        (
+            names.cloned().collect(),
+            endpoint.spec.service.clone(),
+            health.map(|finding| finding.state),
+        )
     }
 
     /// The cluster keeps a network that Docker removed while something was on it.

@@ -77,6 +77,17 @@ pub struct ContainerConfig {
     pub hostname: String,
     #[serde(default, deserialize_with = "lenient")]
     pub labels: BTreeMap<String, String>,
+    /// Its image's, if it has none of its own.
+    #[serde(default)]
+    pub healthcheck: Option<Healthcheck>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Healthcheck {
+    /// `["NONE"]` turns off what the image has.
+    #[serde(default, deserialize_with = "lenient")]
+    pub test: Vec<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -89,7 +100,7 @@ pub struct NetworkSettings {
 }
 
 /// A container on a network.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 pub struct Attached {
     #[serde(default, rename = "NetworkID")]
     pub network: String,
@@ -97,6 +108,21 @@ pub struct Attached {
     pub endpoint: String,
     #[serde(default, rename = "Aliases", deserialize_with = "lenient")]
     pub aliases: Vec<String>,
+}
+
+/// A network with the containers of this host that are on it or about to be, by their ids.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Members {
+    #[serde(flatten)]
+    pub network: EngineNetwork,
+    #[serde(default, rename = "Containers", deserialize_with = "lenient")]
+    pub containers: BTreeMap<String, Member>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Member {
+    #[serde(default, rename = "EndpointID")]
+    pub endpoint: String,
 }
 
 /// Something that happened to a container or network.

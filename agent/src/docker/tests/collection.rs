@@ -60,7 +60,12 @@ fn left(docker: Docker) -> usize {
         let listener = UnixListener::bind(&socket).unwrap();
         tokio::spawn(async move { axum::serve(listener, router).await });
         let engine = Engine::connect(&socket).await.unwrap();
-        Containers::default().look(&engine, &owner).await.unwrap();
+        let mut containers = Containers::default();
+        containers.look(&engine, &owner).await.unwrap();
+        while let Some(inspected) = containers.inspected().await {
+            containers.take_in(inspected, &engine, &owner).await.unwrap();
+            containers.look(&engine, &owner).await.unwrap();
+        }
     });
     rig.node.check();
     rig.node.held()[1]

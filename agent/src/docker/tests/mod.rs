@@ -7,3 +7,4 @@ mod conformance;
 mod fuzz;
 mod newer;
 mod rig;
+mod starting;
