@@ -1,15 +1,17 @@
 //! Reads back what the kernel holds and carries plans out. Blocking: for a thread of its own.
 //!
-//! Decisions are [`plan`](crate::plan)'s. What is here knows names, interface indexes and sockets. All
-//! objects carry a mark: links an alias `weft:…`, nft tables the name `weft-overlay`, routes in sandboxes a protocol
-//! number of their own. Nothing without the mark is changed, but for two things that endpoints need and that are never
-//! taken back: the loopback of a sandbox is brought up, and a host with a network that has a way out forwards packets.
+//! Decisions are [`plan`](crate::plan)'s. What is here knows names, interface indexes and sockets. All objects carry
+//! a mark: links an alias `weft:…`, nft tables the name `weft-overlay`, routes in sandboxes a protocol number of
+//! their own, and rules in the chain that dockerd has for others (`DOCKER-USER`) a comment. Nothing without the mark
+//! is changed, but for two things that endpoints need and that are never taken back: the loopback of a sandbox is
+//! brought up, and a host with a network that has a way out forwards packets.
 //!
 //! No handle on a sandbox is kept: its namespace goes when its last process does.
 
 mod addresses;
 mod error;
 mod execute;
+mod gate;
 mod names;
 mod observe;
 mod ports;

@@ -19,7 +19,7 @@ pub use desired::{Desired, LocalEndpoint, Network, Place, RemoteEndpoint, Sandbo
 pub use diff::plan;
 pub use ingress::{HostPort, HostPorts, Ingress, IngressLink, SourceRules, Transport};
 pub use observed::{
-    Bridge, Carrier, EndpointRoute, Far, Forwarding, Host, HostRules, Observed, ObservedEndpoint,
+    Bridge, Carrier, EndpointRoute, Far, Forwarding, Gate, Host, HostRules, Observed, ObservedEndpoint,
     ObservedNetwork, Tunnel, Uplink,
 };
 pub use op::{EndpointOp, HostOp, Link, NetworkOp, Op, Plan};

@@ -5,6 +5,7 @@ mod compose;
 mod crashes;
 mod door;
 mod driver;
+mod firewall;
 mod five;
 mod moby;
 mod names;

@@ -262,6 +262,16 @@ impl DockerHost {
     /// What a shell on the host says, with `docker` and `weft` of its own.
     #[track_caller]
     pub fn shell(&self, script: &str) -> String {
+        self.try_shell(script).unwrap_or_else(|error| {
+            panic!(
+                "{script}\non {}: {error}\n{}",
+                self.host.name(),
+                self.log("agent")
+            )
+        })
+    }
+
+    pub fn try_shell(&self, script: &str) -> Result<String, LabError> {
         let weft = weft_tests::weft_binary();
         let mut command = Command::new("sh");
         command
@@ -271,14 +281,7 @@ impl DockerHost {
             .env("dir", &self.dir)
             .env_remove("HTTP_PROXY")
             .env_remove("http_proxy");
-        let said = self.run(&mut command);
-        said.unwrap_or_else(|error| {
-            panic!(
-                "{script}\non {}: {error}\n{}",
-                self.host.name(),
-                self.log("agent")
-            )
-        })
+        self.run(&mut command)
     }
 
     /// Begins something that `docker` does.

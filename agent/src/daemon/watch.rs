@@ -6,9 +6,14 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::mpsc::Sender,
+    time::Duration,
 };
 
-use tokio::{runtime, task::JoinHandle};
+use tokio::{
+    runtime,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
 use weft_netlink::{
     netns::{Netns, NetnsId},
     nft,
@@ -22,6 +27,10 @@ use super::host::Order;
 const MARK: &str = "weft:";
 /// And every table of ours has a name that does with this.
 const TABLE: &str = "weft";
+/// Where dockerd has its firewall, with a chain for rules of others.
+const DOCKERS: &str = "filter";
+/// It changes with each port that a container publishes, and is seldom of interest to us.
+const DOCKER_PAUSE: Duration = Duration::from_secs(1);
 
 /// Watches namespaces. Ends watching when it is dropped.
 pub(super) struct Watch {
@@ -108,16 +117,31 @@ async fn follow_links(
 /// A commit that only takes from a table of ours is somebody else's, but for services that go: then there is nothing to
 /// repair. Our own changes replace what they take.
 async fn follow_rules(mut monitor: nft::Monitor, orders: Sender<Order>) {
-    while let Some(event) = monitor.next().await {
+    let mut later = None;
+    loop {
+        let event = match later {
+            None => monitor.next().await,
+            Some(at) => match timeout_at(at, monitor.next()).await {
+                Ok(event) => event,
+                Err(_) => Some(nft::Event::Overrun),
+            },
+        };
         let damage = match event {
-            nft::Event::Commit(tables) => {
+            Some(nft::Event::Commit(tables)) => {
+                if tables.contains_key(DOCKERS) {
+                    later.get_or_insert_with(|| Instant::now() + DOCKER_PAUSE);
+                }
                 let mut ours = tables.iter().filter(|(name, _)| name.starts_with(TABLE));
                 ours.any(|(_, change)| change.lost && !change.gained)
             }
-            nft::Event::Overrun => true,
+            Some(nft::Event::Overrun) => true,
+            None => return,
         };
-        if damage && orders.send(Order::Look).is_err() {
-            return;
+        if damage {
+            later = None;
+            if orders.send(Order::Look).is_err() {
+                return;
+            }
         }
     }
 }

@@ -48,7 +48,7 @@ pub use expr::{
 };
 pub use model::{Chain, ChainType, Datum, Family, Hook, Kind, Table, Verdict};
 pub use monitor::{Change, Event, Monitor, MonitorError};
-pub use read::Installed;
+pub use read::{Installed, InstalledRule};
 pub use rule::Rule;
 pub use set::{Element, Set, SetData, SetRef};
 pub use timeout::{Timeout, TimeoutProtocol};

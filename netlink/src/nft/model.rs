@@ -216,6 +216,8 @@ pub enum Datum {
     Number(u32),
     /// An interface name.
     Ifname(String),
+    /// What interface names begin with.
+    IfnamePrefix(String),
 }
 
 impl Datum {
@@ -231,6 +233,7 @@ impl Datum {
                 bytes.resize(libc::IFNAMSIZ, 0);
                 bytes
             }
+            Self::IfnamePrefix(prefix) => prefix.as_bytes().to_vec(),
         }
     }
 
@@ -272,6 +275,7 @@ impl fmt::Display for Datum {
             Self::Port(number) => write!(f, "{number}"),
             Self::Number(number) => write!(f, "{number}"),
             Self::Ifname(name) => write!(f, "\"{name}\""),
+            Self::IfnamePrefix(prefix) => write!(f, "\"{prefix}*\""),
         }
     }
 }

@@ -18,6 +18,17 @@ pub struct Installed {
     pub chain: Option<String>,
 }
 
+/// A rule as the kernel keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstalledRule {
+    /// The chain that it stands in.
+    pub chain: String,
+    /// What the kernel calls it within its table.
+    pub handle: u64,
+    /// Why it is there.
+    pub comment: String,
+}
+
 impl Nft {
     /// The tables of this namespace whose name starts with `prefix`.
     pub fn tables(&self, prefix: &str) -> Result<Vec<Table>, NftError> {
@@ -65,7 +76,13 @@ impl Nft {
 
     /// The comments of a table's rules, each with the chain it stands in; none if there is no such table.
     pub fn rule_comments(&self, table: &Table) -> Result<Vec<(String, String)>, NftError> {
-        // NFTA_RULE_TABLE, _CHAIN, _USERDATA
+        let rules = self.commented_rules(table)?.into_iter();
+        Ok(rules.map(|rule| (rule.chain, rule.comment)).collect())
+    }
+
+    /// A table's rules that have a comment, each chain's in order; none if there is no such table.
+    pub fn commented_rules(&self, table: &Table) -> Result<Vec<InstalledRule>, NftError> {
+        // NFTA_RULE_TABLE, _CHAIN, _HANDLE, _USERDATA
         self.dump(
             "rules",
             table.family,
@@ -75,7 +92,11 @@ impl Nft {
                 if text(attrs, 1)? != table.name {
                     return None;
                 }
-                Some((text(attrs, 2)?, comment(attribute(attrs, 7)?)?))
+                Some(InstalledRule {
+                    chain: text(attrs, 2)?,
+                    handle: u64::from_be_bytes(attribute(attrs, 3)?.try_into().ok()?),
+                    comment: comment(attribute(attrs, 7)?)?,
+                })
             },
         )
     }

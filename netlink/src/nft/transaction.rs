@@ -31,6 +31,8 @@ enum Op {
     FlushChain(Table, String),
     DeleteChain(Table, String),
     AddRule(Table, String, Rule),
+    InsertRule(Table, String, Rule),
+    DeleteRule(Table, String, u64),
     AddSet(Table, Set, SetRef, u32),
     DeleteSet(Table, String),
     AddElements(Table, SetRef, Vec<Element>),
@@ -89,6 +91,16 @@ impl Transaction {
     /// Adds a rule at the end of a chain.
     pub fn add_rule(&mut self, table: &Table, chain: &str, rule: Rule) -> &mut Self {
         self.push(Op::AddRule(table.clone(), chain.to_owned(), rule))
+    }
+
+    /// Adds a rule at the beginning of a chain.
+    pub fn insert_rule(&mut self, table: &Table, chain: &str, rule: Rule) -> &mut Self {
+        self.push(Op::InsertRule(table.clone(), chain.to_owned(), rule))
+    }
+
+    /// Deletes a rule by what the kernel calls it. One that is not there makes the transaction fail.
+    pub fn delete_rule(&mut self, table: &Table, chain: &str, handle: u64) -> &mut Self {
+        self.push(Op::DeleteRule(table.clone(), chain.to_owned(), handle))
     }
 
     /// Adds a named set or map, if it is not there.
@@ -204,6 +216,10 @@ impl fmt::Display for Op {
             Self::FlushChain(table, chain) => write!(f, "flush chain {table} {chain}"),
             Self::DeleteChain(table, chain) => write!(f, "delete chain {table} {chain}"),
             Self::AddRule(table, chain, rule) => write!(f, "add rule {table} {chain} {rule}"),
+            Self::InsertRule(table, chain, rule) => write!(f, "insert rule {table} {chain} {rule}"),
+            Self::DeleteRule(table, chain, handle) => {
+                write!(f, "delete rule {table} {chain} handle {handle}")
+            }
             Self::DeleteSet(table, name) => write!(f, "delete set {table} {name}"),
             Self::AddSet(table, set, SetRef::Named(_), _) => write!(f, "add set {table} {set}"),
             Self::AddSet(table, set, name, _) => write!(f, "add set {table} {name}{set}"),
@@ -261,24 +277,27 @@ impl Op {
                 m.string(1, &table.name);
                 m.string(2, chain);
             }),
-            // NFTA_RULE_TABLE, _CHAIN, _EXPRESSIONS, _USERDATA
             Self::AddRule(table, chain, rule) => {
                 push(
                     batch,
                     libc::NFT_MSG_NEWRULE,
                     flags | CREATE | APPEND,
                     table,
-                    |m| {
-                        m.string(1, &table.name);
-                        m.string(2, chain);
-                        m.nest(4, |list| {
-                            rule.exprs.iter().for_each(|expr| expr.encode(list, table.family))
-                        });
-                        if let Some(comment) = &rule.comment {
-                            m.bytes(7, &comment_userdata(comment));
-                        }
-                    },
+                    |m| encode_rule(m, table, chain, rule),
                 );
+            }
+            Self::InsertRule(table, chain, rule) => {
+                push(batch, libc::NFT_MSG_NEWRULE, flags | CREATE, table, |m| {
+                    encode_rule(m, table, chain, rule)
+                });
+            }
+            // NFTA_RULE_TABLE, _CHAIN, _HANDLE
+            Self::DeleteRule(table, chain, handle) => {
+                push(batch, libc::NFT_MSG_DELRULE, flags, table, |m| {
+                    m.string(1, &table.name);
+                    m.string(2, chain);
+                    m.bytes(3, &handle.to_be_bytes());
+                });
             }
             Self::AddSet(table, set, name, size) => {
                 push(batch, libc::NFT_MSG_NEWSET, flags | CREATE, table, |m| {
@@ -314,13 +333,25 @@ impl Op {
         };
         match self {
             Self::AddSet(_, _, set, _) | Self::AddElements(_, set, _) => shift(set),
-            Self::AddRule(_, _, rule) => rule
+            Self::AddRule(_, _, rule) | Self::InsertRule(_, _, rule) => rule
                 .exprs
                 .iter_mut()
                 .filter_map(|expr| expr.set_mut())
                 .for_each(shift),
             _ => {}
         }
+    }
+}
+
+/// NFTA_RULE_TABLE, _CHAIN, _EXPRESSIONS, _USERDATA
+fn encode_rule(m: &mut Attrs, table: &Table, chain: &str, rule: &Rule) {
+    m.string(1, &table.name);
+    m.string(2, chain);
+    m.nest(4, |list| {
+        rule.exprs.iter().for_each(|expr| expr.encode(list, table.family))
+    });
+    if let Some(comment) = &rule.comment {
+        m.bytes(7, &comment_userdata(comment));
     }
 }
 

@@ -19,7 +19,7 @@ use weft_types::{EndpointId, NetworkId};
 #[cfg(test)]
 pub(super) use self::network::BRIDGE_ONLY;
 pub(super) use self::{ingress::loopback_route, network::TUNNEL_PORT};
-use super::{Cause, Kernel, OpError, Space, observe::FORWARDING, rules};
+use super::{Cause, Kernel, OpError, Space, gate, observe::FORWARDING, rules};
 use crate::plan::{HostOp, Op, Plan};
 
 const LOOPBACK: u32 = 1;
@@ -179,6 +179,7 @@ impl Run<'_> {
                 keep_router_advertisements(&self.kernel.host)?;
                 self.kernel.host.set_sysctls(&[(FORWARDING[1], "1")])?;
             }
+            HostOp::SetGate { ipv6, to } => gate::set(&self.kernel.nft, *ipv6, *to)?,
             HostOp::SetRules(wanted) => self.kernel.nft.commit(&rules::host(wanted))?,
             HostOp::DeleteRules => self.kernel.nft.commit(&rules::delete())?,
             HostOp::SetPorts(wanted) => self.set_ports(Some(wanted))?,

@@ -37,6 +37,9 @@ pub(super) fn table() -> Table {
     Table::new(Family::Inet, "weft-overlay")
 }
 
+/// What the names of the host's ends of uplinks begin with.
+pub(super) const UPLINK_HOST: &str = "weft-";
+
 /// The host's end of an uplink; an interface name has at most 15 characters.
 pub(super) fn uplink_host(network: NetworkId) -> String {
     uplink_host_of(&network.short())
@@ -44,7 +47,7 @@ pub(super) fn uplink_host(network: NetworkId) -> String {
 
 /// The same, of a network's short id.
 pub(super) fn uplink_host_of(short: &str) -> String {
-    format!("weft-{}", short.get(..10).unwrap_or(short))
+    format!("{UPLINK_HOST}{}", short.get(..10).unwrap_or(short))
 }
 
 /// The setting that lets the host's loopback addresses in by its end of an uplink.

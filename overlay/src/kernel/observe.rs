@@ -18,7 +18,7 @@ use weft_types::{EndpointId, Mac, NetworkId};
 use super::{
     FarEnd, Handle, Kernel, KernelError, Links, Space,
     execute::loopback_route,
-    names,
+    gate, names,
     names::{BRIDGE, INGRESS, INGRESS_PORT, MARK, ROUTE_PROTOCOL, TUNNEL, UPLINK, UPLINK_ALIAS},
     ports, rules,
 };
@@ -142,6 +142,7 @@ impl Kernel {
                 ipv4: on(FORWARDING[0])?,
                 ipv6: on(FORWARDING[1])?,
             },
+            docker: [gate::observe(&self.nft, false)?, gate::observe(&self.nft, true)?],
             link_local: link_local
                 .filter_map(|address| match address.net {
                     IpNet::V4(net) if net.addr().is_link_local() => Some(net.trunc()),

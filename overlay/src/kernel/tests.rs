@@ -1,6 +1,7 @@
 //! The real kernel: hosts are namespaces joined by an underlay. Run as root or under `unshare -Urnm`.
 
 mod bed;
+mod gate;
 mod ingress;
 mod tunnels;
 

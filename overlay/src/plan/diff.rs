@@ -5,7 +5,7 @@ use weft_types::{EndpointId, NetworkId};
 use super::{
     desired::{Desired, Network, Place},
     ingress::{HostPorts, IngressLink},
-    observed::{Observed, ObservedEndpoint, ObservedNetwork, Uplink},
+    observed::{Gate, Observed, ObservedEndpoint, ObservedNetwork, Uplink},
     op::{EndpointOp, HostOp, Link, NetworkOp, Op, Plan},
 };
 
@@ -31,6 +31,10 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
         let forwarding = &observed.host.forwarding;
         if wanted && !(if ipv6 { forwarding.ipv6 } else { forwarding.ipv4 }) {
             ops.push(Op::Host(HostOp::EnableForwarding { ipv6 }));
+        }
+        let to = if wanted { Gate::Open } else { Gate::Shut };
+        if observed.host.docker[usize::from(ipv6)].is_some_and(|gate| gate != to) {
+            ops.push(Op::Host(HostOp::SetGate { ipv6, to }));
         }
     }
     let mut slots = Slots::of(desired, observed);

@@ -28,6 +28,8 @@ pub struct Host {
     pub ports: Option<HostPorts>,
     /// Whether the host forwards packets.
     pub forwarding: Forwarding,
+    /// Docker's firewall for IPv4 and for IPv6, where it has one.
+    pub docker: [Option<Gate>; 2],
     /// IPv4 link-local ranges that somebody else uses.
     pub link_local: BTreeSet<Ipv4Net>,
 }
@@ -57,6 +59,16 @@ impl HostRules {
             ..self.clone()
         }
     }
+}
+
+/// What dockerd's firewall does with what goes in and out of networks. dockerd has the host forward nothing but its own,
+/// and has a chain for the rules of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// It falls to what dockerd has decided for everybody.
+    Shut,
+    /// Our rules let it through.
+    Open,
 }
 
 /// Whether the host forwards packets between its devices.

@@ -6,7 +6,7 @@ use weft_types::{EndpointId, Mac, NetworkId};
 use super::{
     desired::Place,
     ingress::{HostPorts, IngressLink, SourceRules},
-    observed::{Bridge, EndpointRoute, Far, HostRules, Tunnel, Uplink},
+    observed::{Bridge, EndpointRoute, Far, Gate, HostRules, Tunnel, Uplink},
 };
 
 /// What to do, in order. Displays one line per operation.
@@ -34,6 +34,13 @@ pub enum HostOp {
     EnableForwarding {
         /// IPv6, or IPv4.
         ipv6: bool,
+    },
+    /// Has Docker's firewall let through what goes in and out of networks, or no longer.
+    SetGate {
+        /// That for IPv6, or for IPv4.
+        ipv6: bool,
+        /// To what.
+        to: Gate,
     },
     /// Makes our nft table, or replaces it in one step.
     SetRules(HostRules),
@@ -159,6 +166,14 @@ impl fmt::Display for HostOp {
         match self {
             Self::EnableForwarding { ipv6: false } => f.write_str("enable IPv4 forwarding"),
             Self::EnableForwarding { ipv6: true } => f.write_str("enable IPv6 forwarding"),
+            Self::SetGate { ipv6, to } => {
+                let verb = if *to == Gate::Open { "open" } else { "shut" };
+                write!(
+                    f,
+                    "{verb} Docker's firewall for {}",
+                    if *ipv6 { "IPv6" } else { "IPv4" }
+                )
+            }
             Self::SetRules(rules) => write!(f, "set rules: {rules}"),
             Self::DeleteRules => f.write_str("delete rules"),
             Self::SetPorts(ports) => write!(f, "open {ports}"),

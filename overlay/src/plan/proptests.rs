@@ -251,6 +251,10 @@ fn observed_network() -> impl Strategy<Value = ObservedNetwork> {
         )
 }
 
+fn gate() -> impl Strategy<Value = Option<Gate>> {
+    option::of(prop_oneof![Just(Gate::Open), Just(Gate::Shut)])
+}
+
 fn observed() -> impl Strategy<Value = Observed> {
     let rules =
         (collection::btree_set(vtep(), 0..3), any::<bool>()).prop_map(|(members, masquerade)| HostRules {
@@ -269,9 +273,10 @@ fn observed() -> impl Strategy<Value = Observed> {
         option::of(rules),
         option::of(ports),
         any::<bool>(),
+        [gate(), gate()],
         collection::btree_map(network_id(), observed_network(), 0..4),
     )
-        .prop_map(|(rules, ports, forwards, networks)| Observed {
+        .prop_map(|(rules, ports, forwards, docker, networks)| Observed {
             host: Host {
                 rules,
                 ports,
@@ -279,6 +284,7 @@ fn observed() -> impl Strategy<Value = Observed> {
                     ipv4: forwards,
                     ipv6: forwards,
                 },
+                docker,
                 link_local: BTreeSet::new(),
             },
             networks,

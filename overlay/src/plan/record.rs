@@ -39,6 +39,7 @@ fn host(op: &HostOp, host: &mut Host) -> bool {
     match op {
         HostOp::EnableForwarding { ipv6: false } => host.forwarding.ipv4 = true,
         HostOp::EnableForwarding { ipv6: true } => host.forwarding.ipv6 = true,
+        HostOp::SetGate { ipv6, to } => host.docker[usize::from(*ipv6)] = Some(*to),
         HostOp::SetRules(rules) => host.rules = Some(rules.clone()),
         HostOp::DeleteRules => return host.rules.take().is_some(),
         HostOp::SetPorts(ports) => host.ports = Some(ports.clone()),
