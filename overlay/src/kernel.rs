@@ -36,7 +36,7 @@ pub use self::{
     error::{Cause, KernelError, OpError},
     names::{TUNNEL, namespace_path},
 };
-use crate::plan::{Desired, HostPorts, Observed, ObservedNetwork, Plan, Sandbox, Uplink, plan};
+use crate::plan::{Desired, Gate, HostPorts, Observed, ObservedNetwork, Plan, Sandbox, Uplink, plan};
 
 /// Where the kernel part keeps things.
 #[derive(Debug, Clone)]
@@ -53,6 +53,8 @@ pub struct Kernel {
     route: RouteSocket,
     nft: Nft,
     spaces: BTreeMap<NetworkId, Space>,
+    /// dockerd's firewall for IPv4 and for IPv6, as it was last seen or set.
+    docker: [Option<Gate>; 2],
     /// What the kernel holds, if nothing else than we changed it.
     observed: Option<Observed>,
 }
@@ -129,6 +131,7 @@ impl Kernel {
             route,
             nft,
             spaces: BTreeMap::new(),
+            docker: [None; 2],
             observed: None,
         })
     }
@@ -166,6 +169,11 @@ impl Kernel {
         let plan = plan(desired, &observed);
         self.observed = Some(observed);
         Ok(plan)
+    }
+
+    /// What dockerd's firewall does with what goes in and out of networks over IPv4, if there is one.
+    pub fn docker(&self) -> Option<Gate> {
+        self.docker[0]
     }
 
     /// What the kernel held of a network when it was last looked at, and was given since.

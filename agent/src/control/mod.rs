@@ -197,6 +197,8 @@ pub struct HostReport {
     pub problems: Vec<String>,
     /// Why a sandbox did not take the services of this host state, if one did not.
     pub unbalanced: Option<String>,
+    /// Whether dockerd's firewall is there and lets out what networks send.
+    pub docker_lets_out: bool,
 }
 
 /// How long a node that was known before a restart counts as alive without being heard.

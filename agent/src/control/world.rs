@@ -44,6 +44,8 @@ pub(super) struct Node {
     pub(super) traffic: BTreeMap<EndpointId, Traffic>,
     /// Counts that a kernel that hangs was asked for.
     pub(super) uncounted: Vec<CountOrder>,
+    /// Whether there is a dockerd whose firewall lets out what networks send.
+    pub(super) docker_lets_out: bool,
     /// Nothing reaches it and it says nothing.
     pub(super) is_cut_off: bool,
     address: SocketAddr,
@@ -124,6 +126,7 @@ impl World {
                 probed: 0,
                 traffic: BTreeMap::new(),
                 uncounted: Vec::new(),
+                docker_lets_out: false,
                 is_cut_off: false,
                 address: address(n),
                 pending: None,
@@ -270,6 +273,7 @@ impl World {
             node.pending = Some(HostReport {
                 generation: state.generation,
                 attached: locals.map(|id| (*id, "eth0".to_owned())).collect(),
+                docker_lets_out: node.docker_lets_out,
                 ..HostReport::default()
             });
         }

@@ -23,7 +23,7 @@ use weft_netlink::{
 };
 use weft_overlay::{
     kernel::Kernel,
-    plan::{Desired, Op, Place},
+    plan::{Desired, Gate, Op, Place},
 };
 use weft_types::{EndpointId, NetworkId};
 
@@ -205,6 +205,7 @@ impl Host {
         let sandboxes = self.state.iter().flat_map(|state| state.sandboxes.clone());
         let sandboxes = sandboxes.collect();
         self.reconcile(&desired, &mut report);
+        report.docker_lets_out = self.kernel.docker() == Some(Gate::Open);
         self.balance(sandboxes, &mut report);
         let entries = self.state.as_ref().map(|state| &state.entries[..]);
         self.entry

@@ -30,7 +30,7 @@ const TABLE: &str = "weft";
 /// Where dockerd has its firewall, with a chain for rules of others.
 const DOCKERS: &str = "filter";
 /// It changes with each port that a container publishes, and is seldom of interest to us.
-const DOCKER_PAUSE: Duration = Duration::from_secs(1);
+const DOCKER_PAUSE: Duration = Duration::from_millis(250);
 
 /// Watches namespaces. Ends watching when it is dropped.
 pub(super) struct Watch {

@@ -97,7 +97,7 @@ impl Driver {
                 read::<wire::Endpoint>(body)?;
                 Ok(json!({"Value": {}}))
             }
-            // Docker's own gateway bridge publishes ports: an endpoint of ours is never the way out.
+            // A container with published ports has Docker's own bridge as its way out, which publishes them.
             "NetworkDriver.ProgramExternalConnectivity" | "NetworkDriver.RevokeExternalConnectivity" => {
                 read::<wire::Endpoint>(body)?;
                 Ok(json!({}))
@@ -177,9 +177,11 @@ impl Driver {
     }
 
     async fn join(&self, request: wire::Join) -> Answer {
+        let published = request.options.get(wire::PORT_MAP).and_then(Value::as_array);
         let request = Join {
             id: endpoint_id(&request.endpoint)?,
             sandbox: request.sandbox,
+            publishes: published.is_some_and(|ports| !ports.is_empty()),
         };
         let grant = self.ask(|to| DockerCommand::Join(request, to)).await?;
         const CONNECTED: u8 = 1;
@@ -187,12 +189,19 @@ impl Driver {
             .on_link
             .iter()
             .map(|net| json!({"Destination": net, "RouteType": CONNECTED}));
-        // Without a gateway dockerd adds its own way out, which publishes ports too, unless the network is
-        // internal.
-        Ok(json!({
+        let mut answer = json!({
             "InterfaceName": {"SrcName": grant.ifname, "DstPrefix": "eth"},
             "StaticRoutes": routes.collect::<Vec<_>>(),
-        }))
+        });
+        for gateway in grant.gateways {
+            let field = if gateway.is_ipv4() {
+                "Gateway"
+            } else {
+                "GatewayIPv6"
+            };
+            answer[field] = json!(gateway);
+        }
+        Ok(answer)
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Responder<T>) -> DockerCommand) -> Result<T, ApiError> {

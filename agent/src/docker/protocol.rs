@@ -16,6 +16,8 @@ pub const INTERNAL: &str = "com.docker.network.internal";
 pub const ENDPOINT_NAME: &str = "com.docker.network.endpoint.name";
 /// In the answer to a request for a pool: its gateway.
 pub const GATEWAY: &str = "com.docker.network.gateway";
+/// In requests to join: the container's ports that Docker publishes, a list.
+pub const PORT_MAP: &str = "com.docker.network.portmap";
 pub const REQUEST_ADDRESS_TYPE: &str = "RequestAddressType";
 
 /// Go writes an absent map, list or address in several ways: left out, `null` or `""`.
@@ -137,4 +139,6 @@ pub struct Join {
     pub endpoint: String,
     #[serde(rename = "SandboxKey")]
     pub sandbox: String,
+    #[serde(default, rename = "Options", deserialize_with = "lenient")]
+    pub options: Options,
 }

@@ -168,6 +168,8 @@ pub enum Verdict {
     Accept,
     /// It is gone.
     Drop,
+    /// Back to where this chain was jumped to from.
+    Return,
     /// On in another chain, not back here.
     Goto(String),
 }
@@ -177,6 +179,7 @@ impl Verdict {
         match self {
             Self::Drop => 0,
             Self::Accept => 1,
+            Self::Return => libc::NFT_RETURN,
             Self::Goto(_) => libc::NFT_GOTO,
         }
     }
@@ -184,7 +187,7 @@ impl Verdict {
     pub(super) fn chain(&self) -> Option<&str> {
         match self {
             Self::Goto(chain) => Some(chain),
-            Self::Accept | Self::Drop => None,
+            Self::Accept | Self::Drop | Self::Return => None,
         }
     }
 }
@@ -194,6 +197,7 @@ impl fmt::Display for Verdict {
         match self {
             Self::Accept => f.write_str("accept"),
             Self::Drop => f.write_str("drop"),
+            Self::Return => f.write_str("return"),
             Self::Goto(chain) => write!(f, "goto {chain}"),
         }
     }

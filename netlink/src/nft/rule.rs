@@ -93,6 +93,13 @@ impl Rule {
     }
 }
 
+impl Rule {
+    /// Its comment.
+    pub fn why(&self) -> Option<&str> {
+        self.comment.as_deref()
+    }
+}
+
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, expr) in self.exprs.iter().enumerate() {

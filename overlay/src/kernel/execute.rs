@@ -179,7 +179,10 @@ impl Run<'_> {
                 keep_router_advertisements(&self.kernel.host)?;
                 self.kernel.host.set_sysctls(&[(FORWARDING[1], "1")])?;
             }
-            HostOp::SetGate { ipv6, to } => gate::set(&self.kernel.nft, *ipv6, *to)?,
+            HostOp::SetGate { ipv6, to } => {
+                gate::set(&self.kernel.nft, *ipv6, *to)?;
+                self.kernel.docker[usize::from(*ipv6)] = Some(*to);
+            }
             HostOp::SetRules(wanted) => self.kernel.nft.commit(&rules::host(wanted))?,
             HostOp::DeleteRules => self.kernel.nft.commit(&rules::delete())?,
             HostOp::SetPorts(wanted) => self.set_ports(Some(wanted))?,

@@ -135,6 +135,7 @@ impl Kernel {
             Err(NetnsError::Os { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(true),
             Err(error) => Err(error),
         };
+        self.docker = [gate::observe(&self.nft, false)?, gate::observe(&self.nft, true)?];
         Ok(Host {
             rules: rules::observe_host(&self.nft)?,
             ports: ports::observe_host(&self.nft)?,
@@ -142,7 +143,7 @@ impl Kernel {
                 ipv4: on(FORWARDING[0])?,
                 ipv6: on(FORWARDING[1])?,
             },
-            docker: [gate::observe(&self.nft, false)?, gate::observe(&self.nft, true)?],
+            docker: self.docker,
             link_local: link_local
                 .filter_map(|address| match address.net {
                     IpNet::V4(net) if net.addr().is_link_local() => Some(net.trunc()),

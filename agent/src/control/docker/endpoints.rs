@@ -43,6 +43,8 @@ pub struct Join {
     pub id: EndpointId,
     /// Docker's name for the container's namespace.
     pub sandbox: String,
+    /// Whether ports of the container are published by Docker.
+    pub publishes: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +53,8 @@ pub struct JoinGrant {
     pub ifname: String,
     /// What is on-link through it besides its subnets.
     pub on_link: Vec<IpNet>,
+    /// The way out. Without one Docker connects the container to a bridge of its own as well, by which it publishes ports too.
+    pub gateways: Vec<IpAddr>,
 }
 
 /// What Docker knows of a container that its driver is not told.
@@ -287,13 +291,21 @@ impl Control {
     pub(super) fn join_container(&mut self, request: Join, to: Responder<JoinGrant>, now: Now) {
         match self.joined_container(&request, now) {
             // The kernel may be done before Docker asks.
-            Ok(grant) if self.ifnames.contains_key(&request.id) => self.reply(to, Ok(grant)),
+            Ok(grant) if self.ifnames.contains_key(&request.id) => self.answer_join(grant, to),
             Ok(grant) => {
                 self.host_changed();
                 self.docker.joining.insert(request.id, (grant, to));
             }
             Err(error) => self.reply(to, Err(error)),
         }
+    }
+
+    /// Where dockerd drops what we send, or nobody knows, its own way out is the one that works.
+    fn answer_join(&mut self, mut grant: JoinGrant, to: Responder<JoinGrant>) {
+        if !self.docker.lets_out {
+            grant.gateways.clear();
+        }
+        self.reply(to, Ok(grant));
     }
 
     fn joined_container(&mut self, request: &Join, now: Now) -> Result<JoinGrant, ApiError> {
@@ -315,9 +327,18 @@ impl Control {
             key: request.sandbox.clone(),
             dns_bits,
         };
+        let has_version = |gateway: &IpAddr| {
+            let mut addresses = endpoint.addresses.iter();
+            addresses.any(|net| net.addr().is_ipv4() == gateway.is_ipv4())
+        };
+        let gateways = self.catalogue.network(network).into_iter();
+        let gateways = gateways
+            .filter(|spec| !spec.internal && !request.publishes)
+            .flat_map(|spec| spec.subnets.iter().map(|subnet| subnet.gateway));
         let grant = JoinGrant {
             ifname: docker.ifname.clone(),
             on_link: dns_routes(&endpoint.addresses, dns_bits),
+            gateways: gateways.filter(has_version).collect(),
         };
         if docker.joined.as_ref() != Some(&joined) {
             docker.joined = Some(joined);
@@ -390,9 +411,10 @@ impl Control {
 
     /// Answers those who wait for an interface that is there now, or cannot be made.
     pub(in super::super) fn containers_attached(&mut self, report: &HostReport) {
+        self.docker.lets_out = report.docker_lets_out;
         for id in report.attached.keys() {
             if let Some((grant, to)) = self.docker.joining.remove(id) {
-                self.reply(to, Ok(grant));
+                self.answer_join(grant, to);
             }
         }
         for (id, reason) in &report.failed {

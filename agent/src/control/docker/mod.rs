@@ -80,6 +80,8 @@ pub(super) struct Docker {
     set_aside: BTreeMap<IpNet, SetAside>,
     /// Addresses between their request and their endpoint, or between endpoint and release.
     leases: BTreeMap<(NetworkId, IpAddr), Lease>,
+    /// Whether dockerd's firewall lets out what networks send.
+    lets_out: bool,
     /// Who waits for an endpoint's interface.
     joining: BTreeMap<EndpointId, (JoinGrant, Responder<JoinGrant>)>,
     /// Whether the agent can use Docker's API.

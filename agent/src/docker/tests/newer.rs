@@ -94,6 +94,31 @@ fn a_container_of_dockerd_29_is_attached_and_detached() {
     assert_eq!(rig.node.held(), [1, 0, 0, 0]);
 }
 
+#[test]
+fn the_way_out_is_ours_where_it_leads_out_and_docker_publishes_nothing() {
+    let gateways = |lets_out: bool, ports: Value| {
+        let mut rig = Rig::new();
+        if lets_out {
+            rig.node.let_out();
+        }
+        let pools = network(&mut rig);
+        endpoint(&mut rig, &pools);
+        let join = json!({
+            "NetworkID": NETWORK, "EndpointID": ENDPOINT, "SandboxKey": "/var/run/docker/netns/0123456789ab",
+            "Options": {"com.docker.network.portmap": ports},
+        });
+        let joined = rig.ask_json("NetworkDriver.Join", &join).body;
+        ["Gateway", "GatewayIPv6"].map(|field| joined[field].as_str().map(str::to_owned))
+    };
+    let ours = [Some("10.77.0.1".to_owned()), Some("fd77::1".to_owned())];
+    assert_eq!(gateways(true, json!([])), ours);
+    assert_eq!(gateways(true, Value::Null), ours);
+    assert_eq!(gateways(false, json!([])), [None, None]);
+    let published =
+        json!([{"Proto": 6, "IP": "", "Port": 80, "HostIP": "", "HostPort": 8080, "HostPortEnd": 8080}]);
+    assert_eq!(gateways(true, published), [None, None]);
+}
+
 /// dockerd 28 and later takes it back when the container has IPv6 switched off.
 #[test]
 fn an_endpoint_outlives_the_loss_of_one_of_its_addresses_and_not_of_all() {

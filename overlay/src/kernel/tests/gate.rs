@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use super::bed::*;
+use crate::plan::Gate;
 
 /// What dockerd has there, as far as it matters.
 const DOCKERS: &str = "
@@ -42,9 +43,13 @@ fn what_goes_in_and_out_is_let_through_while_there_is_a_network() {
     let mut show = |lab: &Lab| shown.extend(nft(&lab.hosts[0], &["list", "table", "ip", "filter"]));
     show(&lab);
     lab.attach(0, APP, 21, 21, false);
-    lab.reconcile();
+    let host = &mut lab.hosts[0];
+    let report = host.kernel.reconcile(&host.desired).unwrap();
+    assert!(report.errors.is_empty());
+    // Known before it is looked at again: who asks now is a container that is being attached.
+    assert_eq!(host.kernel.docker(), Some(Gate::Open));
+    host.assert_unchanged();
     show(&lab);
-    lab.hosts[0].assert_unchanged();
     // Somebody begins anew.
     nft(&lab.hosts[0], &["flush", "chain", "ip", "filter", "DOCKER-USER"]).unwrap();
     lab.hosts[0].kernel.resync();
@@ -70,9 +75,14 @@ fn what_goes_in_and_out_is_let_through_while_there_is_a_network() {
     assert_eq!(
         ours,
         [
+            r#"iifname "weft-*" oifname "docker*" counter return comment "weft: as Docker likes, to docker*""#,
+            r#"iifname "weft-*" oifname "br-*" counter return comment "weft: as Docker likes, to br-*""#,
             r#"oifname "weft-*" counter accept comment "weft: into networks""#,
             r#"iifname "weft-*" counter accept comment "weft: out of networks""#,
         ]
     );
-    assert!(during.find("into networks") < during.find("return"), "{during}");
+    assert!(
+        during.find("out of networks") < during.find("\t\tcounter return"),
+        "{during}"
+    );
 }
