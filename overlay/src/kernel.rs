@@ -14,6 +14,7 @@ mod execute;
 mod gate;
 mod names;
 mod observe;
+mod own;
 mod ports;
 mod rules;
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use tokio::sync::oneshot;
 
-use super::{Control, Now, doctor::Expected, records::SandboxSpec, why::Story};
+use super::{Control, Now, doctor::Expected, own::HostRoute, records::SandboxSpec, why::Story};
 use crate::api::{ApiError, types::*};
 
 /// Where the answer to one command goes.
@@ -53,6 +53,8 @@ pub enum Command {
     NetworkRemove(String, Responder<NetworkRemoveResponse>),
     /// The driver looked at the sandbox, which is I/O.
     Connect(String, ConnectRequest, SandboxSpec, Responder<ConnectResponse>),
+    /// The host itself, which has these routes.
+    ConnectHost(String, ConnectRequest, Vec<HostRoute>, Responder<ConnectResponse>),
     Disconnect(String, DisconnectRequest, Responder<DisconnectResponse>),
     ServiceCreate(ServiceCreateRequest, Responder<ServiceChanged>),
     ServiceList(ServiceQuery, Responder<Vec<ServiceSummary>>),
@@ -120,6 +122,9 @@ impl Control {
             }
             Command::Connect(reference, request, sandbox, to) => {
                 self.start_connect(&reference, request, sandbox, to, now);
+            }
+            Command::ConnectHost(reference, request, routes, to) => {
+                self.start_connect_host(&reference, request, &routes, to, now);
             }
             Command::Disconnect(reference, request, to) => self.disconnect(&reference, &request, to, now),
             Command::ServiceCreate(request, to) => self.start_create_service(request, to, now),

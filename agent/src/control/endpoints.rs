@@ -31,6 +31,18 @@ pub(super) struct Connect {
     made: Option<EndpointId>,
 }
 
+impl Connect {
+    pub(super) fn new(network: NetworkId, request: ConnectRequest, sandbox: SandboxSpec) -> Self {
+        Self {
+            network,
+            request,
+            sandbox,
+            taken: Vec::new(),
+            made: None,
+        }
+    }
+}
+
 impl Control {
     pub(super) fn start_connect(
         &mut self,
@@ -42,13 +54,7 @@ impl Control {
     ) {
         match names::network(&self.catalogue, reference) {
             Ok(network) => {
-                let connect = Connect {
-                    network,
-                    request,
-                    sandbox,
-                    taken: Vec::new(),
-                    made: None,
-                };
+                let connect = Connect::new(network, request, sandbox);
                 self.start(Operation::Connect(connect, responder), now);
             }
             Err(error) => self.reply(responder, Err(error)),
@@ -175,6 +181,7 @@ impl Control {
         self.take_address(connect, &spec, false, v6, now)?;
         let request = &connect.request;
         let gives_default_route = !spec.internal
+            && !connect.sandbox.is_host()
             && !self.local_endpoints().any(|(_, _, endpoint)| {
                 is_in(&endpoint.spec, &connect.sandbox) && endpoint.spec.gives_default_route
             });
@@ -327,6 +334,7 @@ impl Control {
             let found = self.local_endpoints().find(|(_, known, _)| *known == id);
             if let Some((network, _, endpoint)) =
                 found.map(|(network, id, endpoint)| (network, id, endpoint.clone()))
+                && !self.follow_host(network, id, now)
             {
                 tracing::info!(endpoint = %endpoint.spec.name, "its namespace is gone: the endpoint is removed");
                 self.drop_endpoint(network, id, now);

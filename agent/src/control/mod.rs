@@ -23,6 +23,7 @@ mod names;
 mod networks;
 mod nodes;
 mod operations;
+pub mod own;
 mod polls;
 mod pools;
 mod publish;
@@ -80,7 +81,7 @@ use drain::Drains;
 use health::Checks;
 use operations::Parked;
 use polls::Polls;
-use records::SpaceKey;
+use records::{SandboxSpec, SpaceKey};
 pub use spaces::Kept;
 use spaces::Spaces;
 use tunnels::Tunnels;
@@ -118,6 +119,8 @@ pub struct Settings {
     pub encrypt: bool,
     /// Below which the namespaces of networks are.
     pub run_dir: PathBuf,
+    /// The host's own namespace.
+    pub host: SandboxSpec,
 }
 
 /// The two clocks: one to measure with, one to show.

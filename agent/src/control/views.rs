@@ -110,6 +110,7 @@ impl Control {
             for sandbox in networks
                 .iter()
                 .filter_map(|(_, endpoint)| endpoint.spec.sandbox())
+                .filter(|sandbox| !sandbox.is_host())
             {
                 resolvers.insert(sandbox.target.clone(), resolver.clone());
             }
@@ -423,13 +424,20 @@ fn local_endpoint(spec: &super::records::EndpointSpec, network: &NetworkSpec) ->
         mac: spec.mac,
         addresses: spec.addresses.clone(),
         place: match &spec.attachment {
-            Attachment::Sandbox(sandbox) => plan::Place::Sandbox(plan::Sandbox {
-                path: sandbox.path.clone().into(),
-                id: weft_netlink::netns::NetnsId {
-                    dev: sandbox.device,
-                    ino: sandbox.inode,
-                },
-            }),
+            Attachment::Sandbox(sandbox) => {
+                let of_host = sandbox.is_host();
+                let sandbox = plan::Sandbox {
+                    path: sandbox.path.clone().into(),
+                    id: weft_netlink::netns::NetnsId {
+                        dev: sandbox.device,
+                        ino: sandbox.inode,
+                    },
+                };
+                match of_host {
+                    true => plan::Place::Host(sandbox),
+                    false => plan::Place::Sandbox(sandbox),
+                }
+            }
             Attachment::Docker(docker) => plan::Place::Engine {
                 ifname: docker.ifname.clone(),
                 container: docker.joined.as_ref().map(|joined| joined.key.clone().into()),

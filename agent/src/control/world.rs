@@ -14,7 +14,7 @@ use weft_wireguard::Secret32;
 
 use super::{
     ClusterFacts, Command, Control, CountOrder, HealthProbe, HealthResult, HostReport, Now, Pools, Responder,
-    Settings, Stored, Traffic, docker::DockerCommand,
+    Settings, Stored, Traffic, docker::DockerCommand, records::SandboxSpec,
 };
 use crate::api::ApiError;
 
@@ -55,7 +55,7 @@ pub(super) struct Node {
 
 pub(super) struct World {
     pub(super) nodes: Vec<Node>,
-    now: Now,
+    pub(super) now: Now,
     packets: VecDeque<(SocketAddr, SocketAddr, Bytes)>,
     /// So many packets to others are lost from now on.
     pub(super) losses: usize,
@@ -109,6 +109,7 @@ impl World {
                 wireguard_port: 51820,
                 encrypt: false,
                 run_dir: "/run/weft".into(),
+                host: SandboxSpec::of_host(4, u64::from(n)),
             };
             let control = Control::new(
                 facts.clone(),

@@ -128,6 +128,7 @@ impl Daemon {
             wireguard_port: self.options.wireguard_port,
             encrypt: self.options.encrypt,
             run_dir: self.options.run_dir.clone(),
+            host: super::target::host()?,
         };
         let stored = Stored {
             records: self.store.records()?,

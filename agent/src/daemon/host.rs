@@ -268,7 +268,7 @@ impl Host {
                 continue;
             }
             let name = match &endpoint.place {
-                Place::Sandbox(sandbox) => self
+                Place::Sandbox(sandbox) | Place::Host(sandbox) => self
                     .kernel
                     .ifname(network, id)
                     .map(str::to_owned)

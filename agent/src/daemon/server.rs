@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     api::{ApiError, OPENAPI, routes, types::*},
-    control::{Command, HostFacts, Responder},
+    control::{Command, HostFacts, Responder, own},
     metrics::Snapshot,
 };
 
@@ -300,7 +300,13 @@ async fn connect(
 ) -> Answer<ConnectResponse> {
     let Path(network) = network?;
     let name = request.target.clone();
-    let sandbox = target::resolve(&name)?;
+    if name == own::TARGET {
+        let routes = target::routes_of_host()?;
+        return context
+            .command(|to| Command::ConnectHost(network, request, routes, to))
+            .await;
+    }
+    let sandbox = target::resolve_sandbox(&name)?;
     let Json(mut response) = context
         .command(|to| Command::Connect(network, request, sandbox, to))
         .await?;

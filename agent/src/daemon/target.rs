@@ -6,7 +6,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{api::ApiError, control::records::SandboxSpec};
+use weft_netlink::{netns::Netns, route::RouteSocket};
+
+use crate::{
+    api::ApiError,
+    control::{
+        own::{HostRoute, TARGET},
+        records::SandboxSpec,
+    },
+};
 
 /// Where `ip netns add` keeps its namespaces.
 const NAMED: &str = "/run/netns";
@@ -69,6 +77,58 @@ pub fn resolve(target: &str) -> Result<SandboxSpec, ApiError> {
         device: metadata.dev(),
         inode: metadata.ino(),
     })
+}
+
+/// The host's own namespace.
+pub fn host() -> Result<SandboxSpec, ApiError> {
+    let unknown = |error| {
+        ApiError::internal(format!(
+            "the host's own network namespace cannot be seen: {error}"
+        ))
+    };
+    let id = Netns::current().map_err(unknown)?.id();
+    Ok(SandboxSpec::of_host(id.dev, id.ino))
+}
+
+/// The same as [`resolve`], but not the host's own.
+pub fn resolve_sandbox(target: &str) -> Result<SandboxSpec, ApiError> {
+    let (found, host) = (resolve(target)?, host()?);
+    if (found.device, found.inode) == (host.device, host.inode) {
+        return Err(
+            ApiError::invalid(format!("`{target}` is the host's own network namespace")).with_help(format!(
+                "if the host itself is to be on the network, say so: `weft network connect NETWORK {TARGET}`"
+            )),
+        );
+    }
+    Ok(found)
+}
+
+/// The routes of the host that are neither ours nor default routes.
+pub fn routes_of_host() -> Result<Vec<HostRoute>, ApiError> {
+    let unknown = |error: &dyn std::error::Error| {
+        ApiError::internal(format!(
+            "the routes of this host cannot be read: {}; nothing was changed",
+            super::host::sentence(error)
+        ))
+    };
+    let host = Netns::current().map_err(|error| unknown(&error))?;
+    let mut socket = RouteSocket::open(&host).map_err(|error| unknown(&error))?;
+    let links = socket.links().map_err(|error| unknown(&error))?;
+    let found = socket.destinations().map_err(|error| unknown(&error))?;
+    let routes = found.into_iter().filter_map(|(to, link)| {
+        let link = links.iter().find(|known| Some(known.index) == link);
+        let ours = link.is_some_and(|link| {
+            link.alias
+                .as_deref()
+                .is_some_and(|alias| alias.starts_with("weft:"))
+        });
+        // Two halves are what some VPNs have instead of a default route.
+        (!ours && to.prefix_len() > 1).then(|| HostRoute {
+            to,
+            device: link.map(|link| link.name.clone()),
+        })
+    });
+    Ok(routes.collect())
 }
 
 /// Whether the namespace that `spec` was made with is still the one at its path.

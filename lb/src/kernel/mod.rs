@@ -402,6 +402,10 @@ fn close_aside(sockets: impl Send + 'static) {
 /// Without it the kernel sends no end of connections that began while nobody listened, as during an agent's
 /// restart. Returns what it was if it was changed.
 fn set_events(netns: &Netns) -> Option<String> {
+    // The host's settings are its own, if it is a client itself.
+    if Netns::current().is_ok_and(|host| host.id() == netns.id()) {
+        return None;
+    }
     let before = netns.sysctls(&[EVENTS_SETTING]).ok()?.pop()?;
     if before.trim() == "1" {
         return None;

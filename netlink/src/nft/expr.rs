@@ -43,6 +43,8 @@ pub enum Load {
     /// The user whose socket of this namespace a packet comes from; a rule that asks for it does not go on for a packet
     /// that comes from none.
     Skuid,
+    /// What [`Expr::Priority`] set, on any way through this machine until it leaves it.
+    Priority,
     /// Transport protocol.
     L4Proto,
     /// IPv4 source address.
@@ -125,6 +127,7 @@ impl Load {
             Self::Iifname => Source::Meta(libc::NFT_META_IIFNAME),
             Self::Oifname => Source::Meta(libc::NFT_META_OIFNAME),
             Self::Skuid => Source::Meta(libc::NFT_META_SKUID),
+            Self::Priority => Source::Meta(libc::NFT_META_PRIORITY),
             Self::L4Proto => Source::Meta(libc::NFT_META_L4PROTO),
             Self::Ip4Saddr => network(12, 4),
             Self::Ip4Daddr => network(16, 4),
@@ -149,6 +152,7 @@ impl Load {
             Self::Iifname => "iifname",
             Self::Oifname => "oifname",
             Self::Skuid => "skuid",
+            Self::Priority => "priority",
             Self::L4Proto => "l4proto",
             Self::Ip4Saddr => "ip saddr",
             Self::Ip4Daddr => "ip daddr",
@@ -268,6 +272,9 @@ pub enum Expr {
     Masquerade,
     /// Leaves the packet out of connection tracking, if it is met before that: at [`priority::RAW`](super::priority::RAW).
     Notrack,
+    /// Gives a packet the priority in a register, which a tunnel that it goes into keeps, in another namespace too. What
+    /// sockets can give themselves without privileges are small numbers.
+    Priority(Reg),
     /// Refuses the packet and tells the sender.
     Reject(Reject),
     /// Counts packets and bytes.
@@ -331,6 +338,7 @@ impl Expr {
             Self::Dnat { .. } | Self::Snat { .. } => "nat",
             Self::Masquerade => "masq",
             Self::Notrack => "notrack",
+            Self::Priority(_) => "meta",
             Self::Reject(_) => "reject",
             Self::Counter => "counter",
             Self::Timeout(_) => "objref",
@@ -434,6 +442,11 @@ impl Expr {
                 data.u32(4, *modulus);
                 // Without one the kernel makes one up, and it would not be the same everywhere.
                 data.u32(5, HASH_SEED);
+            }
+            // NFTA_META_KEY, _SREG
+            Self::Priority(from) => {
+                data.u32(2, libc::NFT_META_PRIORITY as u32);
+                data.u32(3, from.number());
             }
             // NFTA_REJECT_TYPE, _ICMP_CODE
             Self::Reject(Reject::TcpReset) => {
@@ -555,6 +568,7 @@ impl fmt::Display for Expr {
             Self::Hash { key, modulus, to, .. } => write!(f, "{to} = hash {key} mod {modulus}"),
             Self::Masquerade => f.write_str("masquerade"),
             Self::Notrack => f.write_str("notrack"),
+            Self::Priority(from) => write!(f, "set priority {from}"),
             Self::Reject(Reject::TcpReset) => f.write_str("reject with tcp reset"),
             Self::Reject(Reject::PortUnreachable) => f.write_str("reject with port unreachable"),
             Self::Counter => f.write_str("counter"),

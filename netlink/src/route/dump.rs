@@ -120,6 +120,15 @@ impl RouteSocket {
         })
     }
 
+    /// Where all routes lead that are not local, of any table, with the link if there is one.
+    pub fn destinations(&mut self) -> Result<Vec<(IpNet, Option<u32>)>, DumpError> {
+        let query = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+        self.dump("destinations", query, |message| match message {
+            RouteNetlinkMessage::NewRoute(message) => destination(&message),
+            _ => None,
+        })
+    }
+
     /// The local routes that bear this mark.
     pub fn local_routes(&mut self, protocol: u8) -> Result<Vec<LocalRoute>, DumpError> {
         let query = RouteNetlinkMessage::GetRoute(RouteMessage::default());
@@ -273,6 +282,34 @@ fn local_route(message: &RouteMessage) -> Option<LocalRoute> {
         }
     }
     (!found.to.is_unspecified()).then_some(found)
+}
+
+fn destination(message: &RouteMessage) -> Option<(IpNet, Option<u32>)> {
+    let header = &message.header;
+    let somewhere = [
+        RouteType::Unicast,
+        RouteType::BlackHole,
+        RouteType::Unreachable,
+        RouteType::Prohibit,
+        RouteType::Throw,
+    ];
+    if !somewhere.contains(&header.kind) || header.flags.contains(RouteFlags::Cloned) {
+        return None;
+    }
+    let mut to = match header.address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let mut link = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => to = ip(address)?,
+            RouteAttribute::Oif(index) => link = Some(*index),
+            _ => {}
+        }
+    }
+    Some((IpNet::new(to, header.destination_prefix_length).ok()?, link))
 }
 
 fn route(message: &RouteMessage) -> Option<Route> {

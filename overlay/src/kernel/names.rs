@@ -29,6 +29,9 @@ pub(super) const UPLINK_INDEX: u32 = 102;
 pub(super) const INGRESS_INDEX: u32 = 103;
 pub(super) const INGRESS_PORT_INDEX: u32 = 104;
 pub(super) const FIRST_PORT_INDEX: u32 = 1000;
+/// Interface indexes of our links in the host's own namespace, where others make links at any time: far above those that
+/// the kernel has given out.
+pub(super) const FIRST_HOST_INDEX: u32 = 0x0077_0000;
 
 /// The protocol number of our routes (`ip route` shows `proto 119`): not in iproute2's `rt_protos`.
 pub(super) const ROUTE_PROTOCOL: u8 = b'w';
@@ -48,6 +51,19 @@ pub(super) fn uplink_host(network: NetworkId) -> String {
 /// The same, of a network's short id.
 pub(super) fn uplink_host_of(short: &str) -> String {
     format!("{UPLINK_HOST}{}", short.get(..10).unwrap_or(short))
+}
+
+/// The host's own link into a network.
+pub(super) fn host_link(short: &str) -> String {
+    format!("wefth{}", short.get(..10).unwrap_or(short))
+}
+
+/// Settings of [`host_link`], its own: nobody on a network gives the host routes, or asks it for addresses it has elsewhere.
+pub(super) fn host_link_settings(link: &str) -> [(String, &'static str); 2] {
+    [
+        (format!("net/ipv6/conf/{link}/accept_ra"), "0"),
+        (format!("net/ipv4/conf/{link}/arp_ignore"), "1"),
+    ]
 }
 
 /// The setting that lets the host's loopback addresses in by its end of an uplink.

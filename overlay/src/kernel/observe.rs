@@ -20,7 +20,7 @@ use super::{
     execute::loopback_route,
     gate, names,
     names::{BRIDGE, INGRESS, INGRESS_PORT, MARK, ROUTE_PROTOCOL, TUNNEL, UPLINK, UPLINK_ALIAS},
-    ports, rules,
+    own, ports, rules,
 };
 use crate::plan::{
     Bridge, Carrier, Desired, EndpointRoute, Far, Forwarding, Host, IngressLink, LocalEndpoint, Network,
@@ -340,7 +340,13 @@ fn observe_network(
                 let endpoint = ObservedEndpoint::handed_over(*mac, port.mtu);
                 (ObservedEndpoint { intact, ..endpoint }, None)
             }
-            _ => observe_endpoint(id, port, index, seen, has_entry),
+            _ => {
+                let (mut endpoint, far_end) = observe_endpoint(id, port, index, seen, has_entry);
+                if local.is_some_and(|local| matches!(local.place, Place::Host(_))) {
+                    endpoint.intact = endpoint.intact && own::is_marked(&nft, &port.name)?;
+                }
+                (endpoint, far_end)
+            }
         };
         network.endpoints.insert(id, endpoint);
         endpoints.insert(

@@ -1,14 +1,19 @@
 //! Our nft tables: who is heard on the VXLAN port and who may send to it, what is not tracked, and masquerade.
 
-use std::net::IpAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use weft_netlink::nft::{
-    Chain, ChainType, Datum, Expr, Hook, Load, Nft, NftError, Rule, Table, Transaction, Verdict, priority,
+    Chain, ChainType, Datum, Expr, Hook, Load, Nft, NftError, Reg, Rule, Table, Transaction, Verdict,
+    priority,
 };
 
 use super::{
     addresses::AddressSets,
-    names::{UPLINK, table},
+    names::{UPLINK, host_link, table},
+    own,
 };
 use crate::plan::{HostRules, Uplink};
 
@@ -18,6 +23,8 @@ const LOCAL: AddressSets = AddressSets(["local4", "local6"]);
 /// What is read of a packet's source and destination, of IPv4 and of IPv6.
 const ADDRESSES: [[Load; 2]; 2] = [[Load::Ip4Saddr, Load::Ip4Daddr], [Load::Ip6Saddr, Load::Ip6Daddr]];
 const MASQUERADE: &str = "masquerade";
+const LINK: &str = "link ";
+const OWN: &str = "own ";
 const IPPROTO_UDP: u8 = 17;
 
 /// The host's table, in place of the one that may be there: packets see one or the other.
@@ -29,6 +36,9 @@ pub(super) fn host(rules: &HostRules) -> Transaction {
     LOCAL.add(&mut change, &table, &rules.local);
     hear_members(&mut change, &table, rules);
     guard(&mut change, &table, rules);
+    for (network, addresses) in &rules.links {
+        confine(&mut change, &table, network, addresses);
+    }
     // Each flow inside is a source port outside, and so a tracked connection that says nothing: it would cost time with every
     // packet, and a full table would drop it. What is inside is tracked where it is inside.
     for (name, hook) in [("raw-in", Hook::Prerouting), ("raw-out", Hook::Output)] {
@@ -99,13 +109,79 @@ fn guard(change: &mut Transaction, table: &Table, rules: &HostRules) {
     }
     for port in &rules.guarded {
         // What is no user's number is compared with, so that `nft list` shows that it was asked for.
-        let forged = dropped(to_port(*port).differs(Load::Skuid, Datum::Number(u32::MAX)));
-        change.add_rule(table, "output", forged.comment(format!("guarded {port}")));
+        let mut forged = to_port(*port).differs(Load::Skuid, Datum::Number(u32::MAX));
+        if !rules.links.is_empty() {
+            // What the host's processes send into a network keeps their socket when it is wrapped.
+            forged = forged.differs(Load::Priority, Datum::Number(own::PRIORITY));
+        }
+        let forged = dropped(forged).comment(format!("guarded {port}"));
+        change.add_rule(table, "output", forged);
         for ([source, target], ipv6) in ADDRESSES.into_iter().zip([false, true]) {
             let to_member = MEMBERS.hit(to_port(*port), ipv6, target);
             change.add_rule(table, "forward", dropped(MEMBERS.miss(to_member, ipv6, source)));
         }
     }
+}
+
+/// The host's own link into a network is for its processes: the host routes nothing to or from there, and only its
+/// addresses there are reached by it. This comes after what is said of VXLAN, as it lets packets in.
+fn confine(change: &mut Transaction, table: &Table, network: &str, addresses: &BTreeSet<IpAddr>) {
+    let link = || Datum::Ifname(host_link(network));
+    let from = || Rule::new().equal(Load::Iifname, link());
+    let accepted = |rule: Rule| rule.then(Expr::Verdict(Verdict::Accept));
+    for address in addresses {
+        let ipv6 = address.is_ipv6();
+        let daddr = if ipv6 { Load::Ip6Daddr } else { Load::Ip4Daddr };
+        let own = from()
+            .then(Expr::Version { ipv6 })
+            .equal(daddr, (*address).into());
+        let comment = format!("{OWN}{network} {address}");
+        change.add_rule(table, "input", accepted(own).comment(comment));
+    }
+    // Neighbours are found by these.
+    for (mask, prefix) in [([0xff, 0xc0], [0xfe, 0x80]), ([0xff, 0], [0xff, 0])] {
+        let widen = |[a, b]: [u8; 2]| {
+            let mut bytes = [0; 16];
+            (bytes[0], bytes[1]) = (a, b);
+            Datum::from(IpAddr::from(bytes))
+        };
+        let neighbourly = from()
+            .then(Expr::Version { ipv6: true })
+            .then(Expr::Load(Load::Ip6Daddr, Reg(0)))
+            .then(Expr::Mask {
+                reg: Reg(0),
+                mask: widen(mask),
+            })
+            .then(Expr::Compare {
+                reg: Reg(0),
+                equal: true,
+                value: widen(prefix),
+            });
+        change.add_rule(table, "input", accepted(neighbourly));
+    }
+    change.add_rule(
+        table,
+        "input",
+        dropped(from()).comment(format!("{LINK}{network}")),
+    );
+    let towards = Rule::new().equal(Load::Oifname, link());
+    change.add_rule(table, "forward", dropped(from()));
+    change.add_rule(table, "forward", dropped(towards));
+}
+
+/// What the rules of a link say of themselves.
+fn links(comments: &[(String, String)]) -> BTreeMap<String, BTreeSet<IpAddr>> {
+    let texts = || comments.iter().map(|(_, comment)| comment);
+    let networks = texts().filter_map(|text| text.strip_prefix(LINK));
+    let mut links: BTreeMap<String, BTreeSet<IpAddr>> = networks
+        .map(|network| (network.to_owned(), BTreeSet::new()))
+        .collect();
+    for (network, address) in texts().filter_map(|text| text.strip_prefix(OWN)?.split_once(' ')) {
+        if let (Some(addresses), Ok(address)) = (links.get_mut(network), address.parse()) {
+            addresses.insert(address);
+        }
+    }
+    links
 }
 
 pub(super) fn delete() -> Transaction {
@@ -156,6 +232,7 @@ pub(super) fn observe_host(nft: &Nft) -> Result<Option<HostRules>, NftError> {
         local: LOCAL.observe(nft, &table)?,
         members: MEMBERS.observe(nft, &table)?,
         masquerade: comments.iter().any(|(_, comment)| comment == MASQUERADE),
+        links: links(&comments),
     }))
 }
 

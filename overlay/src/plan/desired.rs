@@ -86,6 +86,9 @@ pub struct LocalEndpoint {
 pub enum Place {
     /// Into a namespace, where it is set up and kept as it should be.
     Sandbox(Sandbox),
+    /// Into the host's own namespace, whose processes use it. Nothing is forwarded between it and any other link, and of
+    /// the host's addresses only the endpoint's can be reached by it.
+    Host(Sandbox),
     /// Into the host's own namespace, for a container engine that moves it to a container and sets it up
     /// there. What is ours to keep is its port on the bridge.
     Engine {
@@ -100,7 +103,7 @@ impl Place {
     /// The namespace that is ours to set up.
     pub fn sandbox(&self) -> Option<&Sandbox> {
         match self {
-            Self::Sandbox(sandbox) => Some(sandbox),
+            Self::Sandbox(sandbox) | Self::Host(sandbox) => Some(sandbox),
             Self::Engine { .. } => None,
         }
     }
@@ -142,8 +145,14 @@ impl Desired {
             guarded: self.guarded.clone(),
             members: self.members.clone(),
             masquerade: self.programmed().any(|(_, network)| !network.internal),
+            links: BTreeMap::new(),
         };
-        for (_, network) in self.programmed() {
+        for (id, network) in self.programmed() {
+            let of_host = network.endpoints.values();
+            for local in of_host.filter(|local| matches!(local.place, Place::Host(_))) {
+                let addresses = local.addresses.iter().map(IpNet::addr).collect();
+                rules.links.insert(id.short(), addresses);
+            }
             rules
                 .members
                 .extend(network.remotes.values().map(|remote| remote.vtep));
@@ -153,7 +162,7 @@ impl Desired {
                 rules.local.insert(network.vtep);
             }
         }
-        (rules.masquerade || !rules.guarded.is_empty()).then_some(rules)
+        (rules.masquerade || !rules.guarded.is_empty() || !rules.links.is_empty()).then_some(rules)
     }
 }
 

@@ -353,7 +353,9 @@ impl NetworkDiff<'_> {
             }
             for address in &moved {
                 match &local.place {
-                    Place::Sandbox(_) => self.push_endpoint(*id, EndpointOp::Forget(*address)),
+                    Place::Sandbox(_) | Place::Host(_) => {
+                        self.push_endpoint(*id, EndpointOp::Forget(*address))
+                    }
                     Place::Engine {
                         container: Some(path),
                         ..

@@ -47,6 +47,9 @@ pub struct HostRules {
     pub members: BTreeSet<IpAddr>,
     /// Whether packets out of the networks get an address of the host.
     pub masquerade: bool,
+    /// Links of the host itself into networks, by their short ids, with the host's addresses there. Nothing passes
+    /// between them and other links, and no other address is reached by them.
+    pub links: BTreeMap<String, BTreeSet<IpAddr>>,
 }
 
 impl HostRules {
@@ -56,6 +59,12 @@ impl HostRules {
             ports: &self.ports | &others.ports,
             local: &self.local | &others.local,
             guarded: &self.guarded | &others.guarded,
+            links: others
+                .links
+                .clone()
+                .into_iter()
+                .chain(self.links.clone())
+                .collect(),
             ..self.clone()
         }
     }
@@ -257,7 +266,11 @@ impl fmt::Display for HostRules {
             let guarded = list(self.guarded.iter().map(ToString::to_string).collect());
             write!(f, ", no other VXLAN to {guarded}")?;
         }
-        f.write_str(if self.masquerade { ", masquerade" } else { "" })
+        f.write_str(if self.masquerade { ", masquerade" } else { "" })?;
+        self.links.iter().try_for_each(|(network, addresses)| {
+            write!(f, ", the host itself on {network} as")?;
+            addresses.iter().try_for_each(|address| write!(f, " {address}"))
+        })
     }
 }
 

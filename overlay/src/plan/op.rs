@@ -223,6 +223,7 @@ impl fmt::Display for EndpointOp {
                     write!(f, "add veth {mac} mtu {mtu} into {}", sandbox.path.display())?;
                     ifname.iter().try_for_each(|name| write!(f, " as {name}"))
                 }
+                Place::Host(_) => write!(f, "add veth {mac} mtu {mtu} into the host itself"),
                 Place::Engine { ifname, .. } => {
                     write!(f, "add veth {mac} mtu {mtu} to hand over as {ifname}")
                 }

@@ -263,6 +263,7 @@ fn observed() -> impl Strategy<Value = Observed> {
             guarded: [4789].into(),
             members,
             masquerade,
+            links: BTreeMap::new(),
         });
     let ports =
         collection::btree_map((host_port(), any::<bool>()), address(), 0..3).prop_map(|open| HostPorts {

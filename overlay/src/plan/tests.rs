@@ -382,3 +382,26 @@ fn an_endpoint_for_a_container_engine_is_a_port_and_nothing_more() {
         "{text}"
     );
 }
+
+#[test]
+fn the_host_itself_is_confined_before_its_link_is_there_and_until_it_is_gone() {
+    let mut desired = desired();
+    let without = applied(&desired);
+    let host = LocalEndpoint {
+        place: Place::Host(sandbox(9)),
+        gateway: Vec::new(),
+        ..local(9)
+    };
+    let network = desired.networks.get_mut(&APP).unwrap();
+    network.endpoints.insert(endpoint(9), host);
+    let with = applied(&desired);
+    insta::assert_snapshot!(text(&desired, &without));
+    assert_eq!(text(&desired, &with), "");
+    desired
+        .networks
+        .get_mut(&APP)
+        .unwrap()
+        .endpoints
+        .remove(&endpoint(9));
+    insta::assert_snapshot!(text(&desired, &with));
+}

@@ -266,9 +266,9 @@ pub struct Endpoint {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConnectRequest {
-    /// The namespace: a name as `ip netns` knows it, an absolute path, or `pid:N`.
+    /// The namespace: a name as `ip netns` knows it, an absolute path, or `pid:N`; or `host`, the host itself.
     pub target: String,
-    /// The endpoint's name; made from the target when not given.
+    /// The endpoint's name; made from the target when not given, and the node's for the host itself.
     #[serde(default)]
     pub name: Option<String>,
     /// Other names for it on this network; several endpoints may share one.

@@ -51,6 +51,7 @@ Examples:
   weft network create --opt encrypted app                  (between hosts nobody reads it)
   weft network connect app blue --name a --service web     (a namespace from `ip netns add blue`)
   weft network connect app pid:4711 --ip 10.7.0.20
+  weft network connect app host                            (processes of the host itself reach app's addresses)
   weft network disconnect app blue
   weft network inspect app
   weft network rm app";
@@ -114,9 +115,9 @@ pub(in crate::cli) struct RemoveArgs {
 pub(in crate::cli) struct ConnectArgs {
     /// The network: name, id or beginning of the id
     network: String,
-    /// A namespace of this host: a name as `ip netns` knows it, an absolute path, or pid:N
+    /// A namespace of this host: a name as `ip netns` knows it, an absolute path, or pid:N; or `host`, the host itself
     target: String,
-    /// The endpoint's name [default: made from the target]
+    /// The endpoint's name [default: made from the target; of the host, its node's]
     #[arg(long)]
     name: Option<String>,
     /// Another name for it on this network; several endpoints may share one

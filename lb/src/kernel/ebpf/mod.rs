@@ -162,12 +162,7 @@ impl EbpfDatapath {
     pub(super) fn leave(netns: &Netns) -> Result<(), Failure> {
         let mut socket = RouteSocket::open(netns)?;
         let mut batch = Batch::new();
-        batch.add(
-            socket
-                .local_routes(ROUTE_PROTOCOL)?
-                .into_iter()
-                .map(LocalRoute::delete),
-        );
+        batch.add(own_routes(&mut socket)?.into_iter().map(LocalRoute::delete));
         if !batch.is_empty() {
             socket.execute(batch)?;
         }
@@ -389,8 +384,7 @@ impl State {
             let mut socket = RouteSocket::open(netns)?;
             let there: BTreeSet<IpAddr> = match sandbox.routes.take() {
                 Some(routes) => routes,
-                None => socket
-                    .local_routes(ROUTE_PROTOCOL)?
+                None => own_routes(&mut socket)?
                     .into_iter()
                     .map(|route| route.to)
                     .collect(),
@@ -528,4 +522,12 @@ pub(super) fn root_cgroup() -> Option<PathBuf> {
         let is_root = kind.starts_with("cgroup2 ") && fields.next() == Some("/");
         is_root.then(|| fields.next().map(PathBuf::from)).flatten()
     })
+}
+
+/// The virtual addresses that a sandbox takes for its own. The host, where it is one, has other local routes of ours, by its
+/// ends of uplinks.
+fn own_routes(socket: &mut RouteSocket) -> Result<Vec<LocalRoute>, Failure> {
+    let mut routes = socket.local_routes(ROUTE_PROTOCOL)?;
+    routes.retain(|route| route.link == LocalRoute::LOOPBACK);
+    Ok(routes)
 }

@@ -11,9 +11,9 @@ use weft_netlink::{
 };
 use weft_types::{EndpointId, Mac, NetworkId};
 
-use super::{LOOPBACK, Open, Run, Target};
+use super::{LOOPBACK, Open, Run, Target, network::nft_of};
 use crate::{
-    kernel::{Cause, FarEnd, Handle, names, names::ROUTE_PROTOCOL},
+    kernel::{Cause, FarEnd, Handle, names, names::ROUTE_PROTOCOL, own},
     plan::{EndpointOp, EndpointRoute, Place, Sandbox},
 };
 
@@ -47,14 +47,24 @@ impl Run<'_> {
             EndpointOp::Add {
                 mac,
                 mtu,
+                place: Place::Host(sandbox),
+                ..
+            } => return self.add_host(id, endpoint, (*mac, *mtu), sandbox),
+            EndpointOp::Add {
+                mac,
+                mtu,
                 place: Place::Engine { ifname, .. },
                 ..
             } => return self.hand_over(id, endpoint, (*mac, *mtu), ifname),
             EndpointOp::ForgetInside(address, path) => return self.forget_inside(endpoint, *address, path),
             EndpointOp::Delete => {
                 let handle = self.space(id)?.endpoints.remove(&endpoint);
-                let port = handle.ok_or(Cause::Missing("the endpoint"))?.port;
-                self.push(target, delete_link(port));
+                let handle = handle.ok_or(Cause::Missing("the endpoint"))?;
+                self.push(target, delete_link(handle.port));
+                let host = self.kernel.host.id();
+                if handle.far_end.is_some_and(|far_end| far_end.sandbox.id == host) {
+                    nft_of(self.space(id)?)?.commit(&own::unmark())?;
+                }
                 return Ok(());
             }
             EndpointOp::SetMtu(mtu) => {
@@ -163,6 +173,28 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// The link has its settings before it is up.
+    fn add_host(
+        &mut self,
+        id: NetworkId,
+        endpoint: EndpointId,
+        ends: (Mac, u32),
+        host: &Sandbox,
+    ) -> Result<(), Cause> {
+        let link = names::host_link(&id.short());
+        self.add_endpoint(id, endpoint, ends, host, Some(&link))?;
+        self.flush_checked()?;
+        for (setting, value) in names::host_link_settings(&link) {
+            match self.kernel.host.set_sysctls(&[(setting, value)]) {
+                // A kernel without IPv6.
+                Err(NetnsError::Os { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                done => done?,
+            }
+        }
+        let mark = own::mark(&names::port(endpoint));
+        Ok(nft_of(self.space(id)?)?.commit(&mark)?)
+    }
+
     /// The far end is born in the host's namespace and stays down: a container engine takes it from there.
     fn hand_over(
         &mut self,
@@ -239,7 +271,13 @@ impl Run<'_> {
     fn open(&mut self, sandbox: &Sandbox) -> Result<&mut Open, Cause> {
         match self.sandboxes.entry(sandbox.id) {
             Entry::Occupied(open) => Ok(open.into_mut()),
-            Entry::Vacant(place) => Ok(place.insert(Open::new(sandbox)?)),
+            Entry::Vacant(place) => {
+                let mut open = Open::new(sandbox)?;
+                if sandbox.id == self.kernel.host.id() {
+                    open.next_index = open.next_index.max(names::FIRST_HOST_INDEX);
+                }
+                Ok(place.insert(open))
+            }
         }
     }
 }
