@@ -127,7 +127,7 @@ fn the_host_is_a_client(datapath: &'static str) {
         }
         assert!(reached(h1, api, 4).is_ok(), "{what}");
         let call = call_at(&h1.host, web[1].address(), super::traffic::PORT).unwrap();
-        assert_eq!(IpAddr::from(call.answer.seen.ip()), own[0], "{what}");
+        assert_eq!(call.answer.seen.ip(), own[0], "{what}");
         let page = soon("a page", || curl(&h1.host, &format!("http://{published}/")));
         assert!(page.contains("site-1"), "{page}");
         h1.host.ping(published, Duration::from_secs(2)).unwrap();
