@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io::ErrorKind,
     net::IpAddr,
+    time::{Duration, Instant},
 };
 
 use netns_harness::Inside;
@@ -34,7 +35,14 @@ fn counts(node: &Node) -> Result<Counts, String> {
         let shown = ["total_connections", "failed_connections"].map(|sum| number(&backend[sum]));
         assert_eq!(sums, shown.into(), "{backend}");
     }
-    Ok(found)
+    // The list has the same in one number for all of them.
+    let listed = &node.json("service ls")[0]["counts"];
+    let sums = (found.values()).fold((0, 0), |sums, count| (sums.0 + count.0, sums.1 + count.1));
+    let shown = ["total", "failed"].map(|sum| listed[sum].as_u64().unwrap());
+    match items(&listed["uncounted"]).count() {
+        0 if sums == shown.into() => Ok(found),
+        _ => Err(format!("{sums:?}, and {listed} in the list")),
+    }
 }
 
 fn refused(from: &impl Inside, to: IpAddr, port: u16) {
@@ -108,6 +116,16 @@ fn every_host_says_what_its_clients_tried(datapath: &'static str) {
     shown(&last);
     let table = h2.weft("service inspect web");
     assert!(table.contains("connections by the clients' hosts"), "{table}");
+
+    // Who does not answer is named, and holds nobody up for long.
+    h3.kill_agent();
+    let begun = Instant::now();
+    let ended = h2.try_weft("service ls");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let named = ended.stderr.contains("warning: not counted on node h3");
+    assert!(named, "{}{}", ended.stdout, ended.stderr);
+    h3.restart_agent();
     drop((replicas, one, two));
     bed.close();
 }

@@ -204,10 +204,10 @@ impl Client {
         self.send("POST", routes::SERVICES, Some(request), DEADLINE).await
     }
 
-    /// Lists the services, of one network or of all.
+    /// Lists the services, of one network or of all, with how many connections each has.
     pub async fn services(&self, network: Option<&str>) -> Result<Vec<ServiceSummary>, ClientError> {
-        self.get(&with_query(routes::SERVICES.to_owned(), &[("network", network)]))
-            .await
+        let query = [("network", network), ("counts", Some("true"))];
+        self.get(&with_query(routes::SERVICES.to_owned(), &query)).await
     }
 
     /// Everything about a service.

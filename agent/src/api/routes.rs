@@ -111,7 +111,7 @@ pub const ROUTES: &[Route] = &[
     route("POST", NETWORK_CONNECT, "ConnectResponse").body("ConnectRequest"),
     route("POST", NETWORK_DISCONNECT, "DisconnectResponse").body("DisconnectRequest"),
     route("POST", SERVICES, "ServiceChanged").body("ServiceCreateRequest"),
-    route("GET", SERVICES, "[ServiceSummary]").query("ServiceQuery"),
+    route("GET", SERVICES, "[ServiceSummary]").query("ServiceListQuery"),
     route("GET", SERVICE, "ServiceDetail").query("ServiceQuery"),
     route("PATCH", SERVICE, "ServiceChanged")
         .body("ServiceUpdateRequest")

@@ -5,6 +5,13 @@ pub(super) fn warn_unconfirmed(unconfirmed: &[Unconfirmed]) {
     eprint!("{}", warning(unconfirmed));
 }
 
+/// Says on standard error whose connections a listing does not have.
+pub(super) fn warn_uncounted(uncounted: &[Unconfirmed]) {
+    for node in uncounted {
+        eprintln!("warning: not counted on node {}: {}", node.node_name, node.reason);
+    }
+}
+
 fn warning(unconfirmed: &[Unconfirmed]) -> String {
     if unconfirmed.is_empty() {
         return String::new();

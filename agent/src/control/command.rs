@@ -57,7 +57,7 @@ pub enum Command {
     ConnectHost(String, ConnectRequest, Vec<HostRoute>, Responder<ConnectResponse>),
     Disconnect(String, DisconnectRequest, Responder<DisconnectResponse>),
     ServiceCreate(ServiceCreateRequest, Responder<ServiceChanged>),
-    ServiceList(ServiceQuery, Responder<Vec<ServiceSummary>>),
+    ServiceList(ServiceListQuery, Responder<Vec<ServiceSummary>>),
     ServiceInspect(String, ServiceQuery, Responder<ServiceDetail>),
     ServiceUpdate(
         String,
@@ -128,10 +128,7 @@ impl Control {
             }
             Command::Disconnect(reference, request, to) => self.disconnect(&reference, &request, to, now),
             Command::ServiceCreate(request, to) => self.start_create_service(request, to, now),
-            Command::ServiceList(query, to) => {
-                let result = self.list_services(&query);
-                self.reply(to, result);
-            }
+            Command::ServiceList(query, to) => self.start_list_services(&query, to, now),
             Command::ServiceInspect(reference, query, to) => {
                 self.inspect_service(&reference, &query, to, now);
             }

@@ -31,6 +31,7 @@ pub mod records;
 mod refusals;
 mod services;
 mod spaces;
+mod sums;
 mod timers;
 pub mod token;
 mod tokens;

@@ -206,7 +206,7 @@ impl Control {
         networks
     }
 
-    pub(super) fn list_services(&self, query: &ServiceQuery) -> Result<Vec<ServiceSummary>, ApiError> {
+    pub(super) fn list_services(&self, query: &ServiceListQuery) -> Result<Vec<ServiceSummary>, ApiError> {
         let only = query
             .network
             .as_deref()

@@ -84,7 +84,9 @@ impl Control {
             Operation::Docker(task) => self.attempt_docker(task, now).map(Done::Docker),
             Operation::Enter(enter) => self.enter(enter, now).map(|()| Done::Entered),
             Operation::Connect(connect, _) => self.connect(connect, now).map(|()| Done::Attaching),
-            Operation::SetService(set, _) => self.set_service(set, now).map(Done::Service),
+            Operation::SetService(set, _) => self
+                .set_service(set, now)
+                .map(|summary| Done::Service(Box::new(summary))),
         };
         match stopped {
             Ok(done) => self.finish(operation, done, now),
@@ -110,7 +112,7 @@ impl Control {
             }
             (Operation::Docker(task), Done::Docker(answer)) => self.finish_docker(task, answer),
             (Operation::SetService(set, responder), Done::Service(summary)) => {
-                self.await_service(&set, summary, responder, now);
+                self.await_service(&set, *summary, responder, now);
             }
             (Operation::Connect(connect, responder), Done::Attaching) => {
                 self.await_attachment(connect, responder)
@@ -198,7 +200,7 @@ impl Control {
 
 enum Done {
     Network(NetworkSummary),
-    Service(ServiceSummary),
+    Service(Box<ServiceSummary>),
     Docker(DockerAnswer),
     Attaching,
     Entered,

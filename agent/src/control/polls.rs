@@ -22,6 +22,7 @@ use super::{
     drain::Draining,
     records::{Drainee, Kind},
     spaces::Wire,
+    sums::{Part, Sums},
     traffic::Traffic,
 };
 use crate::api::types::{
@@ -52,6 +53,8 @@ pub(super) enum Question {
     Open { of: Backends, after: Option<EndpointId> },
     /// What this node believes.
     Examine,
+    /// How many connections this node's clients have to each service, of one network or of all.
+    Sums { of: Option<NetworkId> },
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -64,6 +67,7 @@ pub(super) enum Answer {
         more: bool,
     },
     Examine(Said),
+    Sums(Part),
 }
 
 /// Whose connections are counted.
@@ -76,13 +80,15 @@ pub(super) enum Backends {
 /// Connections that the host is to count; what it found goes to [`Control::handle_counted`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CountOrder {
-    asker: NodeId,
-    id: u64,
+    pub(super) asker: NodeId,
+    pub(super) id: u64,
     /// Whose backends they are.
     pub services: BTreeSet<ServiceId>,
     /// Whether what was tried so far is asked for too, and not only what is open.
     pub with_attempts: bool,
-    backends: BTreeSet<EndpointId>,
+    pub(super) backends: BTreeSet<EndpointId>,
+    /// Whether the answer is one number for each service.
+    pub(super) summed: bool,
 }
 
 /// What is done when all have answered, or have had time enough.
@@ -90,6 +96,7 @@ pub(super) enum Then {
     ServiceSet(ServiceSummary, Responder<ServiceChanged>),
     ServiceRemoved(ServiceRemoveResponse, Responder<ServiceRemoveResponse>),
     Inspected(Box<ServiceDetail>, Responder<ServiceDetail>),
+    Listed(Vec<ServiceSummary>, Responder<Vec<ServiceSummary>>),
     Drain(Box<Draining>),
     EndpointActivated(NetworkId, EndpointId, Responder<EndpointActivateResponse>),
     NodeActivated(NodeActivateResponse, Responder<NodeActivateResponse>),
@@ -102,6 +109,7 @@ pub(super) struct Outcome {
     pub(super) unconfirmed: Vec<Unconfirmed>,
     pub(super) counts: BTreeMap<NodeId, BTreeMap<EndpointId, Traffic>>,
     pub(super) views: Views,
+    pub(super) sums: Sums,
 }
 
 struct Poll {
@@ -110,6 +118,7 @@ struct Poll {
     refused: BTreeMap<NodeId, String>,
     counts: BTreeMap<NodeId, BTreeMap<EndpointId, Traffic>>,
     views: Views,
+    sums: Sums,
     patience: Duration,
     deadline: Instant,
     ask_at: Instant,
@@ -135,7 +144,7 @@ pub(super) struct Polls {
     kept: Vec<Kept>,
     /// Counts that the host has been told to make, by who asked. With many connections one takes longer than a question
     /// is asked once.
-    counting: BTreeSet<(NodeId, u64)>,
+    pub(super) counting: BTreeSet<(NodeId, u64)>,
     /// The last host state that was applied, and why the kernel did not take all of it.
     applied: u64,
     refused: Option<String>,
@@ -200,6 +209,7 @@ impl Control {
             refused: BTreeMap::new(),
             counts: BTreeMap::new(),
             views: Views::new(),
+            sums: Sums::default(),
             patience,
             deadline: now.instant + patience,
             ask_at: now.instant,
@@ -247,7 +257,7 @@ impl Control {
         }
     }
 
-    fn give(&mut self, node: NodeId, id: u64, answer: Answer, now: Now) {
+    pub(super) fn give(&mut self, node: NodeId, id: u64, answer: Answer, now: Now) {
         if node == self.me {
             self.on_answer(node, id, answer, now);
         } else {
@@ -284,8 +294,10 @@ impl Control {
                     services,
                     with_attempts: matches!(of, Backends::Service(..)),
                     backends,
+                    summed: false,
                 });
             }
+            Question::Sums { of } => self.order_sums(from, id, of),
             Question::Examine => {
                 let said = self.said(now);
                 self.give(from, id, Answer::Examine(said), now);
@@ -323,6 +335,9 @@ impl Control {
     ) {
         self.polls.counting.remove(&(order.asker, order.id));
         let Some(counted) = counted else { return };
+        if order.summed {
+            return self.tell_sums(&order, counted, now);
+        }
         let counted = counted.iter().map(|(endpoint, count)| (*endpoint, *count));
         let mut counts: BTreeMap<EndpointId, Traffic> = counted
             .filter(|(endpoint, _)| order.backends.contains(endpoint))
@@ -380,7 +395,7 @@ impl Control {
     pub(super) fn on_answer(&mut self, from: NodeId, id: u64, answer: Answer, now: Now) {
         let view = match &answer {
             Answer::Examine(said) => Some(self.peer_view(said.clone(), now)),
-            Answer::InForce(_) | Answer::Open { .. } => None,
+            Answer::InForce(_) | Answer::Open { .. } | Answer::Sums(_) => None,
         };
         let Some(poll) = self.polls.open.get_mut(&id) else {
             return;
@@ -390,6 +405,11 @@ impl Control {
         }
         poll.views.extend(view.map(|view| (from, view)));
         match answer {
+            Answer::Sums(part) => {
+                if !poll.sums.take(from, part) {
+                    return;
+                }
+            }
             Answer::Examine(_) => {}
             Answer::InForce(result) => poll.refused.extend(result.err().map(|reason| (from, reason))),
             Answer::Open { counts, more } => {
@@ -419,7 +439,7 @@ impl Control {
 
     fn conclude(&mut self, poll: Poll, now: Now) {
         let silent = poll.missing.into_iter().map(|node| {
-            let reason = format!("no answer within {} s", poll.patience.as_secs());
+            let reason = format!("no answer within {} s", poll.patience.as_secs_f32());
             (node, reason)
         });
         let unconfirmed: Vec<Unconfirmed> = (poll.refused.into_iter().chain(silent))
@@ -433,6 +453,7 @@ impl Control {
             unconfirmed,
             counts: poll.counts,
             views: poll.views,
+            sums: poll.sums,
         };
         match poll.then {
             Then::ServiceSet(summary, to) => self.reply(
@@ -449,6 +470,10 @@ impl Control {
             Then::Inspected(detail, to) => {
                 let detail = self.with_counts(*detail, outcome);
                 self.reply(to, Ok(detail));
+            }
+            Then::Listed(services, to) => {
+                let services = outcome.sums.add_to(services, &outcome.unconfirmed);
+                self.reply(to, Ok(services));
             }
             Then::EndpointActivated(network, id, to) => {
                 let result = self.endpoint_activated(network, id, outcome.unconfirmed);

@@ -282,6 +282,7 @@ impl Control {
             health: spec.health.clone(),
             backend_states: states,
             tuning: spec.tuning,
+            counts: None,
         }
     }
 

@@ -335,7 +335,7 @@ async fn service_create(
 
 async fn service_list(
     State(context): State<Context>,
-    query: Params<ServiceQuery>,
+    query: Params<ServiceListQuery>,
 ) -> Answer<Vec<ServiceSummary>> {
     let Query(query) = query?;
     context.command(|to| Command::ServiceList(query, to)).await

@@ -94,13 +94,37 @@ pub struct ServiceUpdateRequest {
     pub tuning: Tuning,
 }
 
-/// The query of every request under `/v1/services`.
+/// The query of every request about one service.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServiceQuery {
     /// Only services of this network; needed where two networks have a service of the same name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+}
+
+/// The query of `GET /v1/services`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServiceListQuery {
+    /// Only services of this network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// Whether the nodes are asked how many connections there are, which takes half a second where one does not answer.
+    pub counts: bool,
+}
+
+/// The connections of all nodes' clients to a service.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceCounts {
+    /// Open now.
+    pub open: u64,
+    /// Tried so far.
+    pub total: u64,
+    /// Of these, failed.
+    pub failed: u64,
+    /// Nodes whose clients are not among them, the same for all services of a listing.
+    pub uncounted: Vec<Unconfirmed>,
 }
 
 /// A service in a listing.
@@ -134,6 +158,8 @@ pub struct ServiceSummary {
     pub backend_states: BTreeMap<BackendState, u32>,
     /// How it treats connections.
     pub tuning: Tuning,
+    /// How many connections there are; null where that was not asked for.
+    pub counts: Option<ServiceCounts>,
 }
 
 /// A service that was made or changed: what `POST` and `PATCH` answer.

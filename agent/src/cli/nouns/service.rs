@@ -7,8 +7,8 @@ use super::{
 use crate::{
     api::types::{
         Backend, EndpointActivateRequest, EndpointDrainRequest, EndpointMode, HealthCheck, ParsePublishError,
-        PublishedPort, Scheduler, ServiceCreateRequest, ServiceDetail, ServicePort, ServiceSummary,
-        ServiceUpdateRequest, check_name,
+        PublishedPort, Scheduler, ServiceCounts, ServiceCreateRequest, ServiceDetail, ServicePort,
+        ServiceSummary, ServiceUpdateRequest, check_name,
     },
     cli::{
         failure::Failure,
@@ -16,7 +16,7 @@ use crate::{
         nouns::drain::{GraceArg, await_drain, ended},
         session::Session,
         table::{Facts, Table},
-        warning::warn_unconfirmed,
+        warning::{warn_unconfirmed, warn_uncounted},
     },
 };
 
@@ -213,10 +213,13 @@ pub(in crate::cli) fn run(session: &Session, command: ServiceCommand) -> Result<
             let services = session.ask("listing the services", async |client| {
                 client.services(network).await
             })?;
+            if let Some(counts) = services.first().and_then(|service| service.counts.as_ref()) {
+                warn_uncounted(&counts.uncounted);
+            }
             args.list.print(
                 &services,
                 |service| service.id.to_string(),
-                |list| service_table(list).render(""),
+                |list| counted_table(list).render(""),
             )
         }
         ServiceCommand::Inspect(args) => {
@@ -321,32 +324,77 @@ fn activate(session: &Session, args: ActivateArgs) -> Result<(), Failure> {
 }
 
 /// The columns of every list of services.
+const COLUMNS: [&str; 9] = [
+    "ID",
+    "NAME",
+    "NETWORK",
+    "MODE",
+    "SCHEDULER",
+    "VIPS",
+    "PORTS",
+    "PUBLISHED",
+    "BACKENDS",
+];
+
 pub(in crate::cli) fn service_table(services: &[ServiceSummary]) -> Table<9> {
+    let mut table = Table::new(COLUMNS);
+    services.iter().for_each(|service| table.row(cells(service)));
+    table
+}
+
+/// The same with connections.
+fn counted_table(services: &[ServiceSummary]) -> Table<12> {
+    let [
+        id,
+        name,
+        network,
+        mode,
+        scheduler,
+        vips,
+        ports,
+        published,
+        backends,
+    ] = COLUMNS;
     let mut table = Table::new([
-        "ID",
-        "NAME",
-        "NETWORK",
-        "MODE",
-        "SCHEDULER",
-        "VIPS",
-        "PORTS",
-        "PUBLISHED",
-        "BACKENDS",
+        id, name, network, mode, scheduler, vips, ports, published, backends, "OPEN", "TOTAL", "FAILED",
     ]);
     for service in services {
+        let [
+            id,
+            name,
+            network,
+            mode,
+            scheduler,
+            vips,
+            ports,
+            published,
+            backends,
+        ] = cells(service);
+        let count = |which: fn(&ServiceCounts) -> u64| {
+            let counts = service.counts.as_ref();
+            counts.map_or_else(|| "-".to_owned(), |counts| which(counts).to_string())
+        };
+        let (open, total) = (count(|counts| counts.open), count(|counts| counts.total));
+        let failed = count(|counts| counts.failed);
         table.row([
-            service.id.short(),
-            service.name.clone(),
-            service.network_name.clone(),
-            service.endpoint_mode.to_string(),
-            service.scheduler.to_string(),
-            join(&service.vips),
-            ports(&service.ports),
-            join(&service.published),
-            states(service.backend_count, &service.backend_states),
+            id, name, network, mode, scheduler, vips, ports, published, backends, open, total, failed,
         ]);
     }
     table
+}
+
+fn cells(service: &ServiceSummary) -> [String; 9] {
+    [
+        service.id.short(),
+        service.name.clone(),
+        service.network_name.clone(),
+        service.endpoint_mode.to_string(),
+        service.scheduler.to_string(),
+        join(&service.vips),
+        ports(&service.ports),
+        join(&service.published),
+        states(service.backend_count, &service.backend_states),
+    ]
 }
 
 fn ports(ports: &[ServicePort]) -> String {
