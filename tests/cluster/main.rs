@@ -14,7 +14,6 @@ mod leftovers;
 mod metrics;
 mod names;
 mod networks;
-mod own;
 mod partition;
 mod publish;
 mod ranges;
