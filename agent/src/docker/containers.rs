@@ -88,8 +88,8 @@ impl Containers {
             "start" | "die" | "destroy" => {
                 self.stopping.remove(id);
             }
-            "create" => return self.inspections.start(id.clone(), engine),
-            "rename" | "unpause" => {}
+            "create" if !self.inspections.is_full() => return self.inspections.start(id.clone(), engine),
+            "create" | "rename" | "unpause" => {}
             health if health.starts_with("health_status") => {}
             _ => return,
         }
@@ -255,6 +255,7 @@ impl Containers {
         }
         Ok(())
     }
+
     /// Removes what nobody has, when all are seen who could have it.
     async fn collect(&mut self, engine: &Engine, owner: &Owner) -> Result<(), Trouble> {
         let done = self
