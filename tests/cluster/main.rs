@@ -19,6 +19,7 @@ mod publish;
 mod ranges;
 mod refusals;
 mod repair;
+mod report;
 mod restart;
 mod rolling;
 mod scenarios;

@@ -26,7 +26,7 @@ use crate::{
     },
 };
 use failure::Failure;
-use nouns::{cluster, docker, doctor, event, network, node, service, status, token, why};
+use nouns::{cluster, docker, doctor, event, network, node, report, service, status, token, why};
 use session::{Host, Session};
 
 /// One network for containers, namespaces and processes on many hosts.
@@ -97,6 +97,8 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Follow one question: which record, which answer, which backend and why it, which way
     Why(why::WhyArgs),
+    /// Pack what helps to find a fault into one archive, without secrets
+    Report(report::ReportArgs),
     /// What happens, as JSON lines
     Events(event::EventsArgs),
     /// The versions of this program and of the agent
@@ -273,6 +275,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Failure> {
         Command::Network(command) => network::run(&session, command)?,
         Command::Service(command) => service::run(&session, command)?,
         Command::Doctor(args) => return doctor::doctor(&session, args),
+        Command::Report(args) => report::report(&session, args)?,
         Command::Why(args) => return why::why(&session, args),
         Command::Status(args) => status::status(&session, args)?,
         Command::Events(args) => event::run(&session, args)?,

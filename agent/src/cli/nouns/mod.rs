@@ -9,6 +9,7 @@ pub(super) mod event;
 mod health;
 pub(super) mod network;
 pub(super) mod node;
+pub(super) mod report;
 pub(super) mod service;
 pub(super) mod status;
 pub(super) mod token;
