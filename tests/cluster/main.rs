@@ -14,6 +14,7 @@ mod leftovers;
 mod metrics;
 mod names;
 mod networks;
+mod own;
 mod partition;
 mod publish;
 mod ranges;
