@@ -51,8 +51,8 @@ pub enum Answer {
 pub struct Desired {
     /// Comes back in answers; the process does not compare it.
     pub generation: u64,
-    /// This node's X25519 key.
-    pub private_key: Secret32,
+    /// This node's X25519 keys, the newest first: two while it changes from one to the other.
+    pub private_keys: Vec<Secret32>,
     /// The UDP port of WireGuard.
     pub port: u16,
     /// This node's address inside the tunnels.
@@ -66,14 +66,23 @@ pub struct Desired {
 /// Another node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
-    /// Its X25519 key, which it is known by.
-    pub public_key: [u8; 32],
-    /// What this pair of nodes shares beside their keys.
-    pub preshared_key: Secret32,
-    /// Its address inside the tunnels, the only one it may speak from.
+    /// Its address inside the tunnels, which it is known by, and the only one it may speak from.
     pub vtep: Ipv4Addr,
     /// Where it says it is. A change moves it there; in between it is where its last authentic packet came from.
     pub endpoint: SocketAddr,
+    /// What sessions with it may be made of: packets go by the first that has one, and are taken from all.
+    pub pairs: Vec<KeyPair>,
+}
+
+/// A key of this node and one of another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyPair {
+    /// The place of this node's key in [`Desired::private_keys`].
+    pub own: u8,
+    /// The other node's X25519 key.
+    pub public_key: [u8; 32],
+    /// What the nodes share beside the two keys.
+    pub preshared_key: Secret32,
 }
 
 /// An encrypted network.
@@ -127,11 +136,11 @@ pub struct NetworkStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerStatus {
     /// Which one.
-    pub public_key: [u8; 32],
+    pub vtep: Ipv4Addr,
     /// Where packets to it go now.
     pub endpoint: SocketAddr,
-    /// How long ago the last handshake was completed.
-    pub last_handshake: Option<Duration>,
+    /// In the order they were given.
+    pub pairs: Vec<PairStatus>,
     /// Of WireGuard, headers and tags included.
     pub received_bytes: u64,
     /// Of WireGuard, headers and tags included.
@@ -142,6 +151,33 @@ pub struct PeerStatus {
     pub segmentation: bool,
     /// The largest packet that the path takes, where that turned out to be less than full packets need.
     pub path_mtu: Option<u32>,
+}
+
+/// The sessions of a pair of keys, as they are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PairStatus {
+    /// The public half of this node's key.
+    pub own: [u8; 32],
+    /// The other node's.
+    pub public_key: [u8; 32],
+    /// Whether packets go by it now.
+    pub is_used: bool,
+    /// How long ago the last handshake was completed.
+    pub last_handshake: Option<Duration>,
+    /// How long ago something came by it that only the other node can have sent.
+    pub last_heard: Option<Duration>,
+}
+
+impl PeerStatus {
+    /// The pair that packets go by.
+    pub fn used(&self) -> Option<&PairStatus> {
+        self.pairs.iter().find(|pair| pair.is_used)
+    }
+
+    /// How long ago the last handshake was completed with which there can be packets.
+    pub fn last_handshake(&self) -> Option<Duration> {
+        self.used()?.last_handshake
+    }
 }
 
 /// Packets that came in and were not delivered, by the first check they failed.

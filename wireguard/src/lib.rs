@@ -10,6 +10,7 @@ mod envelope;
 mod headers;
 mod icmp;
 mod join;
+mod link;
 mod peer;
 mod process;
 mod secret;
@@ -19,7 +20,8 @@ mod table;
 mod testing;
 
 pub use control::{
-    Answer, Client, ClientError, Desired, Dropped, Network, NetworkStatus, Peer, PeerStatus, Request, Status,
+    Answer, Client, ClientError, Desired, Dropped, KeyPair, Network, NetworkStatus, PairStatus, Peer,
+    PeerStatus, Request, Status,
 };
 pub use process::{RunError, run};
 pub use secret::Secret32;

@@ -3,23 +3,19 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
-use boringtun::{
-    noise::{Tunn, TunnResult, rate_limiter::RateLimiter},
-    x25519::{PublicKey, StaticSecret},
+use crate::{
+    control,
+    link::{Link, Pair, Session},
 };
-
-use crate::{Secret32, control};
 
 /// Room for any message of a handshake.
 pub const HANDSHAKE_ROOM: usize = 256;
-/// Packets that wait for a session, of each peer. boringtun would keep 256.
-const MOST_WAITING: usize = 16;
 /// For how long packets go one by one after the kernel refused to cut a buffer.
 const WITHOUT_SEGMENTS: Duration = Duration::from_secs(600);
 /// What stands around an inner IP packet on the underlay: Ethernet, VXLAN, UDP and IPv4 inside the tunnel, and
@@ -31,9 +27,7 @@ const TELL_EVERY_MS: u64 = 20;
 
 /// Another node.
 pub struct Peer {
-    pub wanted: control::Peer,
-    /// The upper 24 bits of the receiver indices it uses towards us.
-    pub index: u32,
+    vtep: Ipv4Addr,
     pub received_bytes: AtomicU64,
     pub sent_bytes: AtomicU64,
     pub lost: AtomicU64,
@@ -45,17 +39,6 @@ pub struct Peer {
     /// The largest IP packet of a network that fits.
     limit: AtomicUsize,
     link: Mutex<Link>,
-}
-
-/// What a lock is needed for.
-pub struct Link {
-    tunn: Tunn,
-    endpoint: SocketAddr,
-    /// Where it said it is, when it last said so.
-    announced: SocketAddr,
-    waiting: usize,
-    /// When to begin a handshake without being asked.
-    greet_at: Option<Instant>,
 }
 
 /// Milliseconds since the process began.
@@ -76,32 +59,9 @@ impl Clock {
 }
 
 impl Peer {
-    /// `greet_at` is when a handshake is begun if there is none yet.
-    pub fn new(
-        wanted: control::Peer,
-        private_key: &Secret32,
-        limiter: Arc<RateLimiter>,
-        index: u32,
-        greet_at: Option<Instant>,
-    ) -> Self {
-        let tunn = Tunn::new(
-            StaticSecret::from(*private_key.expose()),
-            PublicKey::from(wanted.public_key),
-            Some(*wanted.preshared_key.expose()),
-            None,
-            index,
-            Some(limiter),
-        );
-        let link = Link {
-            tunn,
-            endpoint: wanted.endpoint,
-            announced: wanted.endpoint,
-            waiting: 0,
-            greet_at,
-        };
+    pub fn new(vtep: Ipv4Addr, endpoint: SocketAddr) -> Self {
         Self {
-            wanted,
-            index,
+            vtep,
             received_bytes: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
             lost: AtomicU64::new(0),
@@ -109,8 +69,16 @@ impl Peer {
             told_at: AtomicU64::new(0),
             path_mtu: AtomicU32::new(0),
             limit: AtomicUsize::new(usize::MAX),
-            link: Mutex::new(link),
+            link: Mutex::new(Link::new(endpoint)),
         }
+    }
+
+    /// Has sessions of these pairs of keys, and no others. What is to be computed for new ones is computed while
+    /// packets go on.
+    pub fn set_pairs(&self, pairs: &[Pair], mut make: impl FnMut(&Pair) -> Session) {
+        let missing = |pair: &&Pair| !self.link().pairs().any(|(have, _)| have == *pair);
+        let fresh = pairs.iter().filter(missing).map(&mut make).collect();
+        self.link().set_pairs(pairs, fresh);
     }
 
     pub fn link(&self) -> MutexGuard<'_, Link> {
@@ -119,19 +87,7 @@ impl Peer {
     }
 
     pub fn vtep(&self) -> Ipv4Addr {
-        self.wanted.vtep
-    }
-
-    /// Where it says it is. Only a change moves it there: it may have been heard from elsewhere since.
-    pub fn announce(&self, endpoint: SocketAddr) {
-        let mut link = self.link();
-        if link.announced != endpoint {
-            (link.announced, link.endpoint) = (endpoint, endpoint);
-        }
-    }
-
-    pub fn announced(&self) -> SocketAddr {
-        self.link().announced
+        self.vtep
     }
 
     pub fn may_segment(&self, clock: Clock) -> bool {
@@ -180,103 +136,20 @@ impl Peer {
 
     pub fn status(&self, needed_mtu: u32, clock: Clock) -> control::PeerStatus {
         let link = self.link();
-        let around = if link.endpoint.is_ipv4() {
+        let around = if link.endpoint().is_ipv4() {
             AROUND_V4
         } else {
             AROUND_V6
         };
         control::PeerStatus {
-            public_key: self.wanted.public_key,
-            endpoint: link.endpoint,
-            last_handshake: link.tunn.time_since_last_handshake(),
+            vtep: self.vtep,
+            endpoint: link.endpoint(),
+            pairs: link.status(Instant::now()),
             received_bytes: self.received_bytes.load(Relaxed),
             sent_bytes: self.sent_bytes.load(Relaxed),
             lost: self.lost.load(Relaxed),
             segmentation: self.may_segment(clock),
             path_mtu: self.path_mtu().filter(|mtu| *mtu < needed_mtu + around),
         }
-    }
-}
-
-/// What came of a packet that was to be sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sealed {
-    /// So many bytes are to be sent.
-    Packet(usize),
-    /// So many bytes of a handshake are to be sent first; the packet waits.
-    Handshake(usize),
-    /// It waits for a session.
-    Waits,
-    /// There are enough that wait.
-    Lost,
-}
-
-impl Link {
-    pub fn endpoint(&self) -> SocketAddr {
-        self.endpoint
-    }
-
-    /// Only for addresses that an authentic message came from, or that the node itself published.
-    pub fn move_to(&mut self, endpoint: SocketAddr) {
-        self.endpoint = endpoint;
-    }
-
-    pub fn has_session(&self) -> bool {
-        self.tunn.time_since_last_handshake().is_some()
-    }
-
-    /// Encrypts a packet. `out` has room for 32 bytes more than it, and for a handshake.
-    pub fn seal(&mut self, packet: &[u8], has_session: bool, out: &mut [u8]) -> Sealed {
-        if !has_session {
-            if self.waiting >= MOST_WAITING {
-                return Sealed::Lost;
-            }
-            self.waiting += 1;
-        }
-        match self.tunn.encapsulate(packet, out) {
-            TunnResult::WriteToNetwork(bytes) if has_session => Sealed::Packet(bytes.len()),
-            TunnResult::WriteToNetwork(bytes) => Sealed::Handshake(bytes.len()),
-            _ => Sealed::Waits,
-        }
-    }
-
-    /// The next of the packets that waited for a session, if there is one now.
-    pub fn next_waiting(&mut self, out: &mut [u8]) -> Option<usize> {
-        if self.waiting == 0 || !self.has_session() {
-            return None;
-        }
-        self.waiting -= 1;
-        match self.tunn.decapsulate(None, &[], out) {
-            TunnResult::WriteToNetwork(bytes) => Some(bytes.len()),
-            _ => {
-                self.waiting = 0;
-                None
-            }
-        }
-    }
-
-    /// Takes a message of the peer. The limiter of the tunnel lets everything pass: the budget has been asked before.
-    pub fn open<'a>(&mut self, message: &[u8], out: &'a mut [u8]) -> TunnResult<'a> {
-        self.tunn.decapsulate(None, message, out)
-    }
-
-    /// What has to be done by the clock, to be called several times a second for every peer, whether it is in use or
-    /// not: boringtun knows the time from these calls alone, and a session begins at the time it knows.
-    pub fn tick(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
-        match self.tunn.update_timers(out) {
-            TunnResult::WriteToNetwork(bytes) => return Some(bytes.len()),
-            // It gave up, and what waited is gone; the next packet begins anew.
-            TunnResult::Err(_) => self.waiting = 0,
-            _ => {}
-        }
-        if self.greet_at.is_some_and(|at| now >= at) {
-            self.greet_at = None;
-            if !self.has_session()
-                && let TunnResult::WriteToNetwork(bytes) = self.tunn.format_handshake_initiation(out, false)
-            {
-                return Some(bytes.len());
-            }
-        }
-        None
     }
 }

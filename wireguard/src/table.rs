@@ -22,9 +22,10 @@ use weft_netlink::{
 use weft_types::{Mac, Vni};
 
 use crate::{
-    Desired, Network, NetworkStatus, PeerStatus, Secret32,
+    Desired, KeyPair, Network, NetworkStatus, PeerStatus, Secret32, control,
     envelope::{self, Refusal},
     headers::ETHERNET,
+    link::{Pair, Session},
     peer::{Clock, Peer},
 };
 
@@ -35,18 +36,20 @@ const GREET_WITHIN_MS: u64 = 1000;
 pub struct Table {
     pub generation: u64,
     pub vtep: Ipv4Addr,
-    pub identity: Arc<Identity>,
+    /// The newest first.
+    pub identities: Vec<Arc<Identity>>,
     pub peers: Vec<Arc<Peer>>,
     pub networks: HashMap<Vni, Attached>,
     by_index: HashMap<u32, Arc<Peer>>,
-    by_key: HashMap<[u8; 32], Arc<Peer>>,
+    /// By this node's key and the other's, with the number of their sessions.
+    by_key: HashMap<([u8; 32], [u8; 32]), (Arc<Peer>, u32)>,
     sources: HashSet<IpAddr>,
     order: Vec<Vni>,
     /// The largest MTU of the networks.
     needed_mtu: u32,
 }
 
-/// This node's key, and what follows from it.
+/// A key of this node's, and what follows from it.
 pub struct Identity {
     pub private: StaticSecret,
     pub public: PublicKey,
@@ -115,46 +118,58 @@ impl Table {
         mut random: impl FnMut() -> u32,
     ) -> Result<(Self, Vec<String>), String> {
         check(&desired)?;
-        let same_key = |identity: &&Arc<Identity>| identity.secret == desired.private_key;
-        let kept = before.map(|before| &before.identity).filter(same_key).cloned();
-        let before_peers = kept.as_ref().and(before);
-        let identity = kept.unwrap_or_else(|| Arc::new(Identity::new(desired.private_key.clone())));
-        let own_key = identity.public.to_bytes();
+        let kept = |secret: &Secret32| {
+            let known = before?
+                .identities
+                .iter()
+                .find(|identity| identity.secret == *secret);
+            known.cloned()
+        };
+        let identities: Vec<_> = desired
+            .private_keys
+            .iter()
+            .map(|secret| kept(secret).unwrap_or_else(|| Arc::new(Identity::new(secret.clone()))))
+            .collect();
         let greeted: HashSet<_> = desired
             .networks
             .iter()
             .flat_map(|network| &network.members)
             .collect();
-        let mut by_index = HashMap::new();
+        let known: HashMap<Ipv4Addr, &Arc<Peer>> = before
+            .iter()
+            .flat_map(|table| table.peers.iter().map(|peer| (peer.vtep(), peer)))
+            .collect();
+        let (mut by_index, mut by_key) = (HashMap::new(), HashMap::new());
         let mut peers = Vec::with_capacity(desired.peers.len());
-        let others = desired
-            .peers
-            .into_iter()
-            .filter(|peer| peer.public_key != own_key);
-        for wanted in others {
-            let old = before_peers.and_then(|table| table.by_key.get(&wanted.public_key));
-            let same = |old: &&Arc<Peer>| {
-                (old.wanted.vtep, &old.wanted.preshared_key) == (wanted.vtep, &wanted.preshared_key)
-            };
-            let peer = match old.filter(same) {
-                Some(old) => {
-                    old.announce(wanted.endpoint);
-                    Arc::clone(old)
+        for wanted in &desired.peers {
+            let pairs = pairs_of(wanted, &identities);
+            if pairs.is_empty() {
+                continue;
+            }
+            let same = |old: &&Arc<Peer>| old.link().pairs().any(|(pair, _)| pairs.contains(pair));
+            let old = known.get(&wanted.vtep).copied().filter(same);
+            let peer = old.map_or_else(|| Arc::new(Peer::new(wanted.vtep, wanted.endpoint)), Arc::clone);
+            peer.link().announce(wanted.endpoint);
+            peer.set_pairs(&pairs, |pair| {
+                let mut index = random() >> 8;
+                while by_index.contains_key(&index)
+                    || before.is_some_and(|table| table.by_index.contains_key(&index))
+                {
+                    index = random() >> 8;
                 }
-                None => {
-                    let mut index = random() >> 8;
-                    while by_index.contains_key(&index)
-                        || before.is_some_and(|table| table.by_index.contains_key(&index))
-                    {
-                        index = random() >> 8;
-                    }
-                    let wait = Duration::from_millis(u64::from(random()) % GREET_WITHIN_MS);
-                    let greet_at = greeted.contains(&wanted.vtep).then_some(now + wait);
-                    let limiter = Arc::clone(&identity.open);
-                    Arc::new(Peer::new(wanted, &desired.private_key, limiter, index, greet_at))
-                }
-            };
-            by_index.insert(peer.index, Arc::clone(&peer));
+                by_index.insert(index, Arc::clone(&peer));
+                let wait = Duration::from_millis(u64::from(random()) % GREET_WITHIN_MS);
+                let greet_at = greeted.contains(&wanted.vtep).then_some(now + wait);
+                let own = identities
+                    .iter()
+                    .find(|identity| identity.public.as_bytes() == &pair.own);
+                let own = own.expect("pairs are made of identities");
+                Session::new(pair.clone(), own, index, greet_at)
+            });
+            for (pair, index) in peer.link().pairs() {
+                by_index.insert(index, Arc::clone(&peer));
+                by_key.insert((pair.own, pair.public_key), (Arc::clone(&peer), index));
+            }
             peers.push(peer);
         }
         let by_vtep: HashMap<_, _> = peers.iter().map(|peer| (peer.vtep(), peer)).collect();
@@ -172,12 +187,9 @@ impl Table {
         let table = Self {
             generation: desired.generation,
             vtep: desired.vtep,
-            identity,
-            by_key: peers
-                .iter()
-                .map(|peer| (peer.wanted.public_key, Arc::clone(peer)))
-                .collect(),
-            sources: peers.iter().map(|peer| peer.announced().ip()).collect(),
+            identities,
+            by_key,
+            sources: peers.iter().map(|peer| peer.link().announced().ip()).collect(),
             peers,
             networks,
             by_index,
@@ -192,8 +204,10 @@ impl Table {
         self.by_index.get(&(receiver >> 8))
     }
 
-    pub fn peer_of_key(&self, key: &[u8; 32]) -> Option<&Arc<Peer>> {
-        self.by_key.get(key)
+    /// Whose key this is, and the number of its sessions with a key of this node's.
+    pub fn peer_of_key(&self, own: &PublicKey, key: &[u8; 32]) -> Option<(&Arc<Peer>, u32)> {
+        let (peer, index) = self.by_key.get(&(own.to_bytes(), *key))?;
+        Some((peer, *index))
     }
 
     /// Whether a peer has published this address.
@@ -305,16 +319,38 @@ impl Device {
     }
 }
 
+/// The pairs that sessions with a node are made of. With a key of its own a node has no session.
+fn pairs_of(wanted: &control::Peer, identities: &[Arc<Identity>]) -> Vec<Pair> {
+    let is_own = |key: &[u8; 32]| {
+        identities
+            .iter()
+            .any(|identity| identity.public.as_bytes() == key)
+    };
+    let pairs = wanted.pairs.iter().filter(|pair| !is_own(&pair.public_key));
+    let pair = |pair: &KeyPair| Pair {
+        own: identities[usize::from(pair.own)].public.to_bytes(),
+        public_key: pair.public_key,
+        preshared_key: pair.preshared_key.clone(),
+    };
+    pairs.map(pair).collect()
+}
+
 /// What would make the state mean two things.
 fn check(desired: &Desired) -> Result<(), String> {
+    let own: Vec<_> = desired.private_keys.iter().map(Secret32::public_key).collect();
     let mut keys = BTreeMap::new();
-    let mut vteps = BTreeMap::from([(desired.vtep, desired.private_key.public_key())]);
+    let mut vteps = HashSet::from([desired.vtep]);
     for peer in &desired.peers {
-        let own = peer.public_key == desired.private_key.public_key();
-        if keys.insert(peer.public_key, peer.vtep).is_some() {
-            return Err("two peers have one public key".to_owned());
+        for pair in &peer.pairs {
+            if usize::from(pair.own) >= own.len() {
+                return Err(format!("there is no key {} of this node", pair.own));
+            }
+            if *keys.entry(pair.public_key).or_insert(peer.vtep) != peer.vtep {
+                return Err("two peers have one public key".to_owned());
+            }
         }
-        if !own && vteps.insert(peer.vtep, peer.public_key).is_some() {
+        let is_self = peer.pairs.iter().all(|pair| own.contains(&pair.public_key));
+        if !is_self && !vteps.insert(peer.vtep) {
             return Err(format!("two nodes have the address {}", peer.vtep));
         }
     }

@@ -7,12 +7,15 @@ use super::*;
 fn desired() -> Desired {
     Desired {
         generation: 7,
-        private_key: Secret32::new([1; 32]),
+        private_keys: vec![Secret32::new([1; 32])],
         port: 51820,
         vtep: Ipv4Addr::new(100, 64, 0, 1),
         peers: vec![Peer {
-            public_key: [2; 32],
-            preshared_key: Secret32::new([3; 32]),
+            pairs: vec![KeyPair {
+                own: 0,
+                public_key: [2; 32],
+                preshared_key: Secret32::new([3; 32]),
+            }],
             vtep: Ipv4Addr::new(100, 64, 0, 2),
             endpoint: "192.0.2.1:51820".parse().unwrap(),
         }],
@@ -96,7 +99,7 @@ fn bytes_after_a_message_are_an_error_of_another_version() {
 fn a_state_in_a_log_has_no_keys_in_it() {
     let text = format!("{:?}", Request::Apply(Box::new(desired())));
     assert!(
-        text.contains("private_key: …") && !text.contains("1, 1, 1"),
+        text.contains("private_keys: […]") && !text.contains("1, 1, 1"),
         "{text}"
     );
 }

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use boringtun::noise::{Packet, TunnResult, errors::WireGuardError, handshake::parse_handshake_anon};
+use boringtun::noise::{Packet, Tunn, TunnResult, errors::WireGuardError, handshake::parse_handshake_anon};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use weft_netlink::segments::Inbox;
 
@@ -15,8 +15,9 @@ use super::{Pair, Shared, Sockets, State, tally::count};
 use crate::{
     budget::Verdict,
     join::Joiner,
-    peer::{HANDSHAKE_ROOM, Link, Peer},
-    table::{Denied, Device, Table},
+    link::Link,
+    peer::{HANDSHAKE_ROOM, Peer},
+    table::{Denied, Device, Identity, Table},
 };
 
 /// Room for what is decrypted, until it is handed over.
@@ -37,6 +38,14 @@ struct Worker<'a> {
     /// Of the frames that wait to be handed over.
     devices: Vec<Arc<Device>>,
     out: Vec<u8>,
+}
+
+/// What a datagram is for, and when it came.
+#[derive(Clone, Copy)]
+struct Session<'a> {
+    peer: &'a Peer,
+    index: u32,
+    now: Instant,
 }
 
 pub fn run(shared: &Shared, sockets: &Sockets, index: usize) {
@@ -83,6 +92,7 @@ pub fn run(shared: &Shared, sockets: &Sockets, index: usize) {
 
 impl Worker<'_> {
     fn take(&mut self, state: &State, inbox: &Inbox) {
+        let now = Instant::now();
         let mut datagrams = inbox.iter().peekable();
         while let Some((datagram, from)) = datagrams.next() {
             let Some(receiver) = data_receiver(datagram) else {
@@ -95,24 +105,26 @@ impl Worker<'_> {
             };
             // One lock for all that come from a peer at a time.
             let mut link = peer.link();
-            self.data(&state.table, peer, &mut link, datagram, from);
+            let session = Session { peer, index: receiver >> 8, now };
+            self.data(&state.table, session, &mut link, datagram, from);
             let next = |(datagram, _): &(&[u8], SocketAddr)| {
                 data_receiver(datagram).is_some_and(|other| other >> 8 == receiver >> 8)
             };
             while let Some((datagram, from)) = datagrams.next_if(next) {
-                self.data(&state.table, peer, &mut link, datagram, from);
+                self.data(&state.table, session, &mut link, datagram, from);
             }
             self.send_waiting(peer, &mut link);
         }
         self.hand_over();
     }
 
-    fn data(&mut self, table: &Table, peer: &Peer, link: &mut Link, datagram: &[u8], from: SocketAddr) {
+    fn data(&mut self, table: &Table, session: Session<'_>, link: &mut Link, datagram: &[u8], from: SocketAddr) {
+        let Session { peer, index, now } = session;
         if self.used + datagram.len() > self.arena.len() {
             self.hand_over();
         }
         let tally = &self.shared.tally;
-        let length = match link.open(datagram, &mut self.arena[self.used..]) {
+        let length = match link.open(index, datagram, &mut self.arena[self.used..], now) {
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => packet.len(),
             // A keepalive.
             TunnResult::Done => 0,
@@ -201,36 +213,43 @@ impl Worker<'_> {
     /// A message of a handshake, or nothing of WireGuard.
     fn handshake(&mut self, table: &Table, message: &[u8], from: SocketAddr) {
         let tally = &self.shared.tally;
-        let identity = &table.identity;
-        let mut cookie = [0; HANDSHAKE_ROOM];
-        // The first code is the cheap one: it takes our public key to make it.
-        let Ok(parsed) = identity.open.verify_packet(Some(from.ip()), message, &mut cookie) else {
+        // The first code is the cheap one: it takes our public key to make it, and says which of ours is meant.
+        let verify = |identity: &&Arc<Identity>| {
+            let mut cookie = [0; HANDSHAKE_ROOM];
+            let verified = identity.open.verify_packet(Some(from.ip()), message, &mut cookie);
+            verified.is_ok()
+        };
+        let (Some(identity), Ok(parsed)) = (
+            table.identities.iter().find(verify),
+            Tunn::parse_incoming_packet(message),
+        ) else {
             return count(&tally.malformed);
         };
-        let peer = match &parsed {
-            Packet::PacketCookieReply(reply) => table.peer_of_index(reply.receiver_idx),
+        let of_index = |receiver: u32| Some((table.peer_of_index(receiver)?, receiver >> 8));
+        let found = match &parsed {
+            Packet::PacketCookieReply(reply) => of_index(reply.receiver_idx),
             Packet::HandshakeResponse(response) => {
-                let peer = table.peer_of_index(response.receiver_idx);
-                if peer.is_some() && !self.is_within_budget(table, message, from) {
+                let found = of_index(response.receiver_idx);
+                if found.is_some() && !self.is_within_budget(table, identity, message, from) {
                     return;
                 }
-                peer
+                found
             }
             Packet::HandshakeInit(initiation) => {
-                if !self.is_within_budget(table, message, from) {
+                if !self.is_within_budget(table, identity, message, from) {
                     return;
                 }
                 let half = parse_handshake_anon(&identity.private, &identity.public, initiation);
                 half.ok()
-                    .and_then(|half| table.peer_of_key(&half.peer_static_public))
+                    .and_then(|half| table.peer_of_key(&identity.public, &half.peer_static_public))
             }
             Packet::PacketData(_) => None,
         };
-        let Some(peer) = peer else {
+        let Some((peer, index)) = found else {
             return count(&tally.unknown_peer);
         };
         let mut link = peer.link();
-        match link.open(message, &mut self.out) {
+        match link.open(index, message, &mut self.out, Instant::now()) {
             // An answer is given to what was authentic alone.
             TunnResult::WriteToNetwork(answer) => {
                 let length = answer.len();
@@ -246,14 +265,19 @@ impl Worker<'_> {
     }
 
     /// Whether to spend time on a handshake. Who is asked for a cookie gets one here.
-    fn is_within_budget(&self, table: &Table, message: &[u8], from: SocketAddr) -> bool {
+    fn is_within_budget(
+        &self,
+        table: &Table,
+        identity: &Identity,
+        message: &[u8],
+        from: SocketAddr,
+    ) -> bool {
         let now = Instant::now();
         let mut budget = self.shared.budget.lock().unwrap_or_else(PoisonError::into_inner);
         let mut verdict = budget.judge(from.ip(), table.is_known(from.ip()), now);
         if verdict == Verdict::AskForCookie {
             let mut cookie = [0; HANDSHAKE_ROOM];
-            verdict = match table
-                .identity
+            verdict = match identity
                 .strict
                 .verify_packet(Some(from.ip()), message, &mut cookie)
             {

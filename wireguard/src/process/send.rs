@@ -21,7 +21,8 @@ use crate::{
     envelope::{ENVELOPE, Envelope, flow_port},
     headers::{ETHERNET, Vnet},
     icmp,
-    peer::{HANDSHAKE_ROOM, Peer, Sealed},
+    link::Sealed,
+    peer::{HANDSHAKE_ROOM, Peer},
     split::{Segments, Unsendable},
     table::{Attached, Device},
 };
@@ -139,7 +140,7 @@ impl Worker<'_> {
         let padded = ENVELOPE + ETHERNET + limit.min(network.mtu as usize);
         let may_segment = peer.may_segment(self.shared.clock);
         let mut link = peer.link();
-        let has_session = link.has_session();
+        let mut used = link.used();
         let to = SockaddrStorage::from(link.endpoint());
         let mut sent = 0;
         while let Some(length) = segments.write_next(&mut self.packet[..longest]) {
@@ -151,9 +152,10 @@ impl Worker<'_> {
                 drop(link);
                 self.send(state);
                 link = peer.link();
+                used = link.used();
             }
             let room = &mut self.out.arena[self.out.used..];
-            match link.seal(&self.packet[..end], has_session, room) {
+            match link.seal(&self.packet[..end], used, room) {
                 Sealed::Packet(length) => self.out.add(length, may_segment, to, peer),
                 Sealed::Handshake(length) => self.out.add(length, false, to, peer),
                 Sealed::Waits => {}

@@ -1,6 +1,7 @@
 //! What happens by the clock.
 
 use std::{
+    collections::{HashMap, HashSet},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -16,7 +17,7 @@ const PATHS_EVERY: Duration = Duration::from_secs(5);
 pub fn run(shared: &Arc<Shared>) {
     let mut out = [0; HANDSHAKE_ROOM];
     let mut paths_at = Instant::now();
-    let mut sent_before = std::collections::HashMap::new();
+    let mut sent_before = HashMap::new();
     loop {
         std::thread::park_timeout(EVERY);
         let Some(state) = shared.state.load_full() else {
@@ -25,19 +26,19 @@ pub fn run(shared: &Arc<Shared>) {
         let now = Instant::now();
         for peer in &state.table.peers {
             let mut link = peer.link();
-            if let Some(length) = link.tick(now, &mut out) {
-                let to = link.endpoint();
-                drop(link);
-                state.sockets.pairs[0].post(&out[..length], to);
-                peer.sent_bytes.fetch_add(length as u64, Relaxed);
-            }
+            let to = link.endpoint();
+            link.tick(now, &mut out, |message| {
+                state.sockets.pairs[0].post(message, to);
+                peer.sent_bytes.fetch_add(message.len() as u64, Relaxed);
+            });
         }
         if now.duration_since(paths_at) >= PATHS_EVERY {
             paths_at = now;
-            sent_before.retain(|index, _| state.table.peer_of_index(index << 8).is_some());
+            let peers: HashSet<_> = state.table.peers.iter().map(|peer| peer.vtep()).collect();
+            sent_before.retain(|vtep, _| peers.contains(vtep));
             for peer in &state.table.peers {
                 let sent = peer.sent_bytes.load(Relaxed);
-                if sent_before.insert(peer.index, sent) != Some(sent) {
+                if sent_before.insert(peer.vtep(), sent) != Some(sent) {
                     shared.learn_path_mtu(peer);
                 }
             }

@@ -11,17 +11,34 @@ fn secret(n: u8) -> Secret32 {
 
 fn peer(n: u8) -> control::Peer {
     control::Peer {
-        public_key: secret(n).public_key(),
-        preshared_key: secret(0),
         vtep: vtep(n),
         endpoint: format!("192.0.2.{n}:51820").parse().unwrap(),
+        pairs: vec![pair(0, n)],
     }
+}
+
+fn pair(own: u8, key: u8) -> KeyPair {
+    KeyPair {
+        own,
+        public_key: secret(key).public_key(),
+        preshared_key: secret(0),
+    }
+}
+
+/// The peer with a key that this node's first key has sessions with.
+fn of_key(table: &Table, own: u8, key: u8) -> Option<(&Arc<Peer>, u32)> {
+    let own = PublicKey::from(secret(own).public_key());
+    table.peer_of_key(&own, &secret(key).public_key())
+}
+
+fn index_of(peer: &Peer) -> u32 {
+    peer.link().pairs().next().unwrap().1
 }
 
 fn desired(peers: &[u8]) -> Desired {
     Desired {
         generation: 1,
-        private_key: secret(1),
+        private_keys: vec![secret(1)],
         port: 51820,
         vtep: vtep(1),
         peers: peers.iter().map(|n| peer(*n)).collect(),
@@ -59,7 +76,7 @@ fn packet(from: u8, to: u8, vni: u32, source: u8) -> Vec<u8> {
 fn a_peer_speaks_only_for_itself_in_its_networks_with_its_addresses() {
     let table = build(desired(&[2, 3, 4]), None).unwrap();
     let of = |from: u8, packet: &[u8]| {
-        let peer = table.peer_of_key(&peer(from).public_key).unwrap();
+        let (peer, _) = of_key(&table, 1, from).unwrap();
         table.admit(peer, packet).map(|(_, frame)| frame.len())
     };
     let vni = Vni::try_from(7).unwrap();
@@ -91,14 +108,14 @@ fn who_stays_keeps_what_it_has_and_who_goes_is_gone() {
     let after = build(wanted, Some(&before)).unwrap();
     assert!(Arc::ptr_eq(&before.peers[0], &after.peers[0]));
     assert_eq!(after.peers[0].link().endpoint(), "192.0.2.99:1".parse().unwrap());
-    assert!(after.peer_of_key(&peer(3).public_key).is_none());
-    assert!(after.peer_of_index(before.peers[1].index << 8).is_none());
+    assert!(of_key(&after, 1, 3).is_none());
+    assert!(after.peer_of_index(index_of(&before.peers[1]) << 8).is_none());
     assert!(after.is_known("192.0.2.99".parse().unwrap()) && !after.is_known("192.0.2.2".parse().unwrap()));
     let indices: HashSet<_> = before
         .peers
         .iter()
         .chain(&after.peers)
-        .map(|peer| peer.index)
+        .map(|peer| index_of(peer))
         .collect();
     assert_eq!(indices.len(), 3);
 }
@@ -107,11 +124,11 @@ fn who_stays_keeps_what_it_has_and_who_goes_is_gone() {
 fn another_key_of_either_side_or_another_secret_begins_anew() {
     let before = build(desired(&[2]), None).unwrap();
     let mut other = desired(&[2]);
-    other.peers[0].preshared_key = secret(9);
+    other.peers[0].pairs[0].preshared_key = secret(9);
     let after = build(other, Some(&before)).unwrap();
     assert!(!Arc::ptr_eq(&before.peers[0], &after.peers[0]));
     let other = Desired {
-        private_key: secret(8),
+        private_keys: vec![secret(8)],
         ..desired(&[2])
     };
     let after = build(other, Some(&before)).unwrap();
@@ -119,10 +136,58 @@ fn another_key_of_either_side_or_another_secret_begins_anew() {
 }
 
 #[test]
-fn a_state_that_means_two_things_is_refused_whole() {
+fn a_node_that_changes_its_key_stays_the_same_and_keeps_its_sessions_while_both_are_told() {
+    let before = build(desired(&[2, 3]), None).unwrap();
+    let roamed = "198.51.100.1:9".parse().unwrap();
+    before.peers[0].link().move_to(roamed);
+    // This node has a new key, and so has the other.
+    let mut wanted = desired(&[2, 3]);
+    wanted.private_keys = vec![secret(11), secret(1)];
+    wanted.peers[0].pairs = vec![pair(0, 12), pair(0, 2), pair(1, 12), pair(1, 2)];
+    wanted.peers[1].pairs = vec![pair(0, 3), pair(1, 3)];
+    let both = build(wanted.clone(), Some(&before)).unwrap();
+    assert!(Arc::ptr_eq(&before.peers[0], &both.peers[0]));
+    assert_eq!(both.peers[0].link().endpoint(), roamed);
+    let old = of_key(&before, 1, 2).unwrap().1;
+    assert_eq!(of_key(&both, 1, 2).unwrap().1, old);
+    let numbers: HashSet<_> = both.peers[0].link().pairs().map(|(_, index)| index).collect();
+    assert_eq!(numbers.len(), 4);
+    for index in numbers {
+        assert!(Arc::ptr_eq(
+            both.peer_of_index(index << 8).unwrap(),
+            &both.peers[0]
+        ));
+    }
+    // The old ones go, with everything that was made of them.
+    wanted.private_keys = vec![secret(11)];
+    wanted.peers[0].pairs = vec![pair(0, 12)];
+    wanted.peers[1].pairs = vec![pair(0, 3)];
+    let after = build(wanted, Some(&both)).unwrap();
+    assert!(Arc::ptr_eq(&before.peers[0], &after.peers[0]));
+    assert_eq!(after.identities.len(), 1);
+    assert!(of_key(&after, 1, 2).is_none() && of_key(&after, 11, 2).is_none());
+    assert!(after.peer_of_index(old << 8).is_none());
+    assert_eq!(of_key(&after, 11, 12).unwrap().1, of_key(&both, 11, 12).unwrap().1);
     assert_eq!(
-        build(desired(&[2, 2]), None).err().unwrap(),
-        "two peers have one public key"
+        after
+            .peers
+            .iter()
+            .map(|peer| peer.link().pairs().count())
+            .sum::<usize>(),
+        2
+    );
+}
+
+#[test]
+fn a_state_that_means_two_things_is_refused_whole() {
+    let mut wanted = desired(&[2, 3]);
+    wanted.peers[1].pairs = vec![pair(0, 2)];
+    assert_eq!(build(wanted, None).err().unwrap(), "two peers have one public key");
+    let mut wanted = desired(&[2]);
+    wanted.peers[0].pairs[0].own = 1;
+    assert_eq!(
+        build(wanted, None).err().unwrap(),
+        "there is no key 1 of this node"
     );
     let mut wanted = desired(&[2, 3]);
     wanted.peers[1].vtep = vtep(2);
