@@ -1,6 +1,6 @@
 //! What an agent is told at its start; the command line fills it, labs and tests may too.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use weft_dns::SplitDomain;
 
@@ -98,6 +98,8 @@ pub struct AgentOptions {
     pub wireguard_port: u16,
     /// Whether networks that are made here are encrypted if nobody says otherwise.
     pub encrypt: bool,
+    /// How old the key of this node may get, with which encrypted networks reach it.
+    pub rotate_keys: Option<Duration>,
     /// Who starts the process that encrypts.
     pub tunnels: TunnelsStart,
     /// Where Docker finds its driver.
@@ -127,6 +129,7 @@ impl Default for AgentOptions {
             vxlan_port: DEFAULT_VXLAN_PORT,
             wireguard_port: DEFAULT_WIREGUARD_PORT,
             encrypt: false,
+            rotate_keys: None,
             tunnels: TunnelsStart::Agent,
             docker_plugin: DockerPlugin::Auto,
             docker_socket: DEFAULT_DOCKER_SOCKET.into(),

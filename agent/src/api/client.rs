@@ -122,6 +122,13 @@ impl Client {
             .await
     }
 
+    /// Has a node change its key.
+    pub async fn node_rotate_key(&self, node: &str) -> Result<NodeRotateKeyResponse, ClientError> {
+        let path = fill(routes::NODE_ROTATE_KEY, node);
+        self.send("POST", &path, Some(&NodeRotateKeyRequest {}), DEADLINE)
+            .await
+    }
+
     /// Drains a backend.
     pub async fn endpoint_drain(
         &self,

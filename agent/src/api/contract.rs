@@ -33,9 +33,9 @@ macro_rules! for_every_type {
             ClusterInitRequest ClusterInitResponse ClusterJoinRequest ClusterJoinResponse ClusterLeaveRequest
             ClusterLeaveResponse TokenCreateRequest TokenCreateResponse TokenInfo NodeInfo NodeDetail NodeShare
             NodeRemoveQuery NodeRemoveResponse NodeDrainRequest NodeDrainResponse NodeActivateRequest
-            NodeActivateResponse EndpointDrainRequest EndpointDrainResponse EndpointActivateRequest
+            NodeActivateResponse NodeRotateKeyRequest NodeRotateKeyResponse EndpointDrainRequest EndpointDrainResponse EndpointActivateRequest
             EndpointActivateResponse BackendName ClientConnections Ejected NetworkCreateRequest Subnet NetworkSummary NetworkDetail
-            AddressShare EncryptionStatus TunnelStatus NetworkRemoveResponse Endpoint ConnectRequest ConnectResponse EndpointDns
+            AddressShare EncryptionStatus KeyChange TunnelStatus NetworkRemoveResponse Endpoint ConnectRequest ConnectResponse EndpointDns
             DisconnectRequest DisconnectResponse HealthCheck HealthUpdate Tuning ServiceCreateRequest
             ServiceUpdateRequest ServiceQuery ServiceListQuery ServiceCounts ServicePort PublishedPort ServiceSummary ServiceChanged ServiceDetail Backend
             ServiceRemoveResponse Unconfirmed StatusResponse DoctorRequest DoctorResponse DoctorCheck WhyRequest WhyResponse WhyStep ClusterStatus DatapathStatus NamesStatus ForwardedDomain VersionResponse

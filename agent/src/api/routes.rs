@@ -23,6 +23,8 @@ paths! {
     NODE_DRAIN = "/v1/nodes/{ref}/drain";
     /// End the drain of a node.
     NODE_ACTIVATE = "/v1/nodes/{ref}/activate";
+    /// Change the key of a node.
+    NODE_ROTATE_KEY = "/v1/nodes/{ref}/rotate-key";
     /// Drain a backend.
     ENDPOINT_DRAIN = "/v1/endpoints/{ref}/drain";
     /// End the drain of a backend.
@@ -102,6 +104,7 @@ pub const ROUTES: &[Route] = &[
     route("DELETE", NODE, "NodeRemoveResponse").query("NodeRemoveQuery"),
     route("POST", NODE_DRAIN, "NodeDrainResponse").body("NodeDrainRequest"),
     route("POST", NODE_ACTIVATE, "NodeActivateResponse").body("NodeActivateRequest"),
+    route("POST", NODE_ROTATE_KEY, "NodeRotateKeyResponse").body("NodeRotateKeyRequest"),
     route("POST", ENDPOINT_DRAIN, "EndpointDrainResponse").body("EndpointDrainRequest"),
     route("POST", ENDPOINT_ACTIVATE, "EndpointActivateResponse").body("EndpointActivateRequest"),
     route("POST", NETWORKS, "NetworkSummary").body("NetworkCreateRequest"),

@@ -14,7 +14,7 @@ mod tunnels;
 mod warning;
 pub mod whoami;
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, parser::ValueSource};
 
@@ -137,6 +137,9 @@ struct AgentArgs {
     /// Encrypt networks that are made here, by whatever way, unless they are made with `--opt encrypted=false`
     #[arg(long)]
     encrypt: bool,
+    /// Change this host's key for encrypted networks when it is so old, 90d say; no packet is lost [default: only by `weft node rotate-key`]
+    #[arg(long, value_name = "TIME", value_parser = key_age)]
+    rotate_keys: Option<Duration>,
     /// The UDP port of WireGuard, by which encrypted networks reach this host
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_WIREGUARD_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     wireguard_port: u16,
@@ -201,6 +204,7 @@ impl AgentArgs {
             vxlan_port: self.vxlan_port,
             wireguard_port: self.wireguard_port,
             encrypt: self.encrypt,
+            rotate_keys: self.rotate_keys,
             tunnels: self.tunnels,
             docker_socket: self.docker_socket,
             docker_plugin: match self.docker_plugin {
@@ -214,6 +218,15 @@ impl AgentArgs {
             dns: self.dns.options(),
             log_format: self.log_format,
         }
+    }
+}
+
+/// How old a key may get. A change takes minutes where a node is silent, so it is not to come as often.
+fn key_age(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(age) if age >= Duration::from_secs(3600) => Ok(age),
+        Ok(_) => Err("a key has to be used for an hour at least".to_owned()),
+        Err(_) => Err("expected a time such as 90d, 4weeks or 12h".to_owned()),
     }
 }
 

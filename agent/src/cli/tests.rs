@@ -31,6 +31,7 @@ fn every_flag_is_read() {
         "node inspect h1 --format json",
         "node drain --grace 5m h1",
         "node activate",
+        "node rotate-key",
         "node rm --force h1 h2",
         "network create -d overlay --subnet 10.7.0.0/16 --subnet fd00:7::/64 --ip-range 10.7.1.0/24 \
          --gateway 10.7.0.1 --aux-address printer=10.7.0.9 --ipv6 --internal -o mtu=1400 --label a=b=c \
@@ -305,7 +306,10 @@ fn every_noun_explains_itself() {
     for (noun, verbs) in [
         ("token", &["create", "ls"][..]),
         ("docker", &["proxy", "setup"]),
-        ("node", &["ls", "inspect", "drain", "activate", "rm"]),
+        (
+            "node",
+            &["ls", "inspect", "drain", "activate", "rotate-key", "rm"],
+        ),
         (
             "network",
             &["create", "ls", "inspect", "rm", "connect", "disconnect"],

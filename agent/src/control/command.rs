@@ -1,6 +1,7 @@
 //! What the API asks of the control.
 
 use tokio::sync::oneshot;
+use weft_wireguard::Secret32;
 
 use super::{Control, Now, doctor::Expected, own::HostRoute, records::SandboxSpec, why::Story};
 use crate::api::{ApiError, types::*};
@@ -41,6 +42,8 @@ pub enum Command {
     NodeRemove(String, NodeRemoveQuery, Responder<NodeRemoveResponse>),
     NodeDrain(String, NodeDrainRequest, Responder<NodeDrainResponse>),
     NodeActivate(String, Responder<NodeActivateResponse>),
+    /// With the new key: chance comes from outside.
+    NodeRotateKey(String, Secret32, Responder<NodeRotateKeyResponse>),
     EndpointDrain(String, EndpointDrainRequest, Responder<EndpointDrainResponse>),
     EndpointActivate(
         String,
@@ -101,6 +104,10 @@ impl Control {
             }
             Command::NodeDrain(reference, request, to) => self.drain_node(&reference, &request, to, now),
             Command::NodeActivate(reference, to) => self.activate_node(&reference, to, now),
+            Command::NodeRotateKey(reference, fresh, to) => {
+                let result = self.rotate_key(&reference, fresh, now);
+                self.reply(to, result);
+            }
             Command::EndpointDrain(reference, request, to) => {
                 self.drain_endpoint(&reference, &request, to, now);
             }

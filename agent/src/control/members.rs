@@ -42,9 +42,11 @@ impl Control {
             underlay_mtu: self.settings.underlay_mtu,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             tunnel: TunnelFact {
-                key: self.settings.tunnel_key.public_key(),
+                key: self.rotation.keys().current.public_key(),
                 address: self.tunnel_address(),
                 port: self.settings.wireguard_port,
+                epoch: self.rotation.keys().epoch,
+                next: self.rotation.keys().next_public(),
             },
         };
         let known = self.catalogue.node(self.me).and_then(|node| node.fact.as_ref());

@@ -29,6 +29,7 @@ mod pools;
 mod publish;
 pub mod records;
 mod refusals;
+mod rotation;
 mod services;
 mod spaces;
 mod sums;
@@ -71,6 +72,7 @@ pub use polls::CountOrder;
 pub use pools::Pools;
 use publish::Entering;
 pub use publish::{Entered, EntryTable, host_port};
+pub use rotation::TunnelKeys;
 pub use traffic::Traffic;
 pub use tunnels::TunnelReport;
 pub use views::{DNS_V4, DNS_V6, HostState, Resolver, SandboxTables};
@@ -83,6 +85,7 @@ use health::Checks;
 use operations::Parked;
 use polls::Polls;
 use records::{SandboxSpec, SpaceKey};
+use rotation::Rotation;
 pub use spaces::Kept;
 use spaces::Spaces;
 use tunnels::Tunnels;
@@ -112,12 +115,12 @@ pub struct Settings {
     pub domain: String,
     /// Whether health checks may be commands.
     pub health_commands: bool,
-    /// This node's X25519 key.
-    pub tunnel_key: Secret32,
     /// The UDP port of WireGuard.
     pub wireguard_port: u16,
     /// Whether networks that are made here are encrypted if nobody says otherwise.
     pub encrypt: bool,
+    /// How old a WireGuard key may get.
+    pub rotate_keys: Option<Duration>,
     /// Below which the namespaces of networks are.
     pub run_dir: PathBuf,
     /// The host's own namespace.
@@ -128,13 +131,15 @@ pub struct Settings {
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
     pub instant: Instant,
-    /// Milliseconds since the Unix epoch. Decides nothing but when a join token expires.
+    /// Milliseconds since the Unix epoch. Decides nothing but when a join token expires, and when a key is old.
     pub unix_millis: u64,
 }
 
 /// What was on the disk at the start.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Stored {
+    /// This node's keys for encrypted networks.
+    pub tunnel_keys: TunnelKeys,
     pub records: Vec<Record>,
     pub kept: Vec<(SpaceKey, Kept)>,
     /// The cluster's network behind each of Docker's on this host.
@@ -144,6 +149,8 @@ pub struct Stored {
 /// What one input led to, to be carried out in the order of the fields.
 #[derive(Default)]
 pub struct Turn {
+    /// This node's keys for encrypted networks, where they have changed; to be on the disk before anything else.
+    pub tunnel_keys: Option<TunnelKeys>,
     /// Records that must be on the disk before anything below happens.
     pub commit: Vec<Record>,
     /// What is to be committed together with the records.
@@ -244,6 +251,7 @@ pub struct Control {
     /// How often this host has ejected a backend.
     ejected_so_far: u64,
     tunnels: Tunnels,
+    rotation: Rotation,
     problems: BTreeSet<String>,
     /// Those of `problems` that the last report of the kernel named.
     host_problems: BTreeSet<String>,
@@ -327,6 +335,7 @@ impl Control {
             ejections: Ejections::default(),
             ejected_so_far: 0,
             tunnels: Tunnels::default(),
+            rotation: Rotation::new(stored.tunnel_keys, now.instant),
             problems: BTreeSet::new(),
             host_problems: BTreeSet::new(),
             generation: 1,

@@ -75,6 +75,7 @@ impl Control {
             endpoints,
             shares,
             key_fingerprint: self.key_fingerprint(id),
+            key_epoch: self.key_epoch(id),
             tunnel: self.tunnel_to(id, now),
         })
     }

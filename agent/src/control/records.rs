@@ -86,6 +86,18 @@ pub struct TunnelFact {
     pub address: Ipv4Addr,
     /// The UDP port on its underlay address.
     pub port: u16,
+    /// Which of its keys this is: the first, the second, …
+    pub epoch: u32,
+    /// The key that is to follow, while it changes: it takes packets by both.
+    pub next: Option<[u8; 32]>,
+}
+
+impl TunnelFact {
+    /// The keys that it takes packets by, the newest first, each with its number.
+    pub fn keys(&self) -> impl Iterator<Item = ([u8; 32], u32)> {
+        let next = self.next.map(|next| (next, self.epoch.saturating_add(1)));
+        next.into_iter().chain([(self.key, self.epoch)])
+    }
 }
 
 /// A value that several nodes may set.

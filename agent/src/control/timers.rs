@@ -68,6 +68,7 @@ impl Control {
             self.expire_leases(now);
             self.retry_ingresses();
             self.forget_orphaned_drains(now);
+            self.finish_key_change(now);
         }
         self.ask_hosts(now);
         self.check_what_is_due(now);

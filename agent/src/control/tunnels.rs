@@ -3,26 +3,24 @@
 //! A tunnel leads to every node that has a part in an encrypted network of this one, and to no other. What is told follows
 //! from the records alone, so who is removed from the cluster is out of it with the next state.
 
+mod keys;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
-use data_encoding::BASE64_NOPAD;
 use ipnet::Ipv4Net;
 use ring::hkdf;
 use sha2::{Digest, Sha256};
 use weft_overlay::kernel::{TUNNEL, namespace_path};
 use weft_types::{Mac, NetworkId, NodeId};
-use weft_wireguard::{Desired, Network, Peer, PeerStatus, Secret32, Status};
+use weft_wireguard::{Desired, KeyPair, Network, Peer, PeerStatus, Secret32, Status};
 
-use super::{
-    Control, Now,
-    catalogue::{Catalogue, Presence},
-    records::{NodeFact, TunnelFact},
-};
+use super::{Control, Now, catalogue::Presence, records::TunnelFact};
 use crate::api::types::{EncryptionStatus, TunnelStatus};
+use keys::{End, ends, fingerprint};
 
 /// The addresses inside tunnels, which nobody outside of them sees (RFC 6598 keeps them for such).
 const ADDRESSES: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
@@ -43,8 +41,8 @@ pub struct TunnelReport {
 /// What is known of the tunnels beside the records.
 #[derive(Default)]
 pub(super) struct Tunnels {
-    /// Since when tunnels are wanted, by the other node's key, and where they lead.
-    wanted: BTreeMap<[u8; 32], Instant>,
+    /// Since when tunnels are wanted, by the other node's address in them.
+    wanted: BTreeMap<Ipv4Addr, Instant>,
     /// Since when there is something to encrypt.
     needed_since: Option<Instant>,
     report: Option<(Instant, TunnelReport)>,
@@ -59,9 +57,9 @@ impl Tunnels {
         };
         self.needed_since.get_or_insert(now.instant);
         let before = std::mem::take(&mut self.wanted);
-        let since = |key| before.get(&key).copied().unwrap_or(now.instant);
-        let keys = desired.peers.iter().map(|peer| peer.public_key);
-        self.wanted = keys.map(|key| (key, since(key))).collect();
+        let since = |vtep| before.get(&vtep).copied().unwrap_or(now.instant);
+        let vteps = desired.peers.iter().map(|peer| peer.vtep);
+        self.wanted = vteps.map(|vtep| (vtep, since(vtep))).collect();
     }
 
     /// What the process said, if that was not long ago.
@@ -123,10 +121,13 @@ impl Control {
                 vni: spec.vni,
                 netns: namespace_path(&self.settings.run_dir, id),
                 tap: TUNNEL.to_owned(),
-                members: members.iter().map(|node| ends[node].tunnel.address).collect(),
+                members: members
+                    .iter()
+                    .map(|node| ends[node].fact.tunnel.address)
+                    .collect(),
                 fdb: fdb
                     .into_iter()
-                    .map(|(mac, node)| (mac, ends[&node].tunnel.address))
+                    .map(|(mac, node)| (mac, ends[&node].fact.tunnel.address))
                     .collect(),
             });
             wanted.extend(members);
@@ -134,19 +135,28 @@ impl Control {
         if networks.is_empty() {
             return None;
         }
-        let own = self.settings.tunnel_key.public_key();
+        let keys = self.rotation.keys();
+        let own: Vec<_> = keys.newest_first().map(Secret32::public_key).collect();
         let peers = wanted.into_iter().map(|node| {
-            let NodeFact { tunnel, vtep, .. } = ends[&node];
+            let End { fact, keys } = &ends[&node];
+            let pair = |(place, own): (usize, &[u8; 32]), theirs: &[u8; 32]| KeyPair {
+                own: place as u8,
+                public_key: *theirs,
+                preshared_key: preshared_key(&self.facts.secret, own, theirs),
+            };
+            let pairs = own
+                .iter()
+                .enumerate()
+                .flat_map(|own| keys.iter().map(move |theirs| pair(own, theirs)));
             Peer {
-                public_key: tunnel.key,
-                preshared_key: preshared_key(&self.facts.secret, &own, &tunnel.key),
-                vtep: tunnel.address,
-                endpoint: SocketAddr::new(*vtep, tunnel.port),
+                vtep: fact.tunnel.address,
+                endpoint: SocketAddr::new(fact.vtep, fact.tunnel.port),
+                pairs: pairs.collect(),
             }
         });
         Some(Desired {
             generation: self.generation,
-            private_key: self.settings.tunnel_key.clone(),
+            private_keys: keys.newest_first().cloned().collect(),
             port: self.settings.wireguard_port,
             vtep: self.tunnel_address(),
             peers: peers.collect(),
@@ -177,7 +187,9 @@ impl Control {
             running: status.is_some_and(|(status, _)| status.generation > 0),
             port: self.settings.wireguard_port,
             address: self.tunnel_address(),
-            fingerprint: fingerprint(&self.settings.tunnel_key.public_key()),
+            fingerprint: fingerprint(&self.rotation.keys().current.public_key()),
+            epoch: self.rotation.keys().epoch,
+            change: self.key_change(now),
             refused: status.map_or(0, |(status, _)| refused(status)),
             tunnels,
         })
@@ -186,9 +198,10 @@ impl Control {
     /// The tunnel to a node, where there is to be one.
     pub(super) fn tunnel_to(&self, id: NodeId, now: Now) -> Option<TunnelStatus> {
         let fact = self.catalogue.node(id)?.fact.as_ref()?;
-        self.tunnels.wanted.get(&fact.tunnel.key)?;
+        self.tunnels.wanted.get(&fact.tunnel.address)?;
         let status = self.tunnels.status(now);
         let peer = status.and_then(|(status, age)| Some((peer(status, &fact.tunnel)?, age)));
+        let (own_epoch, key, epoch) = self.keys_used(peer.map(|(peer, _)| peer), &fact.tunnel);
         Some(TunnelStatus {
             node_id: id,
             node_name: fact.name.clone(),
@@ -196,20 +209,17 @@ impl Control {
             underlay_address: peer.map_or(SocketAddr::new(fact.vtep, fact.tunnel.port), |(peer, _)| {
                 peer.endpoint
             }),
-            fingerprint: fingerprint(&fact.tunnel.key),
+            fingerprint: fingerprint(&key),
+            epoch,
+            own_epoch,
             handshake_ms_ago: peer
-                .and_then(|(peer, age)| Some((peer.last_handshake? + age).as_millis() as u64)),
+                .and_then(|(peer, age)| Some((peer.last_handshake()? + age).as_millis() as u64)),
             received_bytes: peer.map_or(0, |(peer, _)| peer.received_bytes),
             sent_bytes: peer.map_or(0, |(peer, _)| peer.sent_bytes),
             lost: peer.map_or(0, |(peer, _)| peer.lost),
             segmentation: peer.is_some_and(|(peer, _)| peer.segmentation),
             path_mtu: peer.and_then(|(peer, _)| peer.path_mtu),
         })
-    }
-
-    pub(super) fn key_fingerprint(&self, id: NodeId) -> Option<String> {
-        let fact = self.catalogue.node(id)?.fact.as_ref()?;
-        Some(fingerprint(&fact.tunnel.key))
     }
 
     /// What is wrong with the tunnels, a sentence each.
@@ -235,16 +245,17 @@ impl Control {
             Some((_, report)) => report.failed.clone(),
             None => Vec::new(),
         };
+        problems.extend(self.key_problems(now));
         for (id, node) in self.catalogue.nodes() {
             let Some(fact) = &node.fact else { continue };
-            let Some(since) = self.tunnels.wanted.get(&fact.tunnel.key) else {
+            let Some(since) = self.tunnels.wanted.get(&fact.tunnel.address) else {
                 continue;
             };
             let Some(peer) = peer(status, &fact.tunnel) else {
                 continue;
             };
             let alive = matches!(node.presence, Presence::Alive);
-            if peer.last_handshake.is_none() && alive && long_ago(*since) {
+            if peer.last_handshake().is_none() && alive && long_ago(*since) {
                 let name = self.catalogue.node_name(id);
                 problems.push(format!(
                     "there is no tunnel to node `{name}`, which answers: encrypted networks do not reach it. Is UDP port \
@@ -264,28 +275,8 @@ impl Control {
     }
 }
 
-/// The nodes that tunnels can lead to, each with what it says of itself. An address that several say belongs to the one with
-/// the lowest id, and so does a key.
-fn ends(catalogue: &Catalogue) -> BTreeMap<NodeId, &NodeFact> {
-    let (mut addresses, mut keys) = (BTreeSet::new(), BTreeSet::new());
-    let mut ends = BTreeMap::new();
-    // In the order of their ids.
-    for (id, node) in catalogue
-        .nodes()
-        .filter(|(_, node)| node.presence != Presence::Left)
-    {
-        let Some(fact) = &node.fact else { continue };
-        let TunnelFact { key, address, .. } = fact.tunnel;
-        let is_first = addresses.insert(address) & keys.insert(key);
-        if is_first && ADDRESSES.contains(&address) {
-            ends.insert(id, fact);
-        }
-    }
-    ends
-}
-
 fn peer<'s>(status: &'s Status, fact: &TunnelFact) -> Option<&'s PeerStatus> {
-    status.peers.iter().find(|peer| peer.public_key == fact.key)
+    status.peers.iter().find(|peer| peer.vtep == fact.address)
 }
 
 fn refused(status: &Status) -> u64 {
@@ -337,11 +328,6 @@ fn preshared_key(secret: &Secret32, one: &[u8; 32], other: &[u8; 32]) -> Secret3
         .and_then(|okm| okm.fill(&mut key))
         .expect("32 bytes are one block of SHA-256");
     Secret32::new(key)
-}
-
-/// What a person compares, written as `ssh-keygen -l` does.
-fn fingerprint(key: &[u8; 32]) -> String {
-    format!("SHA256:{}", BASE64_NOPAD.encode(&Sha256::digest(key)))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use weft_wireguard::Secret32;
 
 use super::{
     ClusterFacts, Command, Control, CountOrder, HealthProbe, HealthResult, HostReport, Now, Pools, Responder,
-    Settings, Stored, Traffic, docker::DockerCommand, records::SandboxSpec,
+    Settings, Stored, Traffic, TunnelKeys, docker::DockerCommand, records::SandboxSpec,
 };
 use crate::api::ApiError;
 
@@ -55,6 +55,7 @@ pub(super) struct Node {
 
 pub(super) struct World {
     pub(super) nodes: Vec<Node>,
+    /// The moment that the nodes live in.
     pub(super) now: Now,
     packets: VecDeque<(SocketAddr, SocketAddr, Bytes)>,
     /// So many packets to others are lost from now on.
@@ -105,21 +106,19 @@ impl World {
                 vxlan_port: 4789,
                 domain: "weft.internal".to_owned(),
                 health_commands: false,
-                tunnel_key: Secret32::new([n; 32]),
                 wireguard_port: 51820,
                 encrypt: false,
+                rotate_keys: None,
                 run_dir: "/run/weft".into(),
                 host: SandboxSpec::of_host(4, u64::from(n)),
             };
-            let control = Control::new(
-                facts.clone(),
-                settings,
-                gossip,
-                Stored::default(),
-                true,
-                [n; 32],
-                now,
-            );
+            let stored = Stored {
+                tunnel_keys: TunnelKeys::first(Secret32::new([n; 32]), 0),
+                records: Vec::new(),
+                kept: Vec::new(),
+                bindings: Vec::new(),
+            };
+            let control = Control::new(facts.clone(), settings, gossip, stored, true, [n; 32], now);
             Node {
                 control,
                 kernel: Kernel::Obeys,

@@ -19,7 +19,7 @@ use weft_wireguard::Secret32;
 use super::{Daemon, advertise, now};
 use crate::{
     api::{ApiError, types::*},
-    control::{ClusterFacts, Control, Pools, Probe, Responder, Settings, Stored, admission},
+    control::{ClusterFacts, Control, Pools, Probe, Responder, Settings, Stored, TunnelKeys, admission},
 };
 
 /// How long a host that is asked whether it is there may take, on whatever path.
@@ -124,13 +124,14 @@ impl Daemon {
             vxlan_port: self.options.vxlan_port,
             domain: crate::options::DOMAIN.to_owned(),
             health_commands: self.options.health_commands,
-            tunnel_key: Secret32::new(self.store.tunnel_key(random())?),
             wireguard_port: self.options.wireguard_port,
             encrypt: self.options.encrypt,
+            rotate_keys: self.options.rotate_keys,
             run_dir: self.options.run_dir.clone(),
             host: super::target::host()?,
         };
         let stored = Stored {
+            tunnel_keys: self.tunnel_keys()?,
             records: self.store.records()?,
             kept: self.store.kept()?,
             bindings: self.store.bindings()?,
@@ -180,6 +181,16 @@ impl Daemon {
             join,
         }));
         Ok(())
+    }
+
+    /// This node's keys for encrypted networks, made where there are none.
+    fn tunnel_keys(&self) -> anyhow::Result<TunnelKeys> {
+        if let Some(keys) = self.keys.load()? {
+            return Ok(keys);
+        }
+        let keys = TunnelKeys::first(Secret32::new(random()), now().unix_millis);
+        self.keys.save(&keys)?;
+        Ok(keys)
     }
 
     pub(super) fn gossip_address(&self) -> Result<SocketAddr, ApiError> {

@@ -10,6 +10,7 @@ mod events;
 mod health;
 mod host;
 mod join;
+mod keys;
 mod listeners;
 mod names;
 mod observe;
@@ -36,6 +37,7 @@ use tokio::{
 };
 use tracing_subscriber::EnvFilter;
 use weft_gossip::Identity;
+use weft_wireguard::Secret32;
 
 use crate::{
     api::ApiError,
@@ -48,6 +50,7 @@ use cluster::Membership;
 use events::EventLog;
 use health::Prober;
 use host::HostThread;
+use keys::KeyFile;
 use names::Names;
 use observe::{Exposed, Monitoring};
 use resolv::ResolverFiles;
@@ -100,6 +103,7 @@ struct Daemon {
     options: AgentOptions,
     node_name: String,
     store: Store,
+    keys: KeyFile,
     identity: Identity,
     membership: Option<Membership>,
     requests: mpsc::Receiver<Request>,
@@ -156,6 +160,7 @@ impl Daemon {
         let mut daemon = Self {
             node_name,
             store,
+            keys: KeyFile::in_dir(&options.data_dir),
             identity,
             membership: None,
             requests,
@@ -305,6 +310,10 @@ impl Daemon {
             return Ok(());
         };
         let turn = membership.control.take_turn();
+        if let Some(keys) = &turn.tunnel_keys {
+            tokio::task::block_in_place(|| self.keys.save(keys))
+                .context("the agent stops rather than use a key that is not on the disk")?;
+        }
         if turn.is_to_commit() {
             // The disk may be slow; the other tasks of this thread go on meanwhile.
             let store = &self.store;
@@ -337,6 +346,11 @@ impl Daemon {
         for reply in turn.replies {
             reply();
         }
+        if membership.control.is_key_old(now()) {
+            membership
+                .control
+                .change_old_key(Secret32::new(rand::random()), now());
+        }
         if membership.control.is_out() {
             self.depart().await?;
         }
@@ -350,6 +364,7 @@ impl Daemon {
         self.names.clear();
         self.clear_host();
         self.store.reset()?;
+        self.keys.forget()?;
         self.identity = Identity::from_seed(self.store.identity(rand::random())?);
         Ok(())
     }

@@ -20,6 +20,7 @@ use tokio::{
 };
 use weft_overlay::plan::ObservedNetwork;
 use weft_types::NetworkId;
+use weft_wireguard::Secret32;
 
 use super::{
     doctor, events::EventLog, host::KernelView, listeners, observe::Monitoring, resolv, target, why,
@@ -109,6 +110,7 @@ fn router() -> Router<Context> {
         .route(routes::NODE, get(node_inspect).delete(node_remove))
         .route(routes::NODE_DRAIN, post(node_drain))
         .route(routes::NODE_ACTIVATE, post(node_activate))
+        .route(routes::NODE_ROTATE_KEY, post(node_rotate_key))
         .route(routes::ENDPOINT_DRAIN, post(endpoint_drain))
         .route(routes::ENDPOINT_ACTIVATE, post(endpoint_activate))
         .route(routes::NETWORKS, post(network_create).get(network_list))
@@ -248,6 +250,18 @@ async fn node_activate(
 ) -> Answer<NodeActivateResponse> {
     let Path(node) = node?;
     context.command(|to| Command::NodeActivate(node, to)).await
+}
+
+async fn node_rotate_key(
+    State(context): State<Context>,
+    node: PathText,
+    Body(_): Body<NodeRotateKeyRequest>,
+) -> Answer<NodeRotateKeyResponse> {
+    let Path(node) = node?;
+    let fresh = Secret32::new(rand::random());
+    context
+        .command(|to| Command::NodeRotateKey(node, fresh, to))
+        .await
 }
 
 async fn endpoint_drain(

@@ -24,7 +24,6 @@ const KEPT: TableDefinition<&[u8], ()> = TableDefinition::new("kept");
 const BINDINGS: TableDefinition<&str, &[u8]> = TableDefinition::new("bindings");
 
 const IDENTITY: &str = "identity";
-const TUNNEL_KEY: &str = "tunnel key";
 const BOOT: &str = "boot";
 const CLUSTER: &str = "cluster";
 
@@ -101,19 +100,10 @@ impl Store {
 
     /// The seed of the node's key, made at the first start from `fresh`.
     pub fn identity(&self, fresh: [u8; 32]) -> Result<[u8; 32], StoreError> {
-        self.secret(IDENTITY, fresh)
-    }
-
-    /// The node's X25519 key for encrypted networks, made at the first start from `fresh`.
-    pub fn tunnel_key(&self, fresh: [u8; 32]) -> Result<[u8; 32], StoreError> {
-        self.secret(TUNNEL_KEY, fresh)
-    }
-
-    fn secret(&self, name: &'static str, fresh: [u8; 32]) -> Result<[u8; 32], StoreError> {
-        if let Some(secret) = self.get_meta(name)? {
-            return Ok(secret);
+        if let Some(seed) = self.get_meta(IDENTITY)? {
+            return Ok(seed);
         }
-        self.put_meta(name, &fresh)?;
+        self.put_meta(IDENTITY, &fresh)?;
         Ok(fresh)
     }
 
@@ -304,7 +294,6 @@ mod tests {
         let store = Store::open(dir.path()).unwrap();
         let mode = std::fs::metadata(dir.path().join("state.redb")).unwrap().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let key = store.tunnel_key([4; 32]).unwrap();
         let seed = store.identity([1; 32]).unwrap();
         assert_eq!(store.next_boot().unwrap(), 1);
         let config = Config::new(
@@ -330,13 +319,11 @@ mod tests {
 
         let store = Store::open(dir.path()).unwrap();
         assert_eq!(store.identity([8; 32]).unwrap(), seed);
-        assert_eq!(store.tunnel_key([8; 32]).unwrap(), key);
         assert_eq!(store.next_boot().unwrap(), 2);
         assert_eq!(store.records().unwrap(), vec![record]);
         assert_eq!(store.bindings().unwrap(), [("abc".to_owned(), network)]);
         store.reset().unwrap();
         assert!(store.records().unwrap().is_empty());
         assert_eq!(store.identity([8; 32]).unwrap(), [8; 32]);
-        assert_eq!(store.tunnel_key([8; 32]).unwrap(), [8; 32]);
     }
 }

@@ -21,7 +21,7 @@ use nix::{
     unistd::Pid,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use weft_wireguard::{Client, ClientError, Desired, Secret32, Status};
+use weft_wireguard::{Client, ClientError, Desired, Status};
 
 use super::host::sentence;
 use crate::{
@@ -254,7 +254,7 @@ impl Keeper {
             TunnelsStart::Service => {
                 let nothing = Desired {
                     generation: 0,
-                    private_key: Secret32::new([0; 32]),
+                    private_keys: Vec::new(),
                     port: self.port,
                     vtep: Ipv4Addr::UNSPECIFIED,
                     peers: Vec::new(),

@@ -146,9 +146,9 @@ fn newer_keys_are_used_when_they_carry_and_not_before() {
     assert_eq!(one.used(), Some(keys(1, 2)), "what it said may be lost");
     // The other side shows what it uses, again and again.
     let mut shown = Vec::new();
-    other
-        .link
-        .tick(Instant::now(), &mut [0; ROOM], |message| shown.push(message.to_vec()));
+    other.link.tick(Instant::now(), &mut [0; ROOM], |message| {
+        shown.push(message.to_vec())
+    });
     assert_eq!(shown.iter().map(Vec::len).collect::<Vec<_>>(), [32]);
     one.take(one.number(11, 2).unwrap(), &shown[0]);
     assert_eq!(one.used(), Some(keys(11, 2)));

@@ -105,7 +105,11 @@ impl Worker<'_> {
             };
             // One lock for all that come from a peer at a time.
             let mut link = peer.link();
-            let session = Session { peer, index: receiver >> 8, now };
+            let session = Session {
+                peer,
+                index: receiver >> 8,
+                now,
+            };
             self.data(&state.table, session, &mut link, datagram, from);
             let next = |(datagram, _): &(&[u8], SocketAddr)| {
                 data_receiver(datagram).is_some_and(|other| other >> 8 == receiver >> 8)
@@ -118,7 +122,14 @@ impl Worker<'_> {
         self.hand_over();
     }
 
-    fn data(&mut self, table: &Table, session: Session<'_>, link: &mut Link, datagram: &[u8], from: SocketAddr) {
+    fn data(
+        &mut self,
+        table: &Table,
+        session: Session<'_>,
+        link: &mut Link,
+        datagram: &[u8],
+        from: SocketAddr,
+    ) {
         let Session { peer, index, now } = session;
         if self.used + datagram.len() > self.arena.len() {
             self.hand_over();
@@ -265,13 +276,7 @@ impl Worker<'_> {
     }
 
     /// Whether to spend time on a handshake. Who is asked for a cookie gets one here.
-    fn is_within_budget(
-        &self,
-        table: &Table,
-        identity: &Identity,
-        message: &[u8],
-        from: SocketAddr,
-    ) -> bool {
+    fn is_within_budget(&self, table: &Table, identity: &Identity, message: &[u8], from: SocketAddr) -> bool {
         let now = Instant::now();
         let mut budget = self.shared.budget.lock().unwrap_or_else(PoisonError::into_inner);
         let mut verdict = budget.judge(from.ip(), table.is_known(from.ip()), now);

@@ -167,7 +167,10 @@ fn a_node_that_changes_its_key_stays_the_same_and_keeps_its_sessions_while_both_
     assert_eq!(after.identities.len(), 1);
     assert!(of_key(&after, 1, 2).is_none() && of_key(&after, 11, 2).is_none());
     assert!(after.peer_of_index(old << 8).is_none());
-    assert_eq!(of_key(&after, 11, 12).unwrap().1, of_key(&both, 11, 12).unwrap().1);
+    assert_eq!(
+        of_key(&after, 11, 12).unwrap().1,
+        of_key(&both, 11, 12).unwrap().1
+    );
     assert_eq!(
         after
             .peers
@@ -182,7 +185,10 @@ fn a_node_that_changes_its_key_stays_the_same_and_keeps_its_sessions_while_both_
 fn a_state_that_means_two_things_is_refused_whole() {
     let mut wanted = desired(&[2, 3]);
     wanted.peers[1].pairs = vec![pair(0, 2)];
-    assert_eq!(build(wanted, None).err().unwrap(), "two peers have one public key");
+    assert_eq!(
+        build(wanted, None).err().unwrap(),
+        "two peers have one public key"
+    );
     let mut wanted = desired(&[2]);
     wanted.peers[0].pairs[0].own = 1;
     assert_eq!(

@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weft_types::{NetworkId, NodeId};
 
-use super::{Availability, Endpoint, TunnelStatus};
+use super::{Availability, Endpoint, KeyChange, TunnelStatus};
 
 /// What this node believes about a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -63,6 +63,8 @@ pub struct NodeDetail {
     pub shares: Vec<NodeShare>,
     /// The fingerprint of its key for encrypted networks; null until it has told.
     pub key_fingerprint: Option<String>,
+    /// Which of its keys this is: 1 for the first; null until it has told.
+    pub key_epoch: Option<u32>,
     /// The tunnel from the node that answers to it; null where no encrypted network needs one.
     pub tunnel: Option<TunnelStatus>,
 }
@@ -80,6 +82,24 @@ pub struct NodeShare {
     pub owned: u64,
     /// Addresses in use there.
     pub used: u64,
+}
+
+/// `POST /v1/nodes/{ref}/rotate-key`: another key for encrypted networks. Only a node itself changes its key.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeRotateKeyRequest {}
+
+/// A node that changes its key: both are in use until all others have gone over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRotateKeyResponse {
+    /// The node.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// The fingerprint of the key that goes.
+    pub fingerprint: String,
+    /// How it changes.
+    pub change: KeyChange,
 }
 
 /// The query of `DELETE /v1/nodes/{ref}`.

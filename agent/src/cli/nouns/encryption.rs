@@ -12,14 +12,30 @@ pub(super) fn add_encryption(facts: &mut Facts, encryption: Option<&EncryptionSt
     facts.add(
         "encryption",
         format!(
-            "{}{state}, at {} inside the tunnels, UDP port {}, key {}, {} packets refused",
+            "{}{state}, at {} inside the tunnels, UDP port {}, key {} (number {}), {} packets refused",
             encryption.datapath,
             encryption.address,
             encryption.port,
             short(&encryption.fingerprint),
+            encryption.epoch,
             encryption.refused,
         ),
     );
+    if let Some(change) = &encryption.change {
+        let left = humantime::format_duration(Duration::from_secs(change.at_most_ms / 1000));
+        let late = match &change.waiting_for[..] {
+            [] => "used by all".to_owned(),
+            late => format!("not used by {}", late.join(", ")),
+        };
+        facts.add(
+            "key change",
+            format!(
+                "to {} (number {}): {late}; the old key goes in {left} at most",
+                short(&change.fingerprint),
+                change.epoch
+            ),
+        );
+    }
 }
 
 /// The columns of every list of tunnels.
@@ -42,7 +58,7 @@ pub(super) fn tunnel_table(tunnels: &[TunnelStatus]) -> Table<8> {
                 Some(mtu) => format!("{} (path MTU {mtu})", tunnel.underlay_address),
                 None => tunnel.underlay_address.to_string(),
             },
-            short(&tunnel.fingerprint).to_owned(),
+            format!("{} (number {})", short(&tunnel.fingerprint), tunnel.epoch),
             handshake(tunnel),
             bytes(tunnel.received_bytes),
             bytes(tunnel.sent_bytes),
@@ -63,9 +79,11 @@ pub(super) fn add_tunnel(facts: &mut Facts, tunnel: Option<&TunnelStatus>) {
         .add(
             "tunnel",
             format!(
-                "{} at {}, handshake {}",
+                "{} at {}, by its key number {} and this host's number {}, handshake {}",
                 tunnel.address,
                 tunnel.underlay_address,
+                tunnel.epoch,
+                tunnel.own_epoch,
                 handshake(tunnel)
             ),
         )
@@ -91,6 +109,14 @@ fn handshake(tunnel: &TunnelStatus) -> String {
             humantime::format_duration(Duration::from_secs(Duration::from_millis(age).as_secs()))
         ),
         None => "none".to_owned(),
+    }
+}
+
+/// A key, and which of a host's keys it is.
+pub(super) fn numbered(fingerprint: Option<&str>, epoch: Option<u32>) -> String {
+    match (fingerprint, epoch) {
+        (Some(fingerprint), Some(epoch)) => format!("{fingerprint} (number {epoch})"),
+        (fingerprint, _) => fingerprint.unwrap_or_default().to_owned(),
     }
 }
 

@@ -1,13 +1,15 @@
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 
 use crate::{
-    api::types::{NodeDetail, NodeDrainRequest, NodeInfo, NodeRemoveResponse},
+    api::types::{NodeDetail, NodeDrainRequest, NodeInfo, NodeRemoveResponse, NodeRotateKeyResponse},
     cli::{
         failure::Failure,
         format::{FormatArgs, ListArgs, count, print},
         nouns::{
             drain::{GraceArg, await_drain, ended},
-            encryption::add_tunnel,
+            encryption::{add_tunnel, numbered},
             network::endpoint_table,
         },
         session::Session,
@@ -28,6 +30,8 @@ pub(in crate::cli) enum NodeCommand {
     Drain(DrainArgs),
     /// Give the backends on a host new connections again
     Activate(ActivateArgs),
+    /// Change this host's key for encrypted networks; no packet is lost
+    RotateKey(RotateKeyArgs),
     /// Remove a host that is gone, so that others may hand out what it owned
     Rm(RemoveArgs),
 }
@@ -38,6 +42,7 @@ Examples:
   weft node inspect h2
   weft node drain h2 --grace 5m        (before an upgrade, say)
   weft node activate h2
+  weft node rotate-key        (on the host whose key it is; `weft status` says how far it is)
   weft node rm h3
   weft node rm --force h3        (one of two hosts is left, and you know that h3 is dead)";
 
@@ -64,6 +69,15 @@ pub(in crate::cli) struct DrainArgs {
 pub(in crate::cli) struct ActivateArgs {
     /// Its name, id or the beginning of its id [default: this host]
     node: Option<String>,
+}
+
+/// What `weft node rotate-key` takes.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct RotateKeyArgs {
+    /// This host's name, id or the beginning of its id: no other host can change its key [default: this host]
+    node: Option<String>,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 /// What `weft node rm` takes.
@@ -121,6 +135,12 @@ pub(in crate::cli) fn run(session: &Session, command: NodeCommand) -> Result<(),
                 answer.name,
                 answer.id.short()
             ))
+        }
+        NodeCommand::RotateKey(args) => {
+            let node = named_or_this(session, args.node)?;
+            let doing = format!("changing the key of node {node}");
+            let answer = session.ask(&doing, async |client| client.node_rotate_key(&node).await)?;
+            args.format.print(&answer, show_rotated)
         }
         NodeCommand::Rm(args) => session.each(&args.nodes, |node| {
             let doing = format!("removing node {node}");
@@ -182,7 +202,7 @@ fn show(node: &NodeDetail) -> String {
         .add("underlay address", node.info.underlay_address)
         .add("vtep", node.info.vtep)
         .add("version", &node.info.version)
-        .add("key", node.key_fingerprint.as_deref().unwrap_or_default());
+        .add("key", numbered(node.key_fingerprint.as_deref(), node.key_epoch));
     add_tunnel(&mut facts, node.tunnel.as_ref());
     let mut shares = Table::new(["NETWORK", "SUBNET", "OWNED", "USED"]);
     for share in &node.shares {
@@ -198,6 +218,19 @@ fn show(node: &NodeDetail) -> String {
         "{}\nendpoints\n{endpoints}\naddresses\n{}",
         facts.render(),
         shares.render("  ")
+    )
+}
+
+fn show_rotated(answer: &NodeRotateKeyResponse) -> String {
+    let most = humantime::format_duration(Duration::from_secs(answer.change.at_most_ms / 1000));
+    format!(
+        "node {} ({}) changes its key: {} (number {}) follows {}\n\
+         packets go by both until all nodes use the new one, {most} at most; `weft status` says how far it is\n",
+        answer.name,
+        answer.id.short(),
+        answer.change.fingerprint,
+        answer.change.epoch,
+        answer.fingerprint,
     )
 }
 

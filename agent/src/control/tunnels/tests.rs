@@ -1,5 +1,8 @@
 use serde_json::json;
 
+use data_encoding::BASE64_NOPAD;
+use weft_wireguard::PairStatus;
+
 use super::*;
 use crate::{
     api::types::{NetworkCreateRequest, NodeRemoveQuery},
@@ -41,6 +44,11 @@ fn address(world: &World, node: usize) -> Ipv4Addr {
     world.nodes[node].control.tunnel_address()
 }
 
+fn knows(desired: &Desired, key: &[u8; 32]) -> bool {
+    let mut pairs = desired.peers.iter().flat_map(|peer| &peer.pairs);
+    pairs.any(|pair| pair.public_key == *key)
+}
+
 fn key(node: u8) -> [u8; 32] {
     Secret32::new([node; 32]).public_key()
 }
@@ -64,14 +72,17 @@ fn the_process_is_told_of_encrypted_networks_here_and_of_nodes_that_share_them()
     assert_eq!(told(&world, 2), None);
 
     assert_eq!((one.vtep, other.vtep), (address(&world, 0), address(&world, 1)));
-    assert_eq!(one.private_key.public_key(), key(1));
+    assert_eq!(one.private_keys[0].public_key(), key(1));
     assert_eq!(one.peers.len(), 1);
     assert_eq!(
-        (one.peers[0].public_key, one.peers[0].vtep),
+        (one.peers[0].pairs[0].public_key, one.peers[0].vtep),
         (key(2), address(&world, 1))
     );
     assert_eq!(one.peers[0].endpoint, "192.0.2.2:51820".parse().unwrap());
-    assert_eq!(one.peers[0].preshared_key, other.peers[0].preshared_key);
+    assert_eq!(
+        one.peers[0].pairs[0].preshared_key,
+        other.peers[0].pairs[0].preshared_key
+    );
     let network = &one.networks[0];
     assert_eq!(network.members, [address(&world, 1)]);
     assert_eq!(network.fdb, [(b, address(&world, 1))]);
@@ -115,7 +126,7 @@ fn who_is_removed_or_leaves_is_told_of_no_more() {
     for node in 0..2 {
         world.until(Duration::from_secs(1), |world| {
             let desired = told(world, node).unwrap();
-            desired.peers.iter().all(|peer| peer.public_key != key(3)) && desired.networks[0].fdb.len() == 1
+            !knows(&desired, &key(3)) && desired.networks[0].fdb.len() == 1
         });
     }
     world.ask(1, Command::Leave);
@@ -153,12 +164,7 @@ fn an_address_that_two_nodes_have_is_the_lower_ones_and_the_other_picks_again() 
         let key = Kind::Node.key(CLUSTER, Vec::new());
         control.catalogue.apply(thief, &key, Some(&encode(&said)));
         let desired = control.tunnels().unwrap();
-        assert!(
-            desired
-                .peers
-                .iter()
-                .all(|peer| peer.public_key != said.tunnel.key)
-        );
+        assert!(!knows(&desired, &said.tunnel.key));
         assert!(desired.networks[0].fdb.iter().all(|(_, to)| *to != stolen) || node != low);
         assert_eq!(control.tunnel_address(), address_of(&desired));
     }
@@ -217,6 +223,7 @@ fn what_is_wrong_with_tunnels_is_said_and_what_they_carry_is_shown() {
     for node in 0..2 {
         connect(&mut world, node, "secret", &format!("e{node}"));
     }
+    let other = world.nodes[1].control.me;
     let control = &mut world.nodes[0].control;
     let begin = Now {
         instant: Instant::now() + Duration::from_secs(3600),
@@ -236,9 +243,17 @@ fn what_is_wrong_with_tunnels_is_said_and_what_they_carry_is_shown() {
     assert!(!control.encryption(None, begin).unwrap().running);
 
     let peer = PeerStatus {
-        public_key: key(2),
+        vtep: control
+            .catalogue
+            .node(other)
+            .unwrap()
+            .fact
+            .as_ref()
+            .unwrap()
+            .tunnel
+            .address,
         endpoint: "192.0.2.77:51820".parse().unwrap(),
-        last_handshake: None,
+        pairs: Vec::new(),
         received_bytes: 1,
         sent_bytes: 2,
         lost: 3,
@@ -259,7 +274,13 @@ fn what_is_wrong_with_tunnels_is_said_and_what_they_carry_is_shown() {
     );
 
     let well = PeerStatus {
-        last_handshake: Some(Duration::from_secs(30)),
+        pairs: vec![PairStatus {
+            own: key(1),
+            public_key: key(2),
+            is_used: true,
+            last_handshake: Some(Duration::from_secs(30)),
+            last_heard: None,
+        }],
         ..peer
     };
     control.handle_tunnels(said(Ok(status(&well))), begin);

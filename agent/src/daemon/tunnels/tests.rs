@@ -87,7 +87,7 @@ fn read(stream: &mut UnixStream) -> Option<Request> {
 fn desired(generation: u64) -> Box<Desired> {
     Box::new(Desired {
         generation,
-        private_key: Secret32::new([1; 32]),
+        private_keys: vec![weft_wireguard::Secret32::new([1; 32])],
         port: 51820,
         vtep: Ipv4Addr::new(100, 64, 0, 1),
         peers: Vec::new(),
