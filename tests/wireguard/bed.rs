@@ -11,7 +11,7 @@ use netns_harness::{Host, Inside, Lab, Output, Process, Sandbox, SwitchOptions, 
 use weft_netlink::{netns::Netns, tap};
 use weft_tests::weft_binary;
 use weft_types::{Mac, Vni};
-use weft_wireguard::{Client, Desired, Network, Peer, PeerStatus, Secret32, Status};
+use weft_wireguard::{Client, Desired, KeyPair, Network, Peer, PeerStatus, Secret32, Status};
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -68,10 +68,13 @@ pub fn underlay(number: u8) -> Ipv4Addr {
 /// A peer with the key and addresses of a number.
 pub fn peer(number: u8) -> Peer {
     Peer {
-        public_key: key(number).public_key(),
-        preshared_key: Secret32::new([99; 32]),
         vtep: vtep(number),
         endpoint: SocketAddr::from((underlay(number), PORT)),
+        pairs: vec![KeyPair {
+            own: 0,
+            public_key: key(number).public_key(),
+            preshared_key: Secret32::new([99; 32]),
+        }],
     }
 }
 
@@ -137,7 +140,7 @@ impl Bed {
         };
         Desired {
             generation: 1,
-            private_key: key(number),
+            private_keys: vec![key(number)],
             port: PORT,
             vtep: vtep(number),
             peers: others().map(peer).collect(),
@@ -275,9 +278,8 @@ impl Node {
 
     /// What it says of a peer.
     pub fn about(&self, number: u8) -> PeerStatus {
-        let key = key(number).public_key();
         let peers = self.status().peers;
-        peers.into_iter().find(|peer| peer.public_key == key).unwrap()
+        peers.into_iter().find(|peer| peer.vtep == vtep(number)).unwrap()
     }
 
     /// Frames that the kernel says came out of the tunnels, whatever the process says.

@@ -68,7 +68,7 @@ impl Foreign {
              ip -n foreign neigh add {other_ip} lladdr {other_mac} dev vx0
              ip -n foreign neigh add {other_ip6} lladdr {other_mac} dev vx0",
             private = base64(key(number).expose()),
-            shared = base64(peer(other).preshared_key.expose()),
+            shared = base64(peer(other).pairs[0].preshared_key.expose()),
             public = base64(&key(other).public_key()),
             endpoint = underlay(other),
             vtep = vtep(number),

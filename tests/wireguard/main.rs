@@ -2,10 +2,12 @@
 //! strangers. As an ordinary user they run where `/dev/net/tun` is for everybody.
 
 mod bed;
+mod flow;
 mod forgeries;
 mod interop;
 mod many;
 mod paths;
+mod rotation;
 mod stranger;
 mod traffic;
 
@@ -61,7 +63,7 @@ fn two_hosts_carry_everything_and_show_nothing() {
             two.streams_to(one, v6, 5_000).unwrap();
         }
         let (status, peer) = (one.status(), one.about(2));
-        assert!(peer.last_handshake.is_some() && peer.segmentation, "{peer:?}");
+        assert!(peer.last_handshake().is_some() && peer.segmentation, "{peer:?}");
         assert!(
             peer.sent_bytes > 10_000_000 && peer.received_bytes > 10_000_000,
             "{peer:?}"
@@ -93,7 +95,7 @@ fn a_wrong_secret_carries_nothing() {
     on_two(|bed, one, two| {
         one.asks(two, false).unwrap();
         let mut wrong = bed.desired(2);
-        wrong.peers[0].preshared_key = Secret32::new([1; 32]);
+        wrong.peers[0].pairs[0].preshared_key = Secret32::new([1; 32]);
         two.apply(wrong);
         assert!(one.is_unheard_by(two, false, Duration::from_secs(2)));
         assert!(two.is_unheard_by(one, false, Duration::from_secs(1)));

@@ -11,7 +11,7 @@ use boringtun::{
     x25519::{PublicKey, StaticSecret},
 };
 use netns_harness::{Inside, eventually, isolated};
-use weft_wireguard::{Desired, Peer, Secret32};
+use weft_wireguard::{Desired, KeyPair, Peer, Secret32};
 
 use crate::{
     bed::{Bed, LOOK_EVERY, PATIENCE, PORT, has_tap, key, underlay},
@@ -45,8 +45,11 @@ fn a_thousand_peers_that_restart_at_once_have_sessions_at_once() {
         two.shell("ip route add local 10.200.0.0/16 dev lo");
         let shared = Secret32::new([99; 32]);
         let wanted = |number: u16| Peer {
-            public_key: secret(number).public_key(),
-            preshared_key: shared.clone(),
+            pairs: vec![KeyPair {
+                own: 0,
+                public_key: secret(number).public_key(),
+                preshared_key: shared.clone(),
+            }],
             vtep: Ipv4Addr::from_bits(0x6450_0000 + u32::from(number)),
             endpoint: SocketAddr::from((address(number), PORT)),
         };
@@ -124,7 +127,7 @@ fn a_thousand_peers_that_restart_at_once_have_sessions_at_once() {
             let with_session = status
                 .peers
                 .iter()
-                .filter(|peer| peer.last_handshake.is_some())
+                .filter(|peer| peer.last_handshake().is_some())
                 .count();
             if with_session == usize::from(PEERS) {
                 Ok(())

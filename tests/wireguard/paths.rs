@@ -76,7 +76,10 @@ fn a_node_that_moves_keeps_its_sessions() {
         two.streams_to(one, false, 1000).unwrap();
         let after = one.about(2);
         assert_eq!(after.endpoint.to_string(), "192.0.2.77:51820");
-        assert!(after.last_handshake >= before.last_handshake, "a new handshake");
+        assert!(
+            after.last_handshake() >= before.last_handshake(),
+            "a new handshake"
+        );
         // What its record said all along does not move it back.
         one.apply(bed.desired(1));
         assert_eq!(one.about(2).endpoint, after.endpoint);

@@ -35,7 +35,7 @@ impl<'a> Stranger<'a> {
         let mut tunn = Tunn::new(
             StaticSecret::from(*key(number).expose()),
             PublicKey::from(key(with).public_key()),
-            Some(*peer(with).preshared_key.expose()),
+            Some(*peer(with).pairs[0].preshared_key.expose()),
             None,
             7,
             None,

@@ -211,7 +211,9 @@ pub struct Dropped {
 
 /// Writes a message with its length before it. The bytes are wiped: there may be keys in them.
 pub(crate) fn write_message<T: Serialize>(to: &mut impl Write, message: &T) -> io::Result<()> {
-    let bytes = Zeroizing::new(postcard::to_allocvec(message).map_err(invalid)?);
+    let size = postcard::experimental::serialized_size(message).map_err(invalid)?;
+    let mut bytes = Zeroizing::new(vec![0; size]);
+    postcard::to_slice(message, &mut bytes).map_err(invalid)?;
     let length = u32::try_from(bytes.len())
         .ok()
         .filter(|length| *length <= LONGEST);
@@ -229,10 +231,16 @@ pub(crate) fn read_message<T: DeserializeOwned>(from: &mut impl Read) -> io::Res
     if length > LONGEST {
         return Err(invalid(format!("a message of {length} bytes is too long")));
     }
+    let length = length as usize;
     let mut bytes = Zeroizing::new(Vec::new());
-    from.take(length.into()).read_to_end(&mut bytes)?;
-    if bytes.len() < length as usize {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+    while bytes.len() < length {
+        // By hand, because a vector that grows leaves what it had where it was.
+        let mut longer = Zeroizing::new(Vec::with_capacity(length.min(2 * bytes.len().max(32 * 1024))));
+        longer.extend_from_slice(&bytes);
+        let room = longer.capacity().min(length);
+        longer.resize(room, 0);
+        from.read_exact(&mut longer[bytes.len()..])?;
+        bytes = longer;
     }
     match postcard::take_from_bytes(&bytes) {
         Ok((message, [])) => Ok(message),

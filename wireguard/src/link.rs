@@ -35,8 +35,8 @@ pub struct Pair {
 
 /// All sessions with a node.
 pub struct Link {
-    /// In the order in which they are to be used.
-    sessions: Vec<Session>,
+    /// In the order in which they are to be used. Boxed, so that there are no copies of keys where they once were.
+    sessions: Vec<Box<Session>>,
     endpoint: SocketAddr,
     /// Where it said it is, when it last said so.
     announced: SocketAddr,
@@ -133,10 +133,10 @@ impl Link {
     }
 
     /// Has these pairs from now on, in this order. Those that were there before stay as they are.
-    pub fn set_pairs(&mut self, pairs: &[Pair], mut fresh: Vec<Session>) {
+    pub fn set_pairs(&mut self, pairs: &[Pair], mut fresh: Vec<Box<Session>>) {
         let mut before = std::mem::take(&mut self.sessions);
         for pair in pairs {
-            let take = |from: &mut Vec<Session>| {
+            let take = |from: &mut Vec<Box<Session>>| {
                 let place = from.iter().position(|session| session.pair == *pair)?;
                 Some(from.swap_remove(place))
             };
@@ -147,7 +147,7 @@ impl Link {
 
     /// The place of the session that packets go by.
     pub fn used(&self) -> Option<usize> {
-        self.sessions.iter().position(Session::is_usable)
+        self.sessions.iter().position(|session| session.is_usable())
     }
 
     /// Encrypts a packet by the session at a place, or keeps it until there is one. `out` has room for 32 bytes more
@@ -252,7 +252,7 @@ impl Link {
 
     pub fn status(&self, now: Instant) -> Vec<PairStatus> {
         let used = self.used();
-        let status = |(place, session): (usize, &Session)| PairStatus {
+        let status = |(place, session): (usize, &Box<Session>)| PairStatus {
             own: session.pair.own,
             public_key: session.pair.public_key,
             is_used: used == Some(place),

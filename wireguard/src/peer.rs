@@ -77,7 +77,11 @@ impl Peer {
     /// packets go on.
     pub fn set_pairs(&self, pairs: &[Pair], mut make: impl FnMut(&Pair) -> Session) {
         let missing = |pair: &&Pair| !self.link().pairs().any(|(have, _)| have == *pair);
-        let fresh = pairs.iter().filter(missing).map(&mut make).collect();
+        let fresh = pairs
+            .iter()
+            .filter(missing)
+            .map(|pair| Box::new(make(pair)))
+            .collect();
         self.link().set_pairs(pairs, fresh);
     }
 

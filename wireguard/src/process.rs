@@ -33,6 +33,7 @@ use crate::{
     Desired, Status,
     budget::Budget,
     peer::{Clock, Peer},
+    secret::scrub_stack,
     table::Table,
 };
 use tally::Tally;
@@ -214,6 +215,8 @@ impl Shared {
             }
         }
         self.watch_devices(before.as_deref(), &state)?;
+        drop(before);
+        scrub_stack();
         Ok(failed)
     }
 

@@ -26,6 +26,14 @@ impl Secret32 {
     }
 }
 
+/// Overwrites what functions that have returned left on the stack: whoever computes with a key has parts of it there.
+#[inline(never)]
+pub(crate) fn scrub_stack() {
+    let mut below = [0_u8; 64 * 1024];
+    below.zeroize();
+    std::hint::black_box(&below);
+}
+
 impl fmt::Debug for Secret32 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("…")

@@ -47,7 +47,7 @@ impl Side {
                 self.next += 1;
                 let own = |identity: &&(u8, Arc<Identity>)| identity.1.public.to_bytes() == pair.own;
                 let identity = &self.keys.iter().find(own).unwrap().1;
-                fresh.push(Session::new(pair.clone(), identity, self.next, None));
+                fresh.push(Box::new(Session::new(pair.clone(), identity, self.next, None)));
             }
         }
         self.link.set_pairs(&pairs, fresh);

@@ -17,6 +17,7 @@ use crate::{
     join::Joiner,
     link::Link,
     peer::{HANDSHAKE_ROOM, Peer},
+    secret::scrub_stack,
     table::{Denied, Device, Identity, Table},
 };
 
@@ -251,6 +252,7 @@ impl Worker<'_> {
                     return;
                 }
                 let half = parse_handshake_anon(&identity.private, &identity.public, initiation);
+                scrub_stack();
                 half.ok()
                     .and_then(|half| table.peer_of_key(&identity.public, &half.peer_static_public))
             }
@@ -273,6 +275,7 @@ impl Worker<'_> {
             TunnResult::Err(_) => count(&tally.undecryptable),
             _ => {}
         }
+        scrub_stack();
     }
 
     /// Whether to spend time on a handshake. Who is asked for a cookie gets one here.

@@ -23,6 +23,7 @@ use crate::{
     icmp,
     link::Sealed,
     peer::{HANDSHAKE_ROOM, Peer},
+    secret::scrub_stack,
     split::{Segments, Unsendable},
     table::{Attached, Device},
 };
@@ -157,7 +158,10 @@ impl Worker<'_> {
             let room = &mut self.out.arena[self.out.used..];
             match link.seal(&self.packet[..end], used, room) {
                 Sealed::Packet(length) => self.out.add(length, may_segment, to, peer),
-                Sealed::Handshake(length) => self.out.add(length, false, to, peer),
+                Sealed::Handshake(length) => {
+                    scrub_stack();
+                    self.out.add(length, false, to, peer);
+                }
                 Sealed::Waits => {}
                 Sealed::Lost => {
                     peer.lose(1);

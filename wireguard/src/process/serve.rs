@@ -17,6 +17,7 @@ use super::{RunError, Shared};
 use crate::{
     Answer, Request,
     control::{read_message, write_message},
+    secret::scrub_stack,
 };
 
 /// The agent has one; the rest is for who looks on.
@@ -86,5 +87,6 @@ fn answer_all(shared: &Arc<Shared>, mut stream: &UnixStream) -> io::Result<()> {
             Err(error) => return Err(error),
         };
         write_message(&mut stream, &answer)?;
+        scrub_stack();
     }
 }

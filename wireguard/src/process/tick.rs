@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::Shared;
-use crate::peer::HANDSHAKE_ROOM;
+use crate::{peer::HANDSHAKE_ROOM, secret::scrub_stack};
 
 /// boringtun counts in these: a handshake that is due comes so much later at most.
 const EVERY: Duration = Duration::from_millis(100);
@@ -23,14 +23,18 @@ pub fn run(shared: &Arc<Shared>) {
         let Some(state) = shared.state.load_full() else {
             continue;
         };
-        let now = Instant::now();
+        let (now, mut has_said) = (Instant::now(), false);
         for peer in &state.table.peers {
             let mut link = peer.link();
             let to = link.endpoint();
             link.tick(now, &mut out, |message| {
                 state.sockets.pairs[0].post(message, to);
                 peer.sent_bytes.fetch_add(message.len() as u64, Relaxed);
+                has_said = true;
             });
+        }
+        if has_said {
+            scrub_stack();
         }
         if now.duration_since(paths_at) >= PATHS_EVERY {
             paths_at = now;

@@ -1,0 +1,214 @@
+//! Nodes that change their keys: nothing is lost, and what was made of the old key is gone.
+
+use std::{
+    fs::File,
+    net::UdpSocket,
+    os::unix::fs::FileExt,
+    thread,
+    time::{Duration, Instant},
+};
+
+use boringtun::{
+    noise::{Tunn, TunnResult},
+    x25519::{PublicKey, StaticSecret},
+};
+use netns_harness::{Inside, eventually};
+use weft_wireguard::{Desired, KeyPair, Secret32};
+
+use crate::{
+    bed::{Bed, LOOK_EVERY, Node, PATIENCE, PORT, key, on_two, underlay},
+    flow::Flow,
+    traffic::Talks,
+};
+
+/// The key after that of a number: bytes that nothing else in the memory of a process is made of.
+fn next(number: u8) -> Secret32 {
+    let bytes: Vec<_> = (0..32_u8)
+        .map(|at| at.wrapping_mul(37).wrapping_add(number.wrapping_mul(91) ^ 3))
+        .collect();
+    Secret32::new(bytes.try_into().unwrap())
+}
+
+/// What a node is told, with keys of its own and of the other, the newest first.
+fn told(bed: &Bed, number: u8, own: &[Secret32], theirs: &[Secret32]) -> Desired {
+    let mut desired = bed.desired(number);
+    let pair = |own: usize, theirs: &Secret32| KeyPair {
+        own: own as u8,
+        public_key: theirs.public_key(),
+        preshared_key: desired.peers[0].pairs[0].preshared_key.clone(),
+    };
+    let pairs = (0..own.len()).flat_map(|own| theirs.iter().map(move |theirs| (own, theirs)));
+    let pairs: Vec<_> = pairs.map(|(own, theirs)| pair(own, theirs)).collect();
+    desired.peers[0].pairs = pairs;
+    desired.private_keys = own.to_vec();
+    desired
+}
+
+fn apply(node: &Node, desired: Desired) {
+    assert_eq!(node.apply(desired), [] as [&str; 0]);
+}
+
+/// The same after somebody else had the key of a peer: whoever shows it is where the peer is, until the peer says that it
+/// has moved.
+fn apply_anew(node: &Node, desired: Desired) {
+    let mut elsewhere = desired.clone();
+    elsewhere.peers[0].endpoint.set_port(9);
+    apply(node, elsewhere);
+    apply(node, desired);
+}
+
+/// Waits until a node sends by a pair of keys and hears the other by it, and by no other any more.
+fn uses(node: &Node, other: u8, own: &Secret32, theirs: &Secret32) {
+    let (own, theirs) = (own.public_key(), theirs.public_key());
+    let look = || {
+        let peer = node.about(other);
+        let is_it = |pair: &&weft_wireguard::PairStatus| (pair.own, pair.public_key) == (own, theirs);
+        let used = peer.used().filter(is_it);
+        let others = peer.pairs.iter().filter(|pair| !is_it(pair));
+        let late = others
+            .filter_map(|pair| pair.last_heard)
+            .any(|ago| ago < Duration::from_secs(1));
+        match used.is_some_and(|pair| pair.last_heard.is_some()) && !late {
+            true => Ok(()),
+            false => Err(format!("{peer:?}")),
+        }
+    };
+    eventually("the new keys to be used", PATIENCE, LOOK_EVERY, look).unwrap();
+}
+
+/// Whether a node answers whoever begins a handshake with one of its keys, with another's.
+fn answers(from: &Node, to: &Node, own: &Secret32, theirs: &Secret32) -> bool {
+    let mut tunn = Tunn::new(
+        StaticSecret::from(*own.expose()),
+        PublicKey::from(theirs.public_key()),
+        None,
+        None,
+        7,
+        None,
+    );
+    let mut out = [0; 256];
+    let TunnResult::WriteToNetwork(initiation) = tunn.format_handshake_initiation(&mut out, false) else {
+        panic!("no initiation");
+    };
+    let socket = from.host.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    socket.send_to(initiation, (underlay(to.number), PORT)).unwrap();
+    socket.recv(&mut [0; 256]).is_ok()
+}
+
+/// How often some bytes are in what a process can write to.
+fn copies(node: &Node, bytes: &[u8]) -> usize {
+    let pid = node.process().pid();
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut found = 0;
+    for line in maps.lines().filter(|line| line.contains(" rw")) {
+        let (range, _) = line.split_once(' ').unwrap();
+        let (from, to) = range.split_once('-').unwrap();
+        let [from, to] = [from, to].map(|text| u64::from_str_radix(text, 16).unwrap());
+        let mut content = vec![0; (to - from) as usize];
+        if memory.read_exact_at(&mut content, from).is_ok() {
+            found += content
+                .windows(bytes.len())
+                .filter(|window| *window == bytes)
+                .count();
+        }
+    }
+    found
+}
+
+#[test]
+fn keys_change_under_load_and_nothing_is_lost() {
+    on_two(|bed, one, two| {
+        one.asks(two, false).unwrap();
+        let flows = [Flow::start(one, two), Flow::start(two, one)];
+        thread::scope(|scope| {
+            let streams = [
+                scope.spawn(|| one.streams_to(two, false, 200_000)),
+                scope.spawn(|| two.streams_to(one, true, 200_000)),
+            ];
+            let begun = Instant::now();
+            let [old1, old2, new1, new2] = [key(1), key(2), next(1), next(2)];
+            // The first has a new key, and the other hears of it later.
+            let both1 = [new1.clone(), old1.clone()];
+            apply(one, told(bed, 1, &both1, &[old2.clone()]));
+            flows.iter().for_each(|flow| flow.goes_on(300));
+            apply(two, told(bed, 2, &[old2.clone()], &both1));
+            uses(one, 2, &new1, &old2);
+            uses(two, 1, &old2, &new1);
+            // Before the first has forgotten its old one, the second changes too.
+            let both2 = [new2.clone(), old2.clone()];
+            apply(two, told(bed, 2, &both2, &both1));
+            flows.iter().for_each(|flow| flow.goes_on(300));
+            apply(one, told(bed, 1, &both1, &both2));
+            uses(one, 2, &new1, &new2);
+            uses(two, 1, &new2, &new1);
+            apply(one, told(bed, 1, &[new1.clone()], &both2));
+            flows.iter().for_each(|flow| flow.goes_on(300));
+            apply(two, told(bed, 2, &[new2.clone()], &[new1.clone()]));
+            apply(one, told(bed, 1, &[new1.clone()], &[new2.clone()]));
+            flows.iter().for_each(|flow| flow.goes_on(300));
+            println!("two changes of keys under load: {:.1?}", begun.elapsed());
+            for stream in streams {
+                stream.join().unwrap().unwrap();
+            }
+        });
+        for flow in flows {
+            let (sent, lost) = flow.stop();
+            println!("{sent} datagrams, {} lost", lost.len());
+            assert_eq!(lost, [0; 0], "of {sent}");
+        }
+        assert_eq!((one.about(2).lost, two.about(1).lost), (0, 0));
+    });
+}
+
+#[test]
+fn an_old_key_opens_nothing_and_is_nowhere() {
+    on_two(|bed, one, two| {
+        // Keys that can be told from anything else.
+        let [old, new] = [next(11), next(12)];
+        let theirs = [key(2)];
+        apply(one, told(bed, 1, &[old.clone()], &theirs));
+        apply(two, told(bed, 2, &theirs, &[old.clone()]));
+        one.asks(two, false).unwrap();
+        assert!(answers(two, one, &key(2), &old), "the key is in use");
+        assert!(answers(one, two, &old, &key(2)));
+        assert!(copies(one, old.expose()) > 0, "one sees it in memory");
+        let both = [new.clone(), old.clone()];
+        apply_anew(one, told(bed, 1, &both, &theirs));
+        apply_anew(two, told(bed, 2, &theirs, &both));
+        uses(one, 2, &new, &key(2));
+        uses(two, 1, &key(2), &new);
+        assert!(answers(two, one, &key(2), &old) && answers(two, one, &key(2), &new));
+        apply_anew(one, told(bed, 1, &[new.clone()], &theirs));
+        apply_anew(two, told(bed, 2, &theirs, &[new.clone()]));
+        assert!(!answers(two, one, &key(2), &old), "with the old key");
+        assert!(!answers(one, two, &old, &key(2)), "by the old key");
+        assert!(answers(two, one, &key(2), &new));
+        apply_anew(one, told(bed, 1, &[new.clone()], &theirs));
+        one.asks(two, false).unwrap();
+        // A part of it is enough: to compute with it, some bits are changed.
+        let part = &old.expose()[4..28];
+        let gone = || match copies(one, part) {
+            0 => Ok(()),
+            count => Err(count),
+        };
+        eventually("the old key to be gone from memory", PATIENCE, LOOK_EVERY, gone).unwrap();
+    });
+}
+
+#[test]
+fn who_has_not_heard_of_a_new_key_is_spoken_to_by_the_old_one() {
+    on_two(|bed, one, two| {
+        one.asks(two, false).unwrap();
+        let flows = [Flow::start(one, two), Flow::start(two, one)];
+        let both = [next(1), key(1)];
+        apply(one, told(bed, 1, &both, &[key(2)]));
+        flows.iter().for_each(|flow| flow.goes_on(2000));
+        let pair = one.about(2).used().cloned().unwrap();
+        assert_eq!(pair.own, key(1).public_key());
+        for flow in flows {
+            assert_eq!(flow.stop().1, [0; 0]);
+        }
+    });
+}
