@@ -31,13 +31,13 @@ use super::{
 };
 
 /// Replicas have it in their names, which they tell everybody who calls.
-const CANARY: &str = "canary-7f21c0ffee";
+pub const CANARY: &str = "canary-7f21c0ffee";
 /// The same on a network that is not encrypted: it shows that a canary is seen.
 const OPEN: &str = "canary-0pen0pen00";
 const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
 
 /// Whether a TAP device can be made here; says so if not.
-fn has_tap() -> bool {
+pub fn has_tap() -> bool {
     let made = Netns::create().map(|netns| netns.run(|| tap::create_persistent("t", 9)));
     match made {
         Ok(Ok(Err(error @ tap::TapError::Open(_)))) => {
@@ -79,14 +79,14 @@ fn watched<T>(bed: &Bed, phase: &str, work: impl FnOnce() -> T) -> (T, [u64; 2])
 }
 
 /// The same, where nothing may be seen.
-fn unseen<T>(bed: &Bed, phase: &str, work: impl FnOnce() -> T) -> T {
+pub fn unseen<T>(bed: &Bed, phase: &str, work: impl FnOnce() -> T) -> T {
     let (done, [secret, _]) = watched(bed, phase, work);
     assert_eq!(secret, 0, "{phase}: the canary was seen");
     done
 }
 
 /// The process that encrypts on a host.
-fn process_of(node: &Node) -> Option<Pid> {
+pub fn process_of(node: &Node) -> Option<Pid> {
     let stream = node
         .host
         .run(|| UnixStream::connect("/run/weft/tunnels.sock"))
@@ -95,12 +95,12 @@ fn process_of(node: &Node) -> Option<Pid> {
     Some(Pid::from_raw(peer.pid()))
 }
 
-fn encryption(node: &Node) -> Value {
+pub fn encryption(node: &Node) -> Value {
     node.json("status")["encryption"].clone()
 }
 
 /// Waits until this host has had a handshake with so many others, and says nothing is wrong.
-fn tunnels(node: &Node, count: usize) {
+pub fn tunnels(node: &Node, count: usize) {
     soon(format!("{count} tunnels of {}", node.host.name()), || {
         let encryption = encryption(node);
         let shaken = items(encryption.get("tunnels").unwrap_or(&Value::Array(Vec::new())))
@@ -121,7 +121,7 @@ fn dig(from: &Sandbox, name: &str) -> Vec<IpAddr> {
 }
 
 /// Has all that is left of a test's processes end.
-fn end(bed: Bed) {
+pub fn end(bed: Bed) {
     for node in bed.nodes().filter(|node| node.host.is_up()) {
         if let Some(pid) = process_of(node) {
             kill(pid, Signal::SIGKILL).unwrap();

@@ -23,6 +23,7 @@ mod repair;
 mod report;
 mod restart;
 mod rolling;
+mod rotation;
 mod scenarios;
 mod services;
 mod state;

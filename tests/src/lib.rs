@@ -1,5 +1,8 @@
 //! What tests across crates share.
 
+pub mod flow;
+pub mod keys;
+
 use std::{
     env,
     path::{Path, PathBuf},

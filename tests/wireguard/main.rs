@@ -2,7 +2,6 @@
 //! strangers. As an ordinary user they run where `/dev/net/tun` is for everybody.
 
 mod bed;
-mod flow;
 mod forgeries;
 mod interop;
 mod many;

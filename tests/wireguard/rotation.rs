@@ -1,24 +1,21 @@
 //! Nodes that change their keys: nothing is lost, and what was made of the old key is gone.
 
 use std::{
-    fs::File,
     net::UdpSocket,
-    os::unix::fs::FileExt,
     thread,
     time::{Duration, Instant},
 };
 
-use boringtun::{
-    noise::{Tunn, TunnResult},
-    x25519::{PublicKey, StaticSecret},
+use netns_harness::eventually;
+use weft_tests::{
+    flow::Flow,
+    keys::{copies, is_answered},
 };
-use netns_harness::{Inside, eventually};
 use weft_wireguard::{Desired, KeyPair, Secret32};
 
 use crate::{
-    bed::{Bed, LOOK_EVERY, Node, PATIENCE, PORT, key, on_two, underlay},
-    flow::Flow,
-    traffic::Talks,
+    bed::{Bed, LOOK_EVERY, Node, PATIENCE, PORT, container, key, on_two, underlay},
+    traffic::{CANARY, Talks},
 };
 
 /// The key after that of a number: bytes that nothing else in the memory of a process is made of.
@@ -76,52 +73,25 @@ fn uses(node: &Node, other: u8, own: &Secret32, theirs: &Secret32) {
     eventually("the new keys to be used", PATIENCE, LOOK_EVERY, look).unwrap();
 }
 
-/// Whether a node answers whoever begins a handshake with one of its keys, with another's.
 fn answers(from: &Node, to: &Node, own: &Secret32, theirs: &Secret32) -> bool {
-    let mut tunn = Tunn::new(
-        StaticSecret::from(*own.expose()),
-        PublicKey::from(theirs.public_key()),
-        None,
-        None,
-        7,
-        None,
-    );
-    let mut out = [0; 256];
-    let TunnResult::WriteToNetwork(initiation) = tunn.format_handshake_initiation(&mut out, false) else {
-        panic!("no initiation");
-    };
-    let socket = from.host.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
-    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    socket.send_to(initiation, (underlay(to.number), PORT)).unwrap();
-    socket.recv(&mut [0; 256]).is_ok()
+    let at = (underlay(to.number), PORT).into();
+    is_answered(&from.host, at, own.expose(), &theirs.public_key())
 }
 
-/// How often some bytes are in what a process can write to.
-fn copies(node: &Node, bytes: &[u8]) -> usize {
-    let pid = node.process().pid();
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-    let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
-    let mut found = 0;
-    for line in maps.lines().filter(|line| line.contains(" rw")) {
-        let (range, _) = line.split_once(' ').unwrap();
-        let (from, to) = range.split_once('-').unwrap();
-        let [from, to] = [from, to].map(|text| u64::from_str_radix(text, 16).unwrap());
-        let mut content = vec![0; (to - from) as usize];
-        if memory.read_exact_at(&mut content, from).is_ok() {
-            found += content
-                .windows(bytes.len())
-                .filter(|window| *window == bytes)
-                .count();
-        }
-    }
-    found
+fn flow(from: &Node, to: &Node) -> Flow {
+    let address = container(to.number, false);
+    let bind = |node: &Node, address| {
+        let bound = node.container.run(|| UdpSocket::bind((address, 0)));
+        bound.unwrap().unwrap()
+    };
+    Flow::start(bind(from, [0; 4].into()), bind(to, address), CANARY)
 }
 
 #[test]
 fn keys_change_under_load_and_nothing_is_lost() {
     on_two(|bed, one, two| {
         one.asks(two, false).unwrap();
-        let flows = [Flow::start(one, two), Flow::start(two, one)];
+        let flows = [flow(one, two), flow(two, one)];
         thread::scope(|scope| {
             let streams = [
                 scope.spawn(|| one.streams_to(two, false, 200_000)),
@@ -173,7 +143,10 @@ fn an_old_key_opens_nothing_and_is_nowhere() {
         one.asks(two, false).unwrap();
         assert!(answers(two, one, &key(2), &old), "the key is in use");
         assert!(answers(one, two, &old, &key(2)));
-        assert!(copies(one, old.expose()) > 0, "one sees it in memory");
+        assert!(
+            copies(one.process().pid(), old.expose()) > 0,
+            "one sees it in memory"
+        );
         let both = [new.clone(), old.clone()];
         apply_anew(one, told(bed, 1, &both, &theirs));
         apply_anew(two, told(bed, 2, &theirs, &both));
@@ -189,7 +162,7 @@ fn an_old_key_opens_nothing_and_is_nowhere() {
         one.asks(two, false).unwrap();
         // A part of it is enough: to compute with it, some bits are changed.
         let part = &old.expose()[4..28];
-        let gone = || match copies(one, part) {
+        let gone = || match copies(one.process().pid(), part) {
             0 => Ok(()),
             count => Err(count),
         };
@@ -201,7 +174,7 @@ fn an_old_key_opens_nothing_and_is_nowhere() {
 fn who_has_not_heard_of_a_new_key_is_spoken_to_by_the_old_one() {
     on_two(|bed, one, two| {
         one.asks(two, false).unwrap();
-        let flows = [Flow::start(one, two), Flow::start(two, one)];
+        let flows = [flow(one, two), flow(two, one)];
         let both = [next(1), key(1)];
         apply(one, told(bed, 1, &both, &[key(2)]));
         flows.iter().for_each(|flow| flow.goes_on(2000));

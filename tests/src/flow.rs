@@ -13,13 +13,10 @@ use std::{
 
 use netns_harness::eventually;
 
-use crate::{
-    bed::{LOOK_EVERY, PATIENCE, container},
-    traffic::{CANARY, Talks},
-};
-
 /// Between two datagrams.
 const PACE: Duration = Duration::from_millis(1);
+const PATIENCE: Duration = Duration::from_secs(20);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Datagrams in one direction, until it is stopped.
 pub struct Flow {
@@ -31,18 +28,12 @@ pub struct Flow {
 }
 
 impl Flow {
-    pub fn start(from: &impl Talks, to: &impl Talks) -> Self {
-        let address = container(to.number(), false);
-        let ears = to
-            .container()
-            .run(|| UdpSocket::bind((address, 0)))
-            .unwrap()
-            .unwrap();
-        let mouth = from
-            .container()
-            .run(|| UdpSocket::bind("0.0.0.0:0"))
-            .unwrap()
-            .unwrap();
+    /// From one socket to another; each datagram has its number in it, and these words.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be sent, which includes that a neighbour is unknown.
+    pub fn start(mouth: UdpSocket, ears: UdpSocket, words: &'static [u8]) -> Self {
         mouth.connect(ears.local_addr().unwrap()).unwrap();
         ears.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let is_over = Arc::new(AtomicBool::new(false));
@@ -51,7 +42,7 @@ impl Flow {
         let sender = thread::spawn(move || {
             while !over.load(Relaxed) {
                 let number = count.fetch_add(1, Relaxed);
-                let datagram = [&number.to_le_bytes()[..], CANARY].concat();
+                let datagram = [&number.to_le_bytes()[..], words].concat();
                 mouth.send(&datagram).unwrap();
                 thread::park_timeout(PACE);
             }
@@ -83,6 +74,10 @@ impl Flow {
     }
 
     /// Waits until so many more have arrived.
+    ///
+    /// # Panics
+    ///
+    /// If they do not.
     pub fn goes_on(&self, more: u64) {
         let until = self.received.load(Relaxed) + more;
         let look = || match self.received.load(Relaxed) {
@@ -93,6 +88,10 @@ impl Flow {
     }
 
     /// How many were sent, and which of them never arrived.
+    ///
+    /// # Panics
+    ///
+    /// If one of them arrived twice.
     pub fn stop(self) -> (u64, Vec<u64>) {
         self.is_over.store(true, Relaxed);
         self.sender.join().unwrap();
