@@ -37,7 +37,7 @@ pub fn is_answered(from: &impl Inside, to: SocketAddr, own: &[u8; 32], theirs: &
 /// # Panics
 ///
 /// If there is no such process.
-pub fn copies(pid: i32, bytes: &[u8]) -> usize {
+pub fn copies(pid: u32, bytes: &[u8]) -> usize {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
     let mut found = 0;

@@ -27,9 +27,9 @@ fn next(number: u8) -> Secret32 {
 }
 
 /// What a node is told, with keys of its own and of the other, the newest first.
-fn told(bed: &Bed, number: u8, own: &[Secret32], theirs: &[Secret32]) -> Desired {
+fn told(bed: &Bed, number: u8, own: &[&Secret32], theirs: &[&Secret32]) -> Desired {
     let mut desired = bed.desired(number);
-    let pair = |own: usize, theirs: &Secret32| KeyPair {
+    let pair = |own: usize, theirs: &&Secret32| KeyPair {
         own: own as u8,
         public_key: theirs.public_key(),
         preshared_key: desired.peers[0].pairs[0].preshared_key.clone(),
@@ -37,7 +37,7 @@ fn told(bed: &Bed, number: u8, own: &[Secret32], theirs: &[Secret32]) -> Desired
     let pairs = (0..own.len()).flat_map(|own| theirs.iter().map(move |theirs| (own, theirs)));
     let pairs: Vec<_> = pairs.map(|(own, theirs)| pair(own, theirs)).collect();
     desired.peers[0].pairs = pairs;
-    desired.private_keys = own.to_vec();
+    desired.private_keys = own.iter().copied().cloned().collect();
     desired
 }
 
@@ -100,23 +100,23 @@ fn keys_change_under_load_and_nothing_is_lost() {
             let begun = Instant::now();
             let [old1, old2, new1, new2] = [key(1), key(2), next(1), next(2)];
             // The first has a new key, and the other hears of it later.
-            let both1 = [new1.clone(), old1.clone()];
-            apply(one, told(bed, 1, &both1, &[old2.clone()]));
+            let both1 = [&new1, &old1];
+            apply(one, told(bed, 1, &both1, &[&old2]));
             flows.iter().for_each(|flow| flow.goes_on(300));
-            apply(two, told(bed, 2, &[old2.clone()], &both1));
+            apply(two, told(bed, 2, &[&old2], &both1));
             uses(one, 2, &new1, &old2);
             uses(two, 1, &old2, &new1);
             // Before the first has forgotten its old one, the second changes too.
-            let both2 = [new2.clone(), old2.clone()];
+            let both2 = [&new2, &old2];
             apply(two, told(bed, 2, &both2, &both1));
             flows.iter().for_each(|flow| flow.goes_on(300));
             apply(one, told(bed, 1, &both1, &both2));
             uses(one, 2, &new1, &new2);
             uses(two, 1, &new2, &new1);
-            apply(one, told(bed, 1, &[new1.clone()], &both2));
+            apply(one, told(bed, 1, &[&new1], &both2));
             flows.iter().for_each(|flow| flow.goes_on(300));
-            apply(two, told(bed, 2, &[new2.clone()], &[new1.clone()]));
-            apply(one, told(bed, 1, &[new1.clone()], &[new2.clone()]));
+            apply(two, told(bed, 2, &[&new2], &[&new1]));
+            apply(one, told(bed, 1, &[&new1], &[&new2]));
             flows.iter().for_each(|flow| flow.goes_on(300));
             println!("two changes of keys under load: {:.1?}", begun.elapsed());
             for stream in streams {
@@ -137,9 +137,10 @@ fn an_old_key_opens_nothing_and_is_nowhere() {
     on_two(|bed, one, two| {
         // Keys that can be told from anything else.
         let [old, new] = [next(11), next(12)];
-        let theirs = [key(2)];
-        apply(one, told(bed, 1, &[old.clone()], &theirs));
-        apply(two, told(bed, 2, &theirs, &[old.clone()]));
+        let second = key(2);
+        let theirs = [&second];
+        apply(one, told(bed, 1, &[&old], &theirs));
+        apply(two, told(bed, 2, &theirs, &[&old]));
         one.asks(two, false).unwrap();
         assert!(answers(two, one, &key(2), &old), "the key is in use");
         assert!(answers(one, two, &old, &key(2)));
@@ -147,18 +148,18 @@ fn an_old_key_opens_nothing_and_is_nowhere() {
             copies(one.process().pid(), old.expose()) > 0,
             "one sees it in memory"
         );
-        let both = [new.clone(), old.clone()];
+        let both = [&new, &old];
         apply_anew(one, told(bed, 1, &both, &theirs));
         apply_anew(two, told(bed, 2, &theirs, &both));
         uses(one, 2, &new, &key(2));
         uses(two, 1, &key(2), &new);
         assert!(answers(two, one, &key(2), &old) && answers(two, one, &key(2), &new));
-        apply_anew(one, told(bed, 1, &[new.clone()], &theirs));
-        apply_anew(two, told(bed, 2, &theirs, &[new.clone()]));
+        apply_anew(one, told(bed, 1, &[&new], &theirs));
+        apply_anew(two, told(bed, 2, &theirs, &[&new]));
         assert!(!answers(two, one, &key(2), &old), "with the old key");
         assert!(!answers(one, two, &old, &key(2)), "by the old key");
         assert!(answers(two, one, &key(2), &new));
-        apply_anew(one, told(bed, 1, &[new.clone()], &theirs));
+        apply_anew(one, told(bed, 1, &[&new], &theirs));
         one.asks(two, false).unwrap();
         // A part of it is enough: to compute with it, some bits are changed.
         let part = &old.expose()[4..28];
@@ -175,8 +176,8 @@ fn who_has_not_heard_of_a_new_key_is_spoken_to_by_the_old_one() {
     on_two(|bed, one, two| {
         one.asks(two, false).unwrap();
         let flows = [flow(one, two), flow(two, one)];
-        let both = [next(1), key(1)];
-        apply(one, told(bed, 1, &both, &[key(2)]));
+        let [new, old, theirs] = [next(1), key(1), key(2)];
+        apply(one, told(bed, 1, &[&new, &old], &[&theirs]));
         flows.iter().for_each(|flow| flow.goes_on(2000));
         let pair = one.about(2).used().cloned().unwrap();
         assert_eq!(pair.own, key(1).public_key());

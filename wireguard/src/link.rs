@@ -252,14 +252,19 @@ impl Link {
 
     pub fn status(&self, now: Instant) -> Vec<PairStatus> {
         let used = self.used();
-        let status = |(place, session): (usize, &Box<Session>)| PairStatus {
+        let status = |(place, session): (usize, &Session)| PairStatus {
             own: session.pair.own,
             public_key: session.pair.public_key,
             is_used: used == Some(place),
             last_handshake: session.tunn.time_since_last_handshake(),
             last_heard: session.heard.map(|at| now.saturating_duration_since(at)),
         };
-        self.sessions.iter().enumerate().map(status).collect()
+        self.sessions
+            .iter()
+            .map(Box::as_ref)
+            .enumerate()
+            .map(status)
+            .collect()
     }
 }
 

@@ -32,6 +32,8 @@ use crate::{
 /// Handshakes that nobody asked for are spread over so much time.
 const GREET_WITHIN_MS: u64 = 1000;
 
+type Key = [u8; 32];
+
 /// One state of things.
 pub struct Table {
     pub generation: u64,
@@ -42,7 +44,7 @@ pub struct Table {
     pub networks: HashMap<Vni, Attached>,
     by_index: HashMap<u32, Arc<Peer>>,
     /// By this node's key and the other's, with the number of their sessions.
-    by_key: HashMap<([u8; 32], [u8; 32]), (Arc<Peer>, u32)>,
+    by_key: HashMap<(Key, Key), (Arc<Peer>, u32)>,
     sources: HashSet<IpAddr>,
     order: Vec<Vni>,
     /// The largest MTU of the networks.
