@@ -133,6 +133,7 @@ const COMMANDS: &[&str] = &[
     "node inspect h1",
     "node drain h2",
     "node activate",
+    "node rotate-key",
     "node rm h2",
     "network create app",
     "network ls",
