@@ -1,6 +1,10 @@
 //! Underlays that take less than they did, and nodes that move.
 
-use std::{net::UdpSocket, thread};
+use std::{
+    net::UdpSocket,
+    thread,
+    time::{Duration, Instant},
+};
 
 use netns_harness::{eventually, isolated};
 use nix::libc;
@@ -115,5 +119,51 @@ fn what_is_told_changes_nothing_for_those_who_stay() {
         // Who was taken away and came back begins anew.
         one.asks(three, false).unwrap();
         bed.close();
+    });
+}
+
+#[test]
+fn tcp_goes_on_over_a_path_that_drops_long_packets_in_silence() {
+    on_two(|_, one, two| {
+        for node in [one, two] {
+            // Every packet by itself, as on a wire.
+            node.shell("ethtool -K eth0 tso off gso off gro off tx-udp-segmentation off");
+        }
+        one.streams_to(two, false, 5_000).unwrap();
+        assert_eq!(one.about(2).path_mtu, None);
+        let mut since = None;
+        let mut stall = Duration::ZERO;
+        let swallow = |block| {
+            if block == 20_000 {
+                for node in [one, two] {
+                    node.shell(
+                        "nft 'table netdev hole { chain in { type filter hook ingress device eth0 priority 0; meta length \
+                         > 1405 drop; }; }'",
+                    );
+                }
+            }
+            let now = Instant::now();
+            stall = stall.max(since.replace(now).map_or(Duration::ZERO, |at| now - at));
+        };
+        one.streams_with(two, false, 60_000, swallow).unwrap();
+        println!("long packets dropped in silence: TCP stood still for {stall:.1?}");
+        assert!(stall > Duration::from_millis(500), "the hole is one");
+        assert!(stall < Duration::from_secs(15), "{stall:?}");
+        let peer = one.about(2);
+        assert_eq!(
+            (peer.path_mtu, peer.is_path_silent),
+            (Some(1400), true),
+            "{peer:?}"
+        );
+        // And back, when the path is what it was.
+        for node in [one, two] {
+            node.shell("nft delete table netdev hole");
+        }
+        let healed = || {
+            one.streams_to(two, false, 100).unwrap();
+            one.about(2).path_mtu.map_or(Ok(()), Err)
+        };
+        eventually("the path to be what it was", PATIENCE, LOOK_EVERY, healed).unwrap();
+        assert!(!one.about(2).is_path_silent);
     });
 }

@@ -151,6 +151,8 @@ pub struct PeerStatus {
     pub segmentation: bool,
     /// The largest packet that the path takes, where that turned out to be less than full packets need.
     pub path_mtu: Option<u32>,
+    /// Whether nobody said so: longer packets are dropped without a word.
+    pub is_path_silent: bool,
 }
 
 /// The sessions of a pair of keys, as they are.

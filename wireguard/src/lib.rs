@@ -6,12 +6,14 @@
 
 mod budget;
 mod control;
+mod echo;
 mod envelope;
 mod headers;
 mod icmp;
 mod join;
 mod link;
 mod peer;
+mod probing;
 mod process;
 mod secret;
 mod split;

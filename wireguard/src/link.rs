@@ -16,7 +16,7 @@ use boringtun::{
     x25519::PublicKey,
 };
 
-use crate::{Secret32, control::PairStatus, table::Identity};
+use crate::{Secret32, control::PairStatus, probing::Probing, table::Identity};
 
 /// Packets that wait for a session.
 const MOST_WAITING: usize = 16;
@@ -41,6 +41,8 @@ pub struct Link {
     /// Where it said it is, when it last said so.
     announced: SocketAddr,
     waiting: VecDeque<Vec<u8>>,
+    /// What the path takes, if nobody says so.
+    pub probing: Probing,
     show_at: Option<Instant>,
 }
 
@@ -103,6 +105,7 @@ impl Link {
             endpoint,
             announced: endpoint,
             waiting: VecDeque::new(),
+            probing: Probing::default(),
             show_at: None,
         }
     }

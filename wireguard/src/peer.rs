@@ -34,8 +34,10 @@ pub struct Peer {
     /// In milliseconds of [`Clock`].
     without_segments_until: AtomicU64,
     told_at: AtomicU64,
-    /// What the path takes, 0 if that is not known.
+    /// What the path takes as the kernel says, 0 if that is not known.
     path_mtu: AtomicU32,
+    /// What it was found to take, 0 if nobody had to look.
+    found_mtu: AtomicU32,
     /// The largest IP packet of a network that fits.
     limit: AtomicUsize,
     link: Mutex<Link>,
@@ -68,6 +70,7 @@ impl Peer {
             without_segments_until: AtomicU64::new(0),
             told_at: AtomicU64::new(0),
             path_mtu: AtomicU32::new(0),
+            found_mtu: AtomicU32::new(0),
             limit: AtomicUsize::new(usize::MAX),
             link: Mutex::new(Link::new(endpoint)),
         }
@@ -110,15 +113,45 @@ impl Peer {
         self.limit.load(Relaxed)
     }
 
-    /// What the path is known to take.
-    pub fn path_mtu(&self) -> Option<u32> {
+    /// What the kernel says that the path takes.
+    fn told_mtu(&self) -> Option<u32> {
         Some(self.path_mtu.load(Relaxed)).filter(|mtu| *mtu > 0)
+    }
+
+    fn found_mtu(&self) -> Option<u32> {
+        Some(self.found_mtu.load(Relaxed)).filter(|mtu| *mtu > 0)
+    }
+
+    /// What the path is known to take.
+    fn path_mtu(&self) -> Option<u32> {
+        self.told_mtu().into_iter().chain(self.found_mtu()).min()
     }
 
     /// The kernel says that the path takes so much.
     pub fn set_path_mtu(&self, mtu: u32, v6: bool) {
-        let around = if v6 { AROUND_V6 } else { AROUND_V4 };
         self.path_mtu.store(mtu, Relaxed);
+        self.set_limit(v6);
+    }
+
+    /// The longest packet on the underlay that is of use, for a network with this MTU, and that the kernel would send;
+    /// 0 if that is not known.
+    pub fn full_length(&self, needed_mtu: u32, v6: bool) -> u16 {
+        let around = if v6 { AROUND_V6 } else { AROUND_V4 };
+        let full = self.told_mtu().unwrap_or(0).min(needed_mtu + around);
+        u16::try_from(full).unwrap_or(u16::MAX)
+    }
+
+    /// Longer packets than this are dropped without a word; `None` if none are.
+    pub fn set_found_mtu(&self, mtu: Option<u16>, v6: bool) {
+        let mtu = mtu.map_or(0, u32::from);
+        if self.found_mtu.swap(mtu, Relaxed) != mtu {
+            self.set_limit(v6);
+        }
+    }
+
+    fn set_limit(&self, v6: bool) {
+        let around = if v6 { AROUND_V6 } else { AROUND_V4 };
+        let Some(mtu) = self.path_mtu() else { return };
         // RFC 791: every path takes 576 bytes; below, fragments of the underlay have to do.
         let limit = mtu.max(576) - around;
         self.limit.store(limit as usize, Relaxed);
@@ -154,6 +187,9 @@ impl Peer {
             lost: self.lost.load(Relaxed),
             segmentation: self.may_segment(clock),
             path_mtu: self.path_mtu().filter(|mtu| *mtu < needed_mtu + around),
+            is_path_silent: self
+                .found_mtu()
+                .is_some_and(|found| self.path_mtu() == Some(found)),
         }
     }
 }

@@ -212,6 +212,14 @@ impl Table {
         Some((peer, *index))
     }
 
+    /// The longest packet on the underlay to a peer that is of use, 0 if that is not known.
+    pub fn full_length(&self, peer: &Peer, v6: bool) -> u16 {
+        if self.needed_mtu == 0 {
+            return 0;
+        }
+        peer.full_length(self.needed_mtu, v6)
+    }
+
     /// Whether a peer has published this address.
     pub fn is_known(&self, address: IpAddr) -> bool {
         self.sources.contains(&address)

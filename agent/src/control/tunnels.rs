@@ -219,6 +219,7 @@ impl Control {
             lost: peer.map_or(0, |(peer, _)| peer.lost),
             segmentation: peer.is_some_and(|(peer, _)| peer.segmentation),
             path_mtu: peer.and_then(|(peer, _)| peer.path_mtu),
+            path_silent: peer.is_some_and(|(peer, _)| peer.path_mtu.is_some() && peer.is_path_silent),
         })
     }
 
@@ -265,9 +266,13 @@ impl Control {
             }
             if let Some(mtu) = peer.path_mtu {
                 let name = self.catalogue.node_name(id);
+                let silently = match peer.is_path_silent {
+                    true => ", and drops longer ones without telling anybody (is ICMP filtered on the way?)",
+                    false => "",
+                };
                 problems.push(format!(
-                    "the path to node `{name}` takes packets of {mtu} bytes, less than full packets of encrypted networks \
-                     need: they are slower"
+                    "the path to node `{name}` takes packets of {mtu} bytes{silently}, less than full packets of encrypted \
+                     networks need: they are slower"
                 ));
             }
         }

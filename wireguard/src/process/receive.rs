@@ -14,8 +14,9 @@ use weft_netlink::segments::Inbox;
 use super::{Pair, Shared, Sockets, State, tally::count};
 use crate::{
     budget::Verdict,
+    echo::{self, Echo},
     join::Joiner,
-    link::Link,
+    link::{Link, Sealed},
     peer::{HANDSHAKE_ROOM, Peer},
     secret::scrub_stack,
     table::{Denied, Device, Identity, Table},
@@ -163,6 +164,11 @@ impl Worker<'_> {
             return;
         }
         let packet = self.used..self.used + length;
+        match echo::take(&self.arena[packet.clone()], peer.vtep(), table.vtep) {
+            Some(Echo::Question(answer)) => return self.answer(peer, link, &answer),
+            Some(Echo::Answer(length)) => return link.probing.answered(length),
+            None => {}
+        }
         let (network, frame) = match table.admit(peer, &self.arena[packet.clone()]) {
             Ok(admitted) => admitted,
             Err(denied) => {
@@ -190,6 +196,19 @@ impl Worker<'_> {
         self.joiner
             .push(&self.arena, place, frame, device.tap.has_udp_segments());
         self.used = packet.end;
+    }
+
+    /// Who asks what the path takes is told that it takes this.
+    fn answer(&mut self, peer: &Peer, link: &mut Link, answer: &[u8]) {
+        let used = link.used();
+        if used.is_some()
+            && let Sealed::Packet(length) = link.seal(answer, used, &mut self.out)
+        {
+            // Not among the bytes sent: a path is not in use because it is asked about.
+            if !self.pair.post(&self.out[..length], link.endpoint()) {
+                peer.lose(1);
+            }
+        }
     }
 
     fn hand_over(&mut self) {

@@ -7,15 +7,22 @@ use std::{
 };
 
 use super::Shared;
-use crate::{peer::HANDSHAKE_ROOM, secret::scrub_stack};
+use crate::{echo, link::Sealed, peer::HANDSHAKE_ROOM, secret::scrub_stack};
 
 /// boringtun counts in these: a handshake that is due comes so much later at most.
 const EVERY: Duration = Duration::from_millis(100);
 /// How often the kernel is asked what paths take, for peers that anything was sent to in between.
 const PATHS_EVERY: Duration = Duration::from_secs(5);
 
+/// What stands around a packet in the tunnel: IP, UDP and WireGuard.
+const UNDERLAY_V4: u16 = 20 + 8 + 32;
+const UNDERLAY_V6: u16 = UNDERLAY_V4 + 20;
+/// Room for the longest question about a path.
+const LONGEST: usize = 65_536;
+
 pub fn run(shared: &Arc<Shared>) {
     let mut out = [0; HANDSHAKE_ROOM];
+    let (mut question, mut sealed) = (vec![0; LONGEST], vec![0; LONGEST + HANDSHAKE_ROOM]);
     let mut paths_at = Instant::now();
     let mut sent_before = HashMap::new();
     loop {
@@ -32,6 +39,21 @@ pub fn run(shared: &Arc<Shared>) {
                 peer.sent_bytes.fetch_add(message.len() as u64, Relaxed);
                 has_said = true;
             });
+            let v6 = to.is_ipv6();
+            let sent = peer.sent_bytes.load(Relaxed);
+            let full = state.table.full_length(peer, v6);
+            for length in link.probing.poll(now, sent, full) {
+                let inner = length.saturating_sub(if v6 { UNDERLAY_V6 } else { UNDERLAY_V4 });
+                let question = &mut question[..inner.into()];
+                echo::ask(question, state.table.vtep, peer.vtep(), length);
+                let used = link.used();
+                if used.is_some()
+                    && let Sealed::Packet(length) = link.seal(question, used, &mut sealed)
+                {
+                    state.sockets.pairs[0].post(&sealed[..length], to);
+                }
+            }
+            peer.set_found_mtu(link.probing.limit(), v6);
         }
         if has_said {
             scrub_stack();

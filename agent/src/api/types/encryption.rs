@@ -69,4 +69,6 @@ pub struct TunnelStatus {
     pub segmentation: bool,
     /// The largest packet that the path takes, in bytes, where that is less than full packets need.
     pub path_mtu: Option<u32>,
+    /// Whether longer packets are dropped on the way without telling anybody, and that was found by trying.
+    pub path_silent: bool,
 }

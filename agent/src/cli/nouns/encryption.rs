@@ -55,7 +55,7 @@ pub(super) fn tunnel_table(tunnels: &[TunnelStatus]) -> Table<8> {
             tunnel.node_name.clone(),
             tunnel.address.to_string(),
             match tunnel.path_mtu {
-                Some(mtu) => format!("{} (path MTU {mtu})", tunnel.underlay_address),
+                Some(mtu) => format!("{} (path MTU {mtu}{})", tunnel.underlay_address, silent(tunnel)),
                 None => tunnel.underlay_address.to_string(),
             },
             format!("{} (number {})", short(&tunnel.fingerprint), tunnel.epoch),
@@ -96,10 +96,19 @@ pub(super) fn add_tunnel(facts: &mut Facts, tunnel: Option<&TunnelStatus>) {
                 tunnel.lost,
                 tunnel
                     .path_mtu
-                    .map(|mtu| format!(", path MTU {mtu}"))
+                    .map(|mtu| format!(", path MTU {mtu}{}", silent(tunnel)))
                     .unwrap_or_default(),
             ),
         );
+}
+
+/// Where the path keeps to itself what it takes.
+fn silent(tunnel: &TunnelStatus) -> &'static str {
+    if tunnel.path_silent {
+        ", longer packets are dropped in silence"
+    } else {
+        ""
+    }
 }
 
 fn handshake(tunnel: &TunnelStatus) -> String {

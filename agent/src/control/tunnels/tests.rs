@@ -259,6 +259,7 @@ fn what_is_wrong_with_tunnels_is_said_and_what_they_carry_is_shown() {
         lost: 3,
         segmentation: true,
         path_mtu: None,
+        is_path_silent: false,
     };
     let status = |peer: &PeerStatus| Status {
         generation: 1,

@@ -88,6 +88,7 @@ fn hears(world: &mut World, node: usize, heard: impl Fn(&Desired, &PairStatus) -
         lost: 0,
         segmentation: true,
         path_mtu: None,
+        is_path_silent: false,
     });
     let status = Status {
         generation: 1,
