@@ -344,43 +344,25 @@ pub(in crate::cli) fn service_table(services: &[ServiceSummary]) -> Table<9> {
 
 /// The same with connections.
 fn counted_table(services: &[ServiceSummary]) -> Table<12> {
-    let [
-        id,
-        name,
-        network,
-        mode,
-        scheduler,
-        vips,
-        ports,
-        published,
-        backends,
-    ] = COLUMNS;
-    let mut table = Table::new([
-        id, name, network, mode, scheduler, vips, ports, published, backends, "OPEN", "TOTAL", "FAILED",
-    ]);
+    let mut table = Table::new(with_counts(COLUMNS, ["OPEN", "TOTAL", "FAILED"]));
     for service in services {
-        let [
-            id,
-            name,
-            network,
-            mode,
-            scheduler,
-            vips,
-            ports,
-            published,
-            backends,
-        ] = cells(service);
         let count = |which: fn(&ServiceCounts) -> u64| {
             let counts = service.counts.as_ref();
             counts.map_or_else(|| "-".to_owned(), |counts| which(counts).to_string())
         };
-        let (open, total) = (count(|counts| counts.open), count(|counts| counts.total));
-        let failed = count(|counts| counts.failed);
-        table.row([
-            id, name, network, mode, scheduler, vips, ports, published, backends, open, total, failed,
-        ]);
+        let counts = [
+            count(|counts| counts.open),
+            count(|counts| counts.total),
+            count(|counts| counts.failed),
+        ];
+        table.row(with_counts(cells(service), counts));
     }
     table
+}
+
+fn with_counts<T>(of_service: [T; 9], counts: [T; 3]) -> [T; 12] {
+    let mut all = of_service.into_iter().chain(counts);
+    std::array::from_fn(|_| all.next().expect("nine and three"))
 }
 
 fn cells(service: &ServiceSummary) -> [String; 9] {
