@@ -119,7 +119,11 @@ pub(in crate::cli) fn report(session: &Session, args: ReportArgs) -> Result<(), 
         Ok(announce("asking the agent and looking at the host", work).await)
     })?;
     let errors = report.errors.clone();
-    let failed = |error: io::Error| Failure::new(format!("{} cannot be written: {error}", path.display()));
+    let failed = |error: io::Error| {
+        Failure::new(format!("{} cannot be written: {error}", path.display())).with_help(
+            "name a file that is not there yet with `-o FILE`, or write to standard output with `-o -`",
+        )
+    };
     if path == Path::new("-") {
         report.pack(io::stdout().lock(), &directory, at).map_err(failed)?;
     } else {
