@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, process::Command};
 
-use super::bed::{Bed, alone};
+use super::bed::{Bed, alone, soon};
 
 /// The texts of an archive's files.
 fn unpacked(archive: &Path) -> BTreeMap<String, String> {
@@ -32,8 +32,15 @@ fn a_report_has_everything_but_secrets_even_without_an_agent() {
             node.start_agent_with(node.agent_command().arg("--health-commands"));
             node.await_agent();
         }
-        bed.sees_alive("h1", 2);
         let h1 = &bed["h1"];
+        // An agent that has just started hears that another is alive before it hears what that one is called.
+        soon("both by name", || {
+            let nodes = h1.weft("node ls");
+            match nodes.contains("h1") && nodes.contains("h2") {
+                true => Ok(()),
+                false => Err(nodes),
+            }
+        });
         h1.weft("network create --label owner=somebody-secret app");
         h1.weft("service create --network app --port 80 --health cmd=curl-with-a-password web");
         let client = h1.connected("client", "app", "");
@@ -75,6 +82,7 @@ fn a_report_has_everything_but_secrets_even_without_an_agent() {
         // What is there is not written over.
         let again = h1.try_weft(&format!("report -o {}", dir.path().join("well.tar.gz").display()));
         assert_eq!(again.code, 1, "{again:?}");
+        assert!(again.stderr.contains("-o FILE"), "{again:?}");
         h1.kill_agent();
         let files = report("dead.tar.gz");
         assert!(
