@@ -2,7 +2,7 @@
 
 use std::{fs, process::Command};
 
-use crate::site::{IMAGE, Site, alone, missing};
+use crate::site::{DockerHost, IMAGE, Site, alone, missing};
 
 #[test]
 fn a_compose_application_spans_two_hosts() {
@@ -49,16 +49,18 @@ fn across() {
     let service = two.weft("service inspect --format json web");
     let service: serde_json::Value = serde_json::from_str(&service).unwrap();
     let vip = service["vips"][0].as_str().unwrap_or_else(|| panic!("{service}"));
-    let said = two.eventually_in("shop_client_1", "nslookup web 127.0.0.11");
+    let client = container(two, "client", 1);
+    let said = two.eventually_in(&client, "nslookup web 127.0.0.11");
     assert!(said.contains(vip), "{said}");
     for _ in 0..4 {
-        two.docker("exec shop_client_1 wget -q -O - http://web/");
+        two.docker(&format!("exec {client} wget -q -O - http://web/"));
     }
     // One container by its name, and all of them.
-    let said = two.docker("exec shop_client_1 nslookup shop_web_2 127.0.0.11");
-    assert!(said.contains(&one.address("shop_web_2", "shop")), "{said}");
-    let said = two.docker("exec shop_client_1 nslookup tasks.web 127.0.0.11");
-    assert!(said.contains(&one.address("shop_web_1", "shop")), "{said}");
+    let [first, second] = [1, 2].map(|number| container(one, "web", number));
+    let said = two.docker(&format!("exec {client} nslookup {second} 127.0.0.11"));
+    assert!(said.contains(&one.address(&second, "shop")), "{said}");
+    let said = two.docker(&format!("exec {client} nslookup tasks.web 127.0.0.11"));
+    assert!(said.contains(&one.address(&first, "shop")), "{said}");
 
     // Brought up again it is as it was, if the file has the driver's own name, which this Compose compares; `down` takes the service too.
     fs::write(
@@ -74,4 +76,13 @@ fn across() {
     });
     drop(_proxies);
     site.close();
+}
+
+/// What Compose calls a container, which depends on its version.
+fn container(host: &DockerHost, service: &str, number: usize) -> String {
+    let filter = format!(
+        "label=com.docker.compose.service={service} --filter label=com.docker.compose.container-number={number}"
+    );
+    let name = host.docker(&format!("ps --format {{{{.Names}}}} --filter {filter}"));
+    name.trim().to_owned()
 }

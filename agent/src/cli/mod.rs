@@ -274,7 +274,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Failure> {
     match cli.command {
         Command::Agent(args) => crate::daemon::run(args.options())?,
         Command::Lab(command) => return Ok(crate::lab::run(command)?),
-        Command::Docker(command) => docker::run(command)?,
+        Command::Docker(command) => docker::run(session, command)?,
         Command::Whoami(args) => whoami::run(args)?,
         Command::Tunnels(args) => tunnels::run(&args)?,
         Command::Completion(args) => {
@@ -302,7 +302,7 @@ impl Command {
         !matches!(
             self,
             Self::Agent(_)
-                | Self::Docker(_)
+                | Self::Docker(docker::DockerCommand::Setup(_))
                 | Self::Lab(_)
                 | Self::Whoami(_)
                 | Self::Tunnels(_)

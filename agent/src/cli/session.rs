@@ -46,6 +46,11 @@ impl Session {
         }
     }
 
+    /// What talks to the agent.
+    pub(super) fn into_client(self) -> Client {
+        self.client
+    }
+
     /// Asks the agent one thing. `doing` is what a person is told who waits for longer than a second.
     pub(super) fn ask<T>(
         &self,

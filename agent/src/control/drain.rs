@@ -9,6 +9,8 @@
 //!                                   └──┘  └──the grace period is over──> Cutting ──in force──> drained
 //! ```
 //!
+//! Without resets there is no cutting: whoever asked is told how many are open, and it stays draining.
+//!
 //! Who had none open when new ones had stopped is not asked again. If the client that wants to know goes away, all
 //! stays as it is: no new connections.
 //!
@@ -44,6 +46,8 @@ pub(super) struct Draining {
     what: Drainee,
     stage: Stage,
     deadline: Instant,
+    /// Whether what is open then is reset.
+    resets: bool,
     pause: Duration,
     /// Who is still asked.
     on: BTreeSet<NodeId>,
@@ -109,7 +113,7 @@ impl Control {
                     uncounted: Vec::new(),
                 };
                 let what = Drainee::Endpoint(network, id);
-                self.start_drain(what, grace, To::Endpoint(response, to), now);
+                self.start_drain(what, grace, request.reset, To::Endpoint(response, to), now);
             }
             Err(error) => self.reply(to, Err(error)),
         }
@@ -138,17 +142,18 @@ impl Control {
                     unconfirmed: Vec::new(),
                     uncounted: Vec::new(),
                 };
-                self.start_drain(Drainee::Node(node), grace, To::Node(response, to), now);
+                self.start_drain(Drainee::Node(node), grace, true, To::Node(response, to), now);
             }
             Err(error) => self.reply(to, Err(error)),
         }
     }
 
-    fn start_drain(&mut self, what: Drainee, grace: Duration, to: To, now: Now) {
+    fn start_drain(&mut self, what: Drainee, grace: Duration, resets: bool, to: To, now: Now) {
         if let Err(error) = self.set_drain(what, Some(DrainPhase::Draining), now) {
             return self.fail_drain(to, error);
         }
-        self.stop_and_count(what, what.key(), grace, to, now);
+        let draining = Draining::new(what, now.instant + grace, resets, to);
+        self.stop_and_count(what.key(), draining, now);
     }
 
     /// Detaches an endpoint of this node once nothing is open to it any more, or the grace period is over.
@@ -184,21 +189,11 @@ impl Control {
         if let Err(error) = self.publish(key.clone(), encode(&spec), now) {
             return self.fail_drain(to, error);
         }
-        self.stop_and_count(Drainee::Endpoint(network, id), key, grace, to, now);
+        let draining = Draining::new(Drainee::Endpoint(network, id), now.instant + grace, true, to);
+        self.stop_and_count(key, draining, now);
     }
 
-    fn stop_and_count(&mut self, what: Drainee, key: weft_gossip::Key, grace: Duration, to: To, now: Now) {
-        let draining = Draining {
-            what,
-            stage: Stage::Stopping,
-            deadline: now.instant + grace,
-            pause: FIRST_PAUSE,
-            on: BTreeSet::new(),
-            open: BTreeMap::new(),
-            unconfirmed: Vec::new(),
-            uncounted: Vec::new(),
-            to,
-        };
+    fn stop_and_count(&mut self, key: weft_gossip::Key, draining: Draining, now: Now) {
         self.once_in_force(key, Then::Drain(Box::new(draining)), now);
     }
 
@@ -268,6 +263,9 @@ impl Control {
         if let To::Leave(id, to) = draining.to {
             let result = self.leave_container(id, now);
             return self.reply(to, result);
+        }
+        if phase == DrainPhase::Cut && !draining.resets {
+            return self.drained(draining);
         }
         if let Err(error) = self.set_drain(draining.what, Some(phase), now) {
             return self.fail_drain(draining.to, error);
@@ -447,6 +445,21 @@ impl Control {
 }
 
 impl Draining {
+    fn new(what: Drainee, deadline: Instant, resets: bool, to: To) -> Self {
+        Self {
+            what,
+            stage: Stage::Stopping,
+            deadline,
+            resets,
+            pause: FIRST_PAUSE,
+            on: BTreeSet::new(),
+            open: BTreeMap::new(),
+            unconfirmed: Vec::new(),
+            uncounted: Vec::new(),
+            to,
+        }
+    }
+
     /// Takes a count in: who has none left, or is believed dead, is not asked again.
     fn take(&mut self, outcome: Outcome) {
         for (node, counts) in &outcome.counts {

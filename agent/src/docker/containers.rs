@@ -282,6 +282,7 @@ impl Containers {
     }
 }
 
-fn endpoint_of(docker: &str) -> Option<EndpointId> {
+/// Of ours, by what Docker calls it.
+pub(super) fn endpoint_of(docker: &str) -> Option<EndpointId> {
     docker.get(..32)?.parse().ok()
 }

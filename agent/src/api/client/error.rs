@@ -4,7 +4,7 @@ use std::{
     time::Duration,
 };
 
-use crate::api::ApiError;
+use crate::api::{ApiError, ErrorKind};
 
 /// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +87,11 @@ impl ClientError {
             path: path.to_owned(),
             reason: reason.to_string(),
         }
+    }
+
+    /// Whether the agent says that there is no such thing.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Api(error) if error.kind == ErrorKind::NotFound)
     }
 
     /// The way out.

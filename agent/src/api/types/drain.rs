@@ -46,9 +46,12 @@ pub struct EndpointDrainRequest {
     /// The network; needed where two networks have a backend of the same name.
     #[serde(default)]
     pub network: Option<String>,
-    /// What open connections may take to end, in milliseconds; what is open then is reset.
+    /// What open connections may take to end, in milliseconds.
     #[serde(default = "default_grace")]
     pub grace_ms: u64,
+    /// Whether those that are open then are reset. If not, it stays draining.
+    #[serde(default = "resets")]
+    pub reset: bool,
 }
 
 /// `POST /v1/endpoints/{ref}/activate`: new connections again.
@@ -96,7 +99,7 @@ pub struct EndpointDrainResponse {
     /// The backend.
     #[serde(flatten)]
     pub backend: BackendName,
-    /// Connections that were open when time was up, and were reset.
+    /// Connections that were open when time was up, and were reset unless it was asked not to.
     pub left: u64,
     /// Nodes that have not said that they send no new connections there.
     pub unconfirmed: Vec<Unconfirmed>,
@@ -170,6 +173,10 @@ pub struct Ejected {
 
 fn default_grace() -> u64 {
     DEFAULT_GRACE.as_millis() as u64
+}
+
+fn resets() -> bool {
+    true
 }
 
 pub(super) fn detach_grace() -> u64 {

@@ -3,15 +3,17 @@ use std::{
     io::{self, IsTerminal, Write},
     net::IpAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::{Args, Subcommand};
 
+use super::drain::grace;
 use crate::{
     cli::{
         failure::Failure,
         format::print,
-        session::{Host, runtime},
+        session::{Host, Session, runtime},
     },
     docker::{
         proxy::{self, ProxyOptions},
@@ -50,6 +52,10 @@ pub(in crate::cli) struct ProxyArgs {
     /// The name by which Docker knows Weft's driver
     #[arg(long, value_name = "NAME", default_value = "weft")]
     driver: String,
+    /// What connections to a container that serves something may take to end before it is told to stop. New ones go to
+    /// others by then
+    #[arg(long, value_name = "TIME", value_parser = grace, default_value = "2s")]
+    stop_grace: Duration,
 }
 
 /// What `weft docker setup` takes.
@@ -66,13 +72,15 @@ pub(in crate::cli) struct SetupArgs {
     file: PathBuf,
 }
 
-pub(in crate::cli) fn run(command: DockerCommand) -> Result<(), Failure> {
+pub(in crate::cli) fn run(session: Session, command: DockerCommand) -> Result<(), Failure> {
     match command {
         DockerCommand::Proxy(args) => {
             let options = ProxyOptions {
                 listen: args.listen.into_path(),
                 docker: args.docker_socket,
                 driver: args.driver,
+                agent: session.into_client(),
+                grace: args.stop_grace,
             };
             Ok(runtime()?.block_on(proxy::serve(options))?)
         }

@@ -289,6 +289,7 @@ fn drain(session: &Session, args: DrainArgs) -> Result<(), Failure> {
     let request = EndpointDrainRequest {
         network: args.network,
         grace_ms: args.grace.millis(),
+        reset: true,
     };
     let on = request
         .network

@@ -34,6 +34,7 @@ fn drain(world: &mut World, node: usize, grace: Duration) -> Answer<EndpointDrai
     let request = EndpointDrainRequest {
         network: None,
         grace_ms: grace.as_millis() as u64,
+        reset: true,
     };
     world.ask(node, |to| Command::EndpointDrain(BACKEND.to_owned(), request, to))
 }
@@ -112,6 +113,24 @@ fn what_is_open_when_time_is_up_is_reset_everywhere_before_the_answer() {
     let cut = (weft_lb::BackendState::Down, BackendState::Drained);
     assert_eq!(states(&world, network), vec![cut; 3]);
     activate(&mut world, 1);
+}
+
+#[test]
+fn what_is_open_when_time_is_up_stays_open_if_so_asked() {
+    let (mut world, network, id) = world();
+    world.nodes[2].traffic.insert(id, Traffic::open(2));
+    let request = EndpointDrainRequest {
+        network: None,
+        grace_ms: 3_000,
+        reset: false,
+    };
+    let mut answer = world.ask(0, |to| Command::EndpointDrain(BACKEND.to_owned(), request, to));
+    world.pass(Duration::from_millis(2_900));
+    assert!(answer.get().is_none());
+    world.pass(Duration::from_secs(1));
+    assert_eq!(answer.get().unwrap().left, 2);
+    let draining = (weft_lb::BackendState::Draining, BackendState::Draining);
+    assert_eq!(states(&world, network), vec![draining; 3]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! One request to Docker and its answer back.
 
-use std::{convert::Infallible, path::PathBuf, sync::Arc};
+use std::{convert::Infallible, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -17,7 +17,8 @@ use serde_json::{Value, json};
 use tokio::{io::copy_bidirectional, net::UnixStream, sync::OwnedSemaphorePermit};
 
 use super::rewrite::{self, Kind};
-use crate::docker::engine::Engine;
+use super::stop::{Stopping, stopped};
+use crate::{api::client::Client, docker::engine::Engine};
 
 /// Of a body that is read as a whole. Docker's own bound on such requests is about as large.
 pub const MAX_BODY: usize = 8 << 20;
@@ -30,6 +31,8 @@ type Permit = Arc<OwnedSemaphorePermit>;
 pub struct Forward {
     pub docker: PathBuf,
     pub driver: String,
+    pub agent: Client,
+    pub grace: Duration,
 }
 
 /// An answer that is the proxy's own.
@@ -61,10 +64,17 @@ impl Forward {
             Some(kind) => self.rewritten(kind, request).await?,
             None => request.map(BodyExt::boxed),
         };
+        let stopping = match stopped(request.method(), request.uri().path()) {
+            Some(container) => Some(Stopping::begin(&self.docker, container, &self.agent, self.grace).await),
+            None => None,
+        };
         let mut response = self
             .send(request)
             .await
             .map_err(|error| Refusal(StatusCode::BAD_GATEWAY, format!("{error:#}")))?;
+        if let Some(stopping) = stopping {
+            stopping.end(response.status());
+        }
         if let (Some(client), StatusCode::SWITCHING_PROTOCOLS) = (client, response.status()) {
             tokio::spawn(tunnel(client, on(&mut response), permit));
         }

@@ -1,10 +1,12 @@
 //! Docker's API on a second socket, on which the driver `overlay` is ours.
 //!
 //! Everything passes through as it is, in both directions and as it comes. Two requests are read as a whole, with a
-//! bound, and changed by [`rewrite`]: the creation of a network and of a container.
+//! bound, and changed by [`rewrite`]: the creation of a network and of a container. One is held back for a moment by
+//! [`stop`]: that which stops a container.
 
 mod forward;
 mod rewrite;
+mod stop;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +15,7 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -24,18 +27,23 @@ use tokio::{
     sync::Semaphore,
 };
 
+use crate::api::client::Client;
 use forward::Forward;
 
 /// Connections at one time; more wait to be accepted. Each that follows logs, events or a terminal stays open.
 const MAX_CONNECTIONS: usize = 1024;
 
 /// What `weft docker proxy` is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ProxyOptions {
     pub listen: PathBuf,
     pub docker: PathBuf,
     /// The name by which Docker knows our driver.
     pub driver: String,
+    /// Who drains what is stopped.
+    pub agent: Client,
+    /// What connections to a container may take to end before it is told to stop.
+    pub grace: Duration,
 }
 
 /// Serves until it is told to stop by SIGTERM or SIGINT. Whoever is connected is cut off then.
@@ -44,12 +52,20 @@ pub async fn serve(options: ProxyOptions) -> anyhow::Result<()> {
         listen,
         docker,
         driver,
+        agent,
+        grace,
     } = options;
     let listener = crate::socket::listen(&listen)
         .with_context(|| format!("Docker's API cannot be served at {}", listen.display()))?;
     if let Err(error) = open_as(&listen, &docker) {
         tracing::info!(%error, "only root can use the proxy: Docker's own socket does not say who may");
     }
+    let forward = Forward {
+        docker,
+        driver,
+        agent,
+        grace,
+    };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     eprintln!(
@@ -60,7 +76,7 @@ pub async fn serve(options: ProxyOptions) -> anyhow::Result<()> {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        error = accept(listener, Forward { docker, driver }) => {
+        error = accept(listener, forward) => {
             return Err(error).context("no more connections can be accepted");
         }
     }

@@ -27,16 +27,20 @@ pub fn kind(method: &Method, path: &str) -> Option<Kind> {
     if method != Method::POST {
         return None;
     }
-    let path = path.strip_prefix('/')?;
-    let path = match path.split_once('/') {
-        Some((version, rest)) if is_version(version) => rest,
-        _ => path,
-    };
-    match path {
+    match unversioned(path)? {
         "networks/create" => Some(Kind::Network),
         "containers/create" => Some(Kind::Container),
         _ => None,
     }
+}
+
+/// A path without the version of the API at its beginning, if it has one.
+pub(super) fn unversioned(path: &str) -> Option<&str> {
+    let path = path.strip_prefix('/')?;
+    Some(match path.split_once('/') {
+        Some((version, rest)) if is_version(version) => rest,
+        _ => path,
+    })
 }
 
 fn is_version(part: &str) -> bool {

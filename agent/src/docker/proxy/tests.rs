@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -10,6 +11,7 @@ use tokio::{
 };
 
 use super::{accept, forward::Forward};
+use crate::api::client::Client;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -26,6 +28,8 @@ impl Between {
         let forward = Forward {
             docker: dir.path().join("docker.sock"),
             driver: "weft".to_owned(),
+            agent: Client::new(dir.path().join("agent.sock")),
+            grace: Duration::from_secs(2),
         };
         tokio::spawn(accept(listener, forward));
         Self { docker, dir }
@@ -188,4 +192,103 @@ async fn what_cannot_be_done_is_said_as_docker_would() {
         head.starts_with("HTTP/1.1 502") && head.contains("Docker cannot be reached at"),
         "{head}"
     );
+}
+
+/// One request of whoever serves at a socket, and an answer to it.
+async fn serve(listener: &UnixListener, status: &str, body: &str) -> String {
+    let mut stream = timeout(SOON, listener.accept()).await.unwrap().unwrap().0;
+    let mut head = read_to(&mut stream, "\r\n\r\n").await;
+    let length = head
+        .to_lowercase()
+        .split_once("content-length: ")
+        .map_or(0, |(_, rest)| {
+            rest.split_once("\r\n").unwrap().0.parse::<usize>().unwrap()
+        });
+    let mut rest = vec![0; length];
+    stream.read_exact(&mut rest).await.unwrap();
+    head.push_str(&String::from_utf8(rest).unwrap());
+    let length = body.len();
+    let answer = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    stream.write_all(answer.as_bytes()).await.unwrap();
+    head
+}
+
+/// A container of one network, as Docker shows it to who looks before it is stopped.
+async fn show_container(docker: &UnixListener, endpoint: &str) {
+    serve(
+        docker,
+        "200 OK",
+        r#"{"ApiVersion": "1.41", "MinAPIVersion": "1.12"}"#,
+    )
+    .await;
+    let container = json!({
+        "Id": "c", "Name": "/web", "State": {"Running": true}, "Config": {},
+        "NetworkSettings": {"Networks": {"app": {"EndpointID": endpoint}}},
+    });
+    let asked = serve(docker, "200 OK", &container.to_string()).await;
+    assert!(asked.contains("/containers/web/json"), "{asked}");
+}
+
+#[tokio::test]
+async fn a_container_is_drained_before_it_is_stopped_and_serves_on_if_it_is_not() {
+    let endpoint = "e".repeat(64);
+    let backend = &endpoint[..32];
+    for (status, serves_on) in [("204 No Content", false), ("500 Internal Server Error", true)] {
+        let between = Between::new();
+        let agent = UnixListener::bind(between.dir.path().join("agent.sock")).unwrap();
+        let mut client = between
+            .client(
+                "POST /v1.41/containers/web/stop?t=3 HTTP/1.1\r\nHost: docker\r\nContent-Length: 0\r\n\r\n",
+            )
+            .await;
+        show_container(&between.docker, &endpoint).await;
+        let drained = json!({
+            "endpoint_id": backend, "endpoint_name": "web", "network_id": "d".repeat(32), "network_name": "app",
+            "node_id": "a".repeat(64), "node_name": "h1", "left": 0, "unconfirmed": [], "uncounted": [],
+        });
+        let asked = serve(&agent, "200 OK", &drained.to_string()).await;
+        assert!(asked.contains(&format!("/endpoints/{backend}/drain")), "{asked}");
+        assert!(asked.contains(r#""grace_ms":2000,"reset":false"#), "{asked}");
+        let asked = serve(&between.docker, status, "").await;
+        assert!(
+            asked.starts_with("POST /v1.41/containers/web/stop?t=3 "),
+            "{asked}"
+        );
+        let head = read_to(&mut client, "\r\n\r\n").await;
+        assert!(head.contains(status), "{head}");
+        let next = timeout(Duration::from_millis(200), agent.accept()).await;
+        assert_eq!(next.is_ok(), serves_on, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn one_whose_client_goes_away_meanwhile_serves_on() {
+    let endpoint = "e".repeat(64);
+    let between = Between::new();
+    let agent = UnixListener::bind(between.dir.path().join("agent.sock")).unwrap();
+    let client = between
+        .client("POST /containers/web/restart HTTP/1.1\r\nHost: docker\r\nContent-Length: 0\r\n\r\n")
+        .await;
+    show_container(&between.docker, &endpoint).await;
+    let draining = timeout(SOON, agent.accept()).await.unwrap().unwrap().0;
+    drop(client);
+    let asked = serve(&agent, "404 Not Found", "{}").await;
+    assert!(
+        asked.contains(&format!("/endpoints/{}/activate", &endpoint[..32])),
+        "{asked}"
+    );
+    drop(draining);
+}
+
+#[tokio::test]
+async fn it_is_stopped_without_an_agent_too() {
+    let between = Between::new();
+    let mut client = between
+        .client("POST /containers/web/stop HTTP/1.1\r\nHost: docker\r\nContent-Length: 0\r\n\r\n")
+        .await;
+    show_container(&between.docker, &"e".repeat(64)).await;
+    serve(&between.docker, "204 No Content", "").await;
+    read_to(&mut client, "\r\n\r\n").await;
 }
