@@ -17,7 +17,10 @@ use netns_harness::{Inside as _, Process, eventually};
 use rand::{RngExt, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
-use crate::site::{DockerHost, IMAGE, Site, alone, missing};
+use crate::{
+    door::Door,
+    site::{DockerHost, IMAGE, Site, alone, missing},
+};
 
 /// How many there are if nobody says.
 const FEW: usize = 2;
@@ -46,11 +49,12 @@ enum Step {
     Remove,
 }
 
-/// How long dockerd took to answer, with Weft and without.
+/// How long dockerd took to answer, with Weft and without, and how much of that it waited for Weft.
 #[derive(Default)]
 struct Starts {
     with: Vec<Duration>,
     without: Vec<Duration>,
+    waits: Vec<Duration>,
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -183,13 +187,12 @@ fn ordering(
     }
     let what = format!("ordering {number}, {}", said.join(", "));
     eprintln!("{what}");
-    let mut took: Vec<(usize, Duration)> = Vec::new();
+    let mut answers: Vec<(usize, Instant, Instant)> = Vec::new();
     let waited = eventually(what, SOON, OFTEN, || {
         open(hosts);
         starting.retain(|(of, begun, answered)| match answered.try_recv() {
             Ok(at) => {
-                let at: Instant = at;
-                took.push((*of, at - *begun));
+                answers.push((*of, *begun, at));
                 false
             }
             Err(_) => true,
@@ -206,13 +209,19 @@ fn ordering(
         }
     });
     waited.unwrap_or_else(|error| panic!("{error}\n{}\n{}", hosts[0].log("agent"), hosts[1].log("agent")));
-    for (of, time) in took {
-        let all = if of == 2 {
-            &mut starts.without
-        } else {
-            &mut starts.with
-        };
-        all.push(time);
+    for (of, begun, answered) in answers {
+        let took = answered - begun;
+        if of == 2 {
+            starts.without.push(took);
+            continue;
+        }
+        let waited = hosts[of].door.as_ref().unwrap().waits.within(begun, answered);
+        eprintln!(
+            "h{}: dockerd answered after {took:.2?}, of which it waited {waited:.2?} for Weft",
+            of + 1
+        );
+        starts.with.push(took);
+        starts.waits.push(waited);
     }
     for (of, host) in hosts.iter_mut().enumerate() {
         if of != 2 && !host.has_agent() {
@@ -245,7 +254,7 @@ fn ordering(
 /// Starts the agents that dockerds ask for.
 fn open(hosts: &mut [DockerHost]) {
     for host in hosts.iter_mut().take(2) {
-        let is_asked_for = host.door.as_ref().is_some_and(crate::door::Door::is_knocked_at);
+        let is_asked_for = host.door.as_ref().is_some_and(Door::is_knocked_at);
         if is_asked_for && !host.has_agent() {
             host.start_agent();
         }
@@ -315,12 +324,16 @@ fn whole(hosts: &[DockerHost]) {
 
 impl Starts {
     fn report(&mut self) {
-        for (name, all) in [("with Weft", &mut self.with), ("without", &mut self.without)] {
+        for (name, all) in [
+            ("dockerd's start with Weft", &mut self.with),
+            ("of that it waited for Weft", &mut self.waits),
+            ("dockerd's start without", &mut self.without),
+        ] {
             all.sort();
             if let (Some(least), Some(most)) = (all.first(), all.last()) {
                 let median = middle(all).unwrap_or_default();
                 eprintln!(
-                    "dockerd's start {name}: {} of them, least {least:.2?}, median {median:.2?}, most {most:.2?}",
+                    "{name}: {} of them, least {least:.2?}, median {median:.2?}, most {most:.2?}",
                     all.len()
                 );
             }

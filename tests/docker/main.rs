@@ -13,3 +13,4 @@ mod proxy;
 mod reboot;
 mod site;
 mod units;
+mod waits;
