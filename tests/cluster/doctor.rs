@@ -94,6 +94,38 @@ fn finds_nothing(node: &Node) -> Found {
 }
 
 #[test]
+fn a_doctor_that_comes_too_early_touches_nothing() {
+    alone(|| {
+        let bed = Bed::cluster(&["h1", "h2"]);
+        let (h1, h2) = (&bed["h1"], &bed["h2"]);
+        h1.weft("network create app");
+        let [one, two] = ["one", "two"].map(|name| h1.connected(name, "app", ""));
+        bed.all_well();
+        let before = network(h1).unwrap().id();
+        // Alone, an agent waits for a while to hear what has changed.
+        h2.kill_agent();
+        h1.kill_agent();
+        h1.restart_agent();
+        let found = Found::of(h1, "--passive --fix");
+        assert_eq!(found.all("fixed"), Vec::<String>::new());
+        let unknown = found.all("unknown");
+        assert!(
+            unknown.iter().any(|line| line.contains("not known yet")),
+            "{unknown:#?}"
+        );
+        one.sandbox
+            .ping(two.address(), std::time::Duration::from_secs(1))
+            .unwrap();
+        h2.restart_agent();
+        finds_nothing(h1);
+        assert_eq!(network(h1).unwrap().id(), before);
+        bed.all_well();
+        drop((one, two));
+        bed.close();
+    });
+}
+
+#[test]
 fn each_thing_that_is_broken_is_named_and_nothing_else() {
     alone(|| {
         let bed = Bed::cluster(&["h1", "h2"]);

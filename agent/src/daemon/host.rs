@@ -67,6 +67,9 @@ struct Host {
     datapath: Box<dyn Datapath>,
     entry: Entry,
     state: Option<HostState>,
+    /// Whether it was ever said what should be, if only that nothing should. Until then what the kernel holds
+    /// is an earlier agent's, and is neither judged nor touched.
+    is_told: bool,
     /// Networks whose DNS sockets are open, and in which namespace.
     served: BTreeMap<NetworkId, NetnsId>,
     /// Sandboxes that have tables, and what they last had.
@@ -93,8 +96,8 @@ impl Host {
                     let mut changed = false;
                     for order in std::iter::once(first).chain(orders.try_iter()) {
                         match order {
-                            Order::Apply(state) => self.state = Some(*state),
-                            Order::Clear => self.state = None,
+                            Order::Apply(state) => (self.state, self.is_told) = (Some(*state), true),
+                            Order::Clear => (self.state, self.is_told) = (None, true),
                             Order::Count(order) => {
                                 self.count(order);
                                 continue;

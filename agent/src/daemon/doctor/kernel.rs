@@ -18,6 +18,16 @@ pub(super) fn judge(view: &KernelView, expected: &Expected) -> Vec<DoctorCheck> 
                 .with_help("see the agent's log"),
         ];
     }
+    if view.is_early {
+        let sentence =
+            "it is not known yet what the kernel should hold: what an earlier agent left stays as it is";
+        return vec![
+            DoctorCheck::ok(DoctorTopic::Kernel, here, sentence)
+                .judged(DoctorVerdict::Unknown)
+                .because("the agent has just started, and has yet to hear from the other nodes")
+                .with_help("ask again in a few seconds"),
+        ];
+    }
     let mut checks = Vec::new();
     if view.differences.is_empty() {
         let sentence =

@@ -12,6 +12,8 @@ pub(in crate::daemon) struct KernelView {
     pub(in crate::daemon) differences: Vec<Op>,
     /// What is still to be done, where it was tried.
     pub(in crate::daemon) left: Option<Vec<Op>>,
+    /// Whether it is not known yet what it should be.
+    pub(in crate::daemon) is_early: bool,
     /// Why it could not be looked at.
     pub(in crate::daemon) error: Option<String>,
 }
@@ -19,6 +21,10 @@ pub(in crate::daemon) struct KernelView {
 impl Host {
     pub(super) fn examine(&mut self, fix: bool) -> KernelView {
         let mut view = KernelView::default();
+        if !self.is_told {
+            view.is_early = true;
+            return view;
+        }
         match self.differences() {
             Ok(differences) => view.differences = differences,
             Err(error) => view.error = Some(error),
@@ -35,6 +41,9 @@ impl Host {
     }
 
     pub(super) fn ways(&mut self, network: NetworkId) -> Option<ObservedNetwork> {
+        if !self.is_told {
+            return None;
+        }
         let (desired, _) = self.desired();
         let looked = self.kernel.examine(&desired);
         if let Err(error) = &looked {

@@ -114,6 +114,7 @@ impl HostThread {
             datapath: chosen.datapath,
             entry,
             state: None,
+            is_told: false,
             served: BTreeMap::new(),
             balanced: BTreeMap::new(),
             tally: Tally::default(),
