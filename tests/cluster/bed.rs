@@ -13,7 +13,8 @@ use std::{
 };
 
 use netns_harness::{
-    Finished, Host, Inside, Lab, Output, Process, Sandbox, Snapshot, Switch, SwitchOptions, eventually,
+    Finished, Host, Inside, Lab, Output, Process, Sandbox, Signal, Snapshot, Switch, SwitchOptions,
+    eventually,
 };
 use nix::mount::{MsFlags, mount};
 use serde_json::Value;
@@ -386,6 +387,29 @@ impl Node {
         let dirs = ["/run/weft/netns", "/etc/netns"];
         traces.extend(self.host.run(|| dirs.map(names_in).concat()).unwrap());
         traces
+    }
+}
+
+/// What the fault campaign does to hosts beside that.
+#[allow(dead_code, reason = "other tests do less to them")]
+impl Node {
+    /// An orderly end.
+    pub fn end_agent(&self) {
+        let agent = self.agent.lock().unwrap().take().expect("an agent runs");
+        agent.signal(Signal::SIGTERM).unwrap();
+        agent.wait(COMMAND).unwrap();
+    }
+
+    pub fn signal_agent(&self, signal: Signal) {
+        let agent = self.agent.lock().unwrap();
+        agent.as_ref().expect("an agent runs").signal(signal).unwrap();
+    }
+
+    /// After a crash of the host.
+    pub fn boot(&self) {
+        self.host.restart().unwrap();
+        own_etc(&self.host);
+        self.restart_agent();
     }
 }
 

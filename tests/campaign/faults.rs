@@ -1,0 +1,297 @@
+//! What befalls a cluster, and what is promised meanwhile.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::mpsc::{RecvTimeoutError, channel},
+    time::{Duration, Instant},
+};
+
+use netns_harness::{Host, Signal};
+use rand::{Rng, RngExt, seq::IndexedRandom};
+
+use crate::{churn, damage, world::World};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    AgentKilled,
+    AgentRestarted,
+    AllAgentsKilled,
+    AgentFrozen,
+    Churn,
+    AddressReused,
+    KernelDamaged,
+    CableFlapped,
+    LinkDown,
+    OneWay,
+    Partition,
+    MtuCut,
+    HostCrashed,
+}
+
+impl Kind {
+    pub const ALL: [Self; 13] = [
+        Self::AgentKilled,
+        Self::AgentRestarted,
+        Self::AllAgentsKilled,
+        Self::AgentFrozen,
+        Self::Churn,
+        Self::AddressReused,
+        Self::KernelDamaged,
+        Self::CableFlapped,
+        Self::LinkDown,
+        Self::OneWay,
+        Self::Partition,
+        Self::MtuCut,
+        Self::HostCrashed,
+    ];
+
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::AgentKilled => "agent killed",
+            Self::AgentRestarted => "agent restarted",
+            Self::AllAgentsKilled => "all agents killed",
+            Self::AgentFrozen => "agent frozen",
+            Self::Churn => "mass create and delete",
+            Self::AddressReused => "address reused at once",
+            Self::KernelDamaged => "kernel objects damaged",
+            Self::CableFlapped => "cable unplugged",
+            Self::LinkDown => "link down on the host",
+            Self::OneWay => "one way blocked",
+            Self::Partition => "partition",
+            Self::MtuCut => "MTU cut",
+            Self::HostCrashed => "host crashed",
+        }
+    }
+
+    /// How often it is drawn, relative to the others: the slow ones less.
+    fn weight(self) -> u32 {
+        match self {
+            Self::AgentKilled | Self::AgentRestarted | Self::KernelDamaged | Self::AddressReused => 4,
+            Self::Churn | Self::CableFlapped | Self::OneWay | Self::MtuCut => 3,
+            Self::AllAgentsKilled | Self::AgentFrozen | Self::LinkDown => 2,
+            Self::Partition | Self::HostCrashed => 1,
+        }
+    }
+
+    /// For how long it may last, at most.
+    fn longest(self) -> Duration {
+        Duration::from_millis(match self {
+            Self::AgentKilled | Self::AllAgentsKilled => 1500,
+            Self::AgentFrozen => 4000,
+            Self::CableFlapped | Self::LinkDown => 1000,
+            Self::OneWay | Self::Partition | Self::HostCrashed => 4000,
+            Self::MtuCut => 500,
+            _ => 0,
+        })
+    }
+}
+
+/// A fault as it was drawn. Numbers that some kinds have no use for are drawn all the same, so that each fault takes
+/// as many from the generator.
+#[derive(Debug, Clone)]
+pub struct Fault {
+    pub kind: Kind,
+    pub host: usize,
+    /// Another one.
+    pub other: usize,
+    /// Of a partition: who is with the host.
+    side: BTreeSet<usize>,
+    hold: Duration,
+    detail: u32,
+}
+
+/// What may have suffered.
+#[derive(Debug, Default)]
+pub struct Effect {
+    /// Between which hosts datagrams may be lost, in this direction; the endpoint that moves counts as one more.
+    pub lossy: BTreeSet<(usize, usize)>,
+    /// For how long at most.
+    pub longest: Duration,
+    /// Whose clients and servers ended with the host.
+    pub dead: BTreeSet<usize>,
+    /// On which hosts nobody answers names.
+    pub mute: BTreeSet<usize>,
+}
+
+/// How long after the end of what caused it a loss may last, where nothing but the network has to come back.
+const AFTER: Duration = Duration::from_secs(1);
+/// Until a host's endpoints that are started anew are reached by everybody.
+const AFTER_BOOT: Duration = Duration::from_secs(2);
+
+impl Fault {
+    pub fn draw(rng: &mut impl Rng, hosts: usize) -> Self {
+        let kind = *Kind::ALL.choose_weighted(rng, |kind| kind.weight()).unwrap();
+        let host = rng.random_range(0..hosts);
+        let other = (host + rng.random_range(1..hosts)) % hosts;
+        let mut side: BTreeSet<usize> = (0..hosts).filter(|_| rng.random_bool(0.5)).collect();
+        side.insert(host);
+        side.remove(&other);
+        Self {
+            kind,
+            host,
+            other,
+            side,
+            hold: kind.longest().mul_f64(rng.random_range(0.05..1.0)),
+            detail: rng.random(),
+        }
+    }
+
+    /// Lets it happen, waits, and takes away what caused it.
+    pub fn befall(&self, world: &mut World) -> Effect {
+        let begin = Instant::now();
+        let everybody: BTreeSet<usize> = (0..world.hosts()).collect();
+        let mut effect = Effect::default();
+        match self.kind {
+            Kind::AgentKilled => {
+                let node = world.node(self.host);
+                node.kill_agent();
+                wait(self.hold);
+                node.restart_agent();
+                effect.mute.insert(self.host);
+            }
+            Kind::AgentRestarted => {
+                let node = world.node(self.host);
+                node.end_agent();
+                node.restart_agent();
+                effect.mute.insert(self.host);
+            }
+            Kind::AllAgentsKilled => {
+                world.bed.nodes().for_each(|node| node.kill_agent());
+                wait(self.hold);
+                world.bed.nodes().for_each(|node| node.start_agent());
+                world.bed.nodes().for_each(|node| node.await_agent());
+                effect.mute = everybody;
+            }
+            Kind::AgentFrozen => {
+                let node = world.node(self.host);
+                node.signal_agent(Signal::SIGSTOP);
+                wait(self.hold);
+                node.signal_agent(Signal::SIGCONT);
+                effect.mute.insert(self.host);
+            }
+            Kind::Churn => churn::churn(world, self.host, self.detail),
+            Kind::AddressReused => {
+                effect.longest = churn::reuse(world, self.other);
+                effect.lossy = everybody.iter().map(|from| (*from, world.hosts())).collect();
+            }
+            Kind::KernelDamaged => {
+                damage::damage(world, self.host, self.detail);
+                effect.touch(self.host, world);
+            }
+            Kind::CableFlapped => {
+                let link = world.node(self.host).host.interface("eth0").unwrap();
+                link.set_carrier(false).unwrap();
+                wait(self.hold);
+                link.set_carrier(true).unwrap();
+                effect.touch(self.host, world);
+            }
+            Kind::LinkDown => {
+                let link = world.node(self.host).host.interface("eth0").unwrap();
+                link.set_up(false).unwrap();
+                wait(self.hold);
+                link.set_up(true).unwrap();
+                effect.touch(self.host, world);
+            }
+            Kind::OneWay => {
+                let [from, to] = [self.host, self.other].map(|host| &world.node(host).host);
+                world.bed.lab.block(from, to).unwrap();
+                wait(self.hold);
+                world.bed.lab.heal().unwrap();
+                effect.lossy.insert((self.host, self.other));
+                effect.moved(world);
+            }
+            Kind::Partition => {
+                let sides = [true, false].map(|within| -> Vec<&Host> {
+                    let on = everybody.iter().filter(|host| self.side.contains(host) == within);
+                    on.map(|host| &world.node(*host).host).collect()
+                });
+                world.bed.lab.partition(&[&sides[0], &sides[1]]).unwrap();
+                wait(self.hold);
+                world.bed.lab.heal().unwrap();
+                for from in &everybody {
+                    let across = |to: &&usize| self.side.contains(from) != self.side.contains(to);
+                    effect
+                        .lossy
+                        .extend(everybody.iter().filter(across).map(|to| (*from, *to)));
+                }
+                effect.moved(world);
+            }
+            Kind::MtuCut => {
+                let link = world.node(self.host).host.interface("eth0").unwrap();
+                link.set_mtu(1300).unwrap();
+                wait(self.hold);
+                link.set_mtu(1500).unwrap();
+                effect.touch(self.host, world);
+            }
+            Kind::HostCrashed => {
+                world.crash(self.host);
+                wait(self.hold);
+                world.boot(self.host);
+                effect.touch(self.host, world);
+                effect.dead.insert(self.host);
+            }
+        }
+        if effect.longest.is_zero() {
+            effect.longest = begin.elapsed()
+                + match self.kind {
+                    Kind::HostCrashed => AFTER_BOOT,
+                    _ => AFTER,
+                };
+        }
+        effect
+    }
+}
+
+impl Effect {
+    /// All that comes to a host or from it.
+    fn touch(&mut self, host: usize, world: &World) {
+        for other in (0..world.hosts()).filter(|other| *other != host) {
+            self.lossy.extend([(host, other), (other, host)]);
+        }
+        self.moved(world);
+    }
+
+    /// The endpoint that moves suffers with the host that it is on.
+    fn moved(&mut self, world: &World) {
+        let there = world.mover.host;
+        let to_it: Vec<usize> = self
+            .lossy
+            .iter()
+            .filter(|(_, to)| *to == there)
+            .map(|(from, _)| *from)
+            .collect();
+        self.lossy
+            .extend(to_it.into_iter().map(|from| (from, world.hosts())));
+    }
+
+    /// Whether anything between a host and others may have been lost.
+    pub fn touches(&self, host: usize) -> bool {
+        self.lossy.iter().any(|(from, to)| *from == host || *to == host)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [host, other] = [self.host + 1, self.other + 1];
+        write!(f, "{}", self.kind.words())?;
+        match self.kind {
+            Kind::AllAgentsKilled => {}
+            Kind::AddressReused => write!(f, ", on h{other}")?,
+            Kind::OneWay => write!(f, " from h{host} to h{other}")?,
+            Kind::Partition => write!(f, ", {:?} apart (from 0)", self.side)?,
+            Kind::KernelDamaged => write!(f, " on h{host}: {}", damage::words(self.detail))?,
+            _ => write!(f, " on h{host}")?,
+        }
+        match self.hold.is_zero() {
+            true => Ok(()),
+            false => write!(f, ", {} ms", self.hold.as_millis()),
+        }
+    }
+}
+
+/// Lets time pass.
+pub fn wait(time: Duration) {
+    let (_open, nothing) = channel::<()>();
+    assert_eq!(nothing.recv_timeout(time), Err(RecvTimeoutError::Timeout));
+}
