@@ -13,7 +13,7 @@ const REUSE: Duration = Duration::from_millis(300);
 /// Makes endpoints, networks and services on one host, and takes them away again.
 pub fn churn(world: &World, host: usize, detail: u32) {
     let node = world.node(host);
-    let (count, own) = (3 + detail % 4, detail % 2 == 0);
+    let (count, own) = (3 + detail % 4, detail.is_multiple_of(2));
     let network = if own { "passing" } else { NETWORK };
     if own {
         node.weft(&format!("network create {network}"));

@@ -18,7 +18,7 @@ enum Place {
 }
 
 /// A line of a shell, where it runs, and whether the kernel tells nobody of it: then the doctor has to be asked.
-const DAMAGES: [(Place, &str, bool); 11] = [
+const DAMAGES: [(Place, &str, bool); 10] = [
     (Place::Network, "ip link set br0 down", false),
     (Place::Network, "ip link set vx0 down", false),
     (Place::Network, "ip link set vx0 nomaster", false),
@@ -37,7 +37,6 @@ const DAMAGES: [(Place, &str, bool); 11] = [
         "ip neigh flush dev vx0; ip neigh flush dev br0 nud permanent",
         true,
     ),
-    (Place::Network, "ip route flush table main", true),
     (Place::Network, "sysctl -qw net.ipv4.ip_forward=0", true),
 ];
 

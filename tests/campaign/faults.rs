@@ -114,10 +114,9 @@ pub struct Effect {
     pub mute: BTreeSet<usize>,
 }
 
-/// How long after the end of what caused it a loss may last, where nothing but the network has to come back.
-const AFTER: Duration = Duration::from_secs(1);
-/// Until a host's endpoints that are started anew are reached by everybody.
-const AFTER_BOOT: Duration = Duration::from_secs(2);
+/// How long after the end of what caused it a loss may last, where nothing but the network has to come back: the
+/// kernel asks for a neighbour that did not answer once a second.
+const AFTER: Duration = Duration::from_secs(2);
 
 impl Fault {
     pub fn draw(rng: &mut impl Rng, hosts: usize) -> Self {
@@ -233,11 +232,7 @@ impl Fault {
             }
         }
         if effect.longest.is_zero() {
-            effect.longest = begin.elapsed()
-                + match self.kind {
-                    Kind::HostCrashed => AFTER_BOOT,
-                    _ => AFTER,
-                };
+            effect.longest = begin.elapsed() + AFTER;
         }
         effect
     }

@@ -197,7 +197,11 @@ impl Ledger {
             let flow = self.flow(from, to);
             let number = flow.sent.fetch_add(1, Relaxed);
             let datagram = write(from as u32, incarnation, number, self.began.elapsed());
-            let length = if number % LONG_ONE_IN == 0 { LONG } else { SHORT };
+            let length = if number.is_multiple_of(LONG_ONE_IN) {
+                LONG
+            } else {
+                SHORT
+            };
             if socket
                 .send_to(&datagram[..length], SocketAddr::new(*address, PORT))
                 .is_err()
