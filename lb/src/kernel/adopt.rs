@@ -8,24 +8,47 @@ use std::{
 use weft_netlink::nft::{Family, Nft, NftError, Table};
 use weft_types::ServiceId;
 
-use super::program::{BASE_CHAIN, Key, LAYOUT, Map, is_table_name, main_chain, service_of_chain};
+use super::program::{
+    BASE_CHAIN, Key, LAYOUT, Map, Mark, Range, addr_from, is_table_name, service_of_chain, slots_map_of, sum,
+};
 
 /// A service as it stands in the kernel.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Found {
-    /// Empty if the service cannot be recognised; it is then written anew.
-    pub(super) fingerprint: String,
+    /// Without a fingerprint if the service cannot be recognised; it is then written anew.
+    pub(super) mark: Mark,
     pub(super) elements: BTreeMap<Key, String>,
     pub(super) chains: BTreeSet<String>,
     pub(super) maps: BTreeSet<String>,
     pub(super) timeouts: BTreeSet<String>,
 }
 
+/// What stands in a table of ours.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    pub(super) services: BTreeMap<ServiceId, Found>,
+    /// Virtual addresses, and where their pings go.
+    pub(super) vips: BTreeMap<IpAddr, IpAddr>,
+    /// Slots that are no service's.
+    pub(super) spare: Vec<Spare>,
+}
+
+/// Slots that no rule leads to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spare {
+    pub(super) shard: u16,
+    pub(super) ipv6: bool,
+    pub(super) range: Range,
+}
+
+/// All slots, by map and number.
+type FoundSlots = BTreeMap<(u16, bool), BTreeMap<u32, IpAddr>>;
+
 /// A table as it stands in the kernel.
 #[derive(Debug)]
 pub(super) enum FoundTable {
-    /// Ours, with its services.
-    Known(BTreeMap<ServiceId, Found>),
+    /// Ours.
+    Known(Contents),
     /// Ours, but of another layout.
     Foreign,
 }
@@ -33,11 +56,13 @@ pub(super) enum FoundTable {
 impl FoundTable {
     /// The virtual addresses that it knows.
     pub(super) fn vips(&self) -> impl Iterator<Item = IpAddr> {
-        let services = match self {
-            Self::Known(services) => Some(services),
+        let contents = match self {
+            Self::Known(contents) => Some(contents),
             Self::Foreign => None,
         };
-        let found = services.into_iter().flat_map(BTreeMap::values);
+        let found = contents
+            .into_iter()
+            .flat_map(|contents| contents.services.values());
         found.flat_map(|found| found.elements.keys().map(|key| key.vip))
     }
 }
@@ -66,9 +91,12 @@ fn read_table(nft: &Nft, table: &Table, chains: Vec<String>) -> Result<FoundTabl
             services.entry(service).or_default().chains.insert(chain);
         }
     }
+    let mut slots = FoundSlots::new();
     for map in nft.sets(table)? {
         if let Some(service) = service_of_chain(&map) {
             services.entry(service).or_default().maps.insert(map);
+        } else if let Some(slots_map) = slots_map_of(&map) {
+            slots.insert(slots_map, read_slots(nft, table, &map)?);
         }
     }
     for timeout in nft.timeouts(table)? {
@@ -77,16 +105,17 @@ fn read_table(nft: &Nft, table: &Table, chains: Vec<String>) -> Result<FoundTabl
         }
     }
     let mut layout = false;
+    let mut marks: BTreeMap<ServiceId, BTreeMap<String, Mark>> = BTreeMap::new();
     for (chain, comment) in nft.rule_comments(table)? {
         layout |= chain == BASE_CHAIN && comment == LAYOUT;
-        if let Some(service) = service_of_chain(&chain).filter(|&service| main_chain(service) == chain) {
-            services.entry(service).or_default().fingerprint = comment;
+        if let (Some(service), Some(mark)) = (service_of_chain(&chain), Mark::parse(&comment)) {
+            marks.entry(service).or_default().insert(chain, mark);
         }
     }
     if !layout {
         return Ok(FoundTable::Foreign);
     }
-    for map in Map::ALL {
+    for map in Key::MAPS {
         for element in nft.elements(table, map.name())? {
             let key = Key::from_bytes(map, &element.key);
             let chain = element.chain;
@@ -98,5 +127,64 @@ fn read_table(nft: &Nft, table: &Table, chains: Vec<String>) -> Result<FoundTabl
             services.entry(service).or_default().elements.insert(key, chain);
         }
     }
-    Ok(FoundTable::Known(services))
+    let mut contents = Contents::default();
+    for ipv6 in [false, true] {
+        for element in nft.elements(table, Map::Vips { ipv6 }.name())? {
+            let pair = addr_from(&element.key).zip(element.value.as_deref().and_then(addr_from));
+            contents.vips.extend(pair);
+        }
+    }
+    for (id, found) in &mut services {
+        if let Some(mark) = marks.remove(id).and_then(|marks| whole(found, marks, &mut slots)) {
+            found.mark = mark;
+        }
+    }
+    contents.services = services;
+    for ((shard, ipv6), slots) in slots {
+        let spare = slots.into_keys().map(|first| Spare {
+            shard,
+            ipv6,
+            range: Range { first, len: 1 },
+        });
+        contents.spare.extend(spare);
+    }
+    Ok(FoundTable::Known(contents))
+}
+
+fn read_slots(nft: &Nft, table: &Table, map: &str) -> Result<BTreeMap<u32, IpAddr>, NftError> {
+    let elements = nft.elements(table, map)?.into_iter();
+    let slots = elements.filter_map(|element| {
+        let number = u32::from_ne_bytes(element.key.try_into().ok()?);
+        Some((number, addr_from(&element.value?)?))
+    });
+    Ok(slots.collect())
+}
+
+/// What all chains of a service say of it, if the slots are as they say. Takes those out.
+fn whole(found: &Found, marks: BTreeMap<String, Mark>, slots: &mut FoundSlots) -> Option<Mark> {
+    if !marks.keys().eq(&found.chains) {
+        return None;
+    }
+    let mut marks = marks.into_values();
+    let mark = marks.next()?;
+    if marks.any(|other| other != mark) {
+        return None;
+    }
+    let of_version = |ipv6: bool| {
+        let Range { first, len } = mark.ranges[usize::from(ipv6)];
+        let slots = slots.get(&(mark.shard, ipv6));
+        let numbers = first..first.saturating_add(len);
+        numbers.map_while(move |number| slots?.get(&number))
+    };
+    let found: Vec<IpAddr> = of_version(false).chain(of_version(true)).copied().collect();
+    if found.len() != mark.slots() as usize || sum(found.iter()) != mark.sum {
+        return None;
+    }
+    for ipv6 in [false, true] {
+        let Range { first, len } = mark.ranges[usize::from(ipv6)];
+        if let Some(slots) = slots.get_mut(&(mark.shard, ipv6)) {
+            slots.retain(|number, _| *number < first || *number - first >= len);
+        }
+    }
+    Some(mark)
 }

@@ -12,7 +12,10 @@ mod choose;
 mod ebpf;
 mod flows;
 mod program;
+mod ranges;
 mod sandbox;
+mod shards;
+mod table;
 mod watch;
 
 #[cfg(test)]

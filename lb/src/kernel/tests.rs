@@ -38,6 +38,12 @@ fn ruleset(netns: &Netns) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+fn table_name(netns: &Netns) -> String {
+    let text = ruleset(netns);
+    let mut words = text.split_whitespace();
+    words.find(|word| word.starts_with("weft-")).unwrap().to_owned()
+}
+
 #[test]
 fn a_restarted_agent_adopts_what_is_there_and_writes_only_the_difference() {
     let Some(bed) = Bed::new() else { return };
@@ -98,20 +104,23 @@ fn what_others_broke_is_found_when_it_is_read_back_and_written_again() {
     let mut api = service(Scheduler::LeastConnections);
     api.id = weft_types::ServiceId([9; 16]);
     api.vips = vec![ip("10.9.0.102")];
-    let services = table(&[service(Scheduler::RoundRobin), api.clone()]);
+    let web = service(Scheduler::RoundRobin);
+    let services = table(&[web.clone(), api.clone()]);
     let datapath = datapath();
     datapath.sync("c", &bed.client, &services).unwrap();
     let (mut stream, _) = bed.open("10.9.0.102", PORT).unwrap();
-    let text = ruleset(&bed.client);
-    let name = text
-        .split_whitespace()
-        .find(|word| word.starts_with("weft-"))
-        .unwrap();
+    let name = table_name(&bed.client);
     for damage in [
         "flush ruleset".to_owned(),
         format!("delete table inet {name}"),
         format!("flush table inet {name}"),
         format!("flush map inet {name} vips4"),
+        format!("flush map inet {name} all4"),
+        format!("flush map inet {name} slots4-0"),
+        format!("flush chain inet {name} svc-{}", web.id),
+        format!(
+            "delete element inet {name} vips4 {{ {VIP} }}; add element inet {name} vips4 {{ {VIP} : 10.9.0.77 }}"
+        ),
     ] {
         let broken = bed
             .client
@@ -143,6 +152,70 @@ fn what_others_broke_is_found_when_it_is_read_back_and_written_again() {
     );
     let open = datapath.connections(api.id).unwrap();
     assert_eq!(open.values().sum::<u64>(), 1, "{open:?}");
+}
+
+#[test]
+fn addresses_and_slots_that_are_nobodys_are_taken_out() {
+    let Some(bed) = Bed::new() else { return };
+    let mut web = service(Scheduler::RoundRobin);
+    let datapath = datapath();
+    datapath.sync("c", &bed.client, &only(&web)).unwrap();
+    let name = table_name(&bed.client);
+    let others = format!(
+        "add element inet {name} vips4 {{ 10.9.0.78 : 10.9.0.79 }}; \
+         add element inet {name} slots4-0 {{ 4000000000 : 10.9.0.79 }}"
+    );
+    let added = bed
+        .client
+        .run(|| Command::new("nft").arg(&others).status())
+        .unwrap();
+    if !added.is_ok_and(|status| status.success()) {
+        return weft_netlink::testing::skip("it needs the nft program");
+    }
+    datapath.resync();
+    datapath.sync("c", &bed.client, &only(&web)).unwrap();
+    assert!(!ruleset(&bed.client).contains("10.9.0.78"));
+    // What leads nowhere waits until there is something to write.
+    web.backends.pop();
+    datapath.sync("c", &bed.client, &only(&web)).unwrap();
+    let text = ruleset(&bed.client);
+    assert!(!text.contains("10.9.0.79"), "{text}");
+}
+
+#[test]
+fn a_table_of_another_layout_is_replaced() {
+    let Some(bed) = Bed::new() else { return };
+    let services = only(&service(Scheduler::RoundRobin));
+    let first = datapath();
+    first.sync("c", &bed.client, &services).unwrap();
+    let name = table_name(&bed.client);
+    first.remove("c", Some(&bed.client)).unwrap();
+    let earlier = format!(
+        "table inet {name} {{
+            map vips4 {{ type ipv4_addr : verdict; elements = {{ {VIP} : goto svc-{id} }}; }}
+            chain vips {{
+                type nat hook output priority -100;
+                ct state new comment \"weft virtual addresses, layout 3\"
+                ip daddr vmap @vips4
+            }}
+            chain svc-{id} {{ dnat ip to numgen inc mod 2 map {{ 0 : 10.9.0.11, 1 : 10.9.0.12 }} }}
+        }}",
+        id = "07".repeat(16)
+    );
+    let made = bed
+        .client
+        .run(|| Command::new("nft").arg(&earlier).status())
+        .unwrap();
+    if !made.is_ok_and(|status| status.success()) {
+        return weft_netlink::testing::skip("it needs the nft program");
+    }
+    let (mut stream, _) = bed.open(VIP, PORT).unwrap();
+    let written = datapath().sync("c", &bed.client, &services).unwrap();
+    assert_eq!((written.changed, written.cut), (1, 0));
+    assert!(!ruleset(&bed.client).contains("layout 3"));
+    assert_eq!(bed.spread(VIP, 6), even(2));
+    stream.write_all(b"x").unwrap();
+    stream.read_exact(&mut [0]).unwrap();
 }
 
 #[test]

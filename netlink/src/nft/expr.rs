@@ -226,15 +226,18 @@ pub enum Expr {
         /// The first register of the key.
         key: Reg,
     },
-    /// Puts 0, 1, 2, … up to `modulus` - 1 and again 0 into a register, one for each packet; every rule counts for
-    /// itself and starts with 0.
+    /// Puts `first`, and those that follow on it, into a register, one for each packet, and after `modulus` of them
+    /// `first` again; every rule counts for itself.
     Numgen {
         /// How many numbers there are.
         modulus: u32,
+        /// The first of them.
+        first: u32,
         /// The register.
         to: Reg,
     },
-    /// Puts a number below `modulus` into a register: always the same one for the same `len` bytes from `key` on.
+    /// Puts one of `modulus` numbers from `first` on into a register: always the same one for the same `len` bytes
+    /// from `key` on.
     Hash {
         /// The first register of what is hashed.
         key: Reg,
@@ -242,6 +245,8 @@ pub enum Expr {
         len: u32,
         /// How many numbers there are.
         modulus: u32,
+        /// The first of them.
+        first: u32,
         /// The register.
         to: Reg,
     },
@@ -400,11 +405,12 @@ impl Expr {
                 }
             }
             Self::Vmap { set, key } => encode_lookup(data, set, *key, Some(libc::NFT_REG_VERDICT as u32)),
-            // NFTA_NG_DREG, _MODULUS, _TYPE
-            Self::Numgen { modulus, to } => {
+            // NFTA_NG_DREG, _MODULUS, _TYPE, _OFFSET
+            Self::Numgen { modulus, first, to } => {
                 data.u32(1, to.number());
                 data.u32(2, *modulus);
                 data.u32(3, libc::NFT_NG_INCREMENTAL as u32);
+                data.u32(4, *first);
             }
             // NFTA_IMMEDIATE_DREG, _DATA
             Self::Immediate { value, to } => {
@@ -429,11 +435,12 @@ impl Expr {
                 data.u32(2, if *ipv6 { libc::AF_INET6 } else { libc::AF_INET } as u32);
                 data.u32(3, addr.number());
             }
-            // NFTA_HASH_SREG, _DREG, _LEN, _MODULUS, _SEED
+            // NFTA_HASH_SREG, _DREG, _LEN, _MODULUS, _SEED, _OFFSET
             Self::Hash {
                 key,
                 len,
                 modulus,
+                first,
                 to,
             } => {
                 data.u32(1, key.number());
@@ -442,6 +449,7 @@ impl Expr {
                 data.u32(4, *modulus);
                 // Without one the kernel makes one up, and it would not be the same everywhere.
                 data.u32(5, HASH_SEED);
+                data.u32(6, *first);
             }
             // NFTA_META_KEY, _SREG
             Self::Priority(from) => {
@@ -558,14 +566,22 @@ impl fmt::Display for Expr {
                 ..
             } => write!(f, "{to} = {set}[{key}]"),
             Self::Vmap { set, key } => write!(f, "do {set}[{key}]"),
-            Self::Numgen { modulus, to } => write!(f, "{to} = numgen inc mod {modulus}"),
+            Self::Numgen { modulus, first, to } => {
+                write!(f, "{to} = numgen inc mod {modulus} offset {first}")
+            }
             Self::Immediate { value, to } => write!(f, "{to} = {value}"),
             Self::Dnat { ipv6, addr, port } => {
                 write!(f, "dnat {} to {addr}", if *ipv6 { "ip6" } else { "ip" })?;
                 port.map_or(Ok(()), |port| write!(f, " port {port}"))
             }
             Self::Snat { ipv6, addr } => write!(f, "snat {} to {addr}", if *ipv6 { "ip6" } else { "ip" }),
-            Self::Hash { key, modulus, to, .. } => write!(f, "{to} = hash {key} mod {modulus}"),
+            Self::Hash {
+                key,
+                modulus,
+                first,
+                to,
+                ..
+            } => write!(f, "{to} = hash {key} mod {modulus} offset {first}"),
             Self::Masquerade => f.write_str("masquerade"),
             Self::Notrack => f.write_str("notrack"),
             Self::Priority(from) => write!(f, "set priority {from}"),

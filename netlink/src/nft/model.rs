@@ -170,6 +170,8 @@ pub enum Verdict {
     Drop,
     /// Back to where this chain was jumped to from.
     Return,
+    /// On in another chain, and back here from its end.
+    Jump(String),
     /// On in another chain, not back here.
     Goto(String),
 }
@@ -180,13 +182,14 @@ impl Verdict {
             Self::Drop => 0,
             Self::Accept => 1,
             Self::Return => libc::NFT_RETURN,
+            Self::Jump(_) => libc::NFT_JUMP,
             Self::Goto(_) => libc::NFT_GOTO,
         }
     }
 
     pub(super) fn chain(&self) -> Option<&str> {
         match self {
-            Self::Goto(chain) => Some(chain),
+            Self::Jump(chain) | Self::Goto(chain) => Some(chain),
             Self::Accept | Self::Drop | Self::Return => None,
         }
     }
@@ -198,6 +201,7 @@ impl fmt::Display for Verdict {
             Self::Accept => f.write_str("accept"),
             Self::Drop => f.write_str("drop"),
             Self::Return => f.write_str("return"),
+            Self::Jump(chain) => write!(f, "jump {chain}"),
             Self::Goto(chain) => write!(f, "goto {chain}"),
         }
     }

@@ -14,6 +14,8 @@ use super::{
 pub struct Installed {
     /// The bytes of its key, each part of a concatenation padded to four bytes.
     pub key: Vec<u8>,
+    /// The bytes of its value, in a map of values.
+    pub value: Option<Vec<u8>>,
     /// The chain its verdict leads to, in a verdict map.
     pub chain: Option<String>,
 }
@@ -163,11 +165,13 @@ impl Nft {
 /// NFTA_SET_ELEM_KEY, _DATA; NFTA_DATA_VALUE, _VERDICT; NFTA_VERDICT_CHAIN
 fn installed(element: &[u8]) -> Option<Installed> {
     let key = attribute(attribute(element, 1)?, 1)?.to_vec();
-    let chain = attribute(element, 2)
+    let data = attribute(element, 2);
+    let chain = data
         .and_then(|data| attribute(data, 2))
         .filter(|verdict| number(verdict, 1).is_some())
         .and_then(|verdict| text(verdict, 2));
-    Some(Installed { key, chain })
+    let value = data.and_then(|data| attribute(data, 1)).map(<[u8]>::to_vec);
+    Some(Installed { key, value, chain })
 }
 
 /// NFTA_SET_ELEM_KEY, NFTA_DATA_VALUE; NFTA_SET_ELEM_EXPR, NFTA_EXPR_DATA, NFTA_COUNTER_PACKETS

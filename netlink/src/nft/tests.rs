@@ -118,6 +118,7 @@ fn balance() -> Transaction {
             Rule::new()
                 .then(Expr::Numgen {
                     modulus: 3,
+                    first: 0,
                     to: Reg(0),
                 })
                 .then(Expr::Lookup {
@@ -175,7 +176,7 @@ add rule inet weft-egress raw r0 = dport; r0 == 4789; notrack
         "{text}"
     );
     assert!(
-        text.contains("r0 = numgen inc mod 3; r0 = @#1[r0]; r4 = 8080; dnat ip to r0 port r4\n"),
+        text.contains("r0 = numgen inc mod 3 offset 0; r0 = @#1[r0]; r4 = 8080; dnat ip to r0 port r4\n"),
         "{text}"
     );
 }
@@ -224,6 +225,7 @@ fn what_is_installed_reads_back() {
         nft.elements(&lb, "ports").unwrap(),
         [Installed {
             key,
+            value: None,
             chain: Some("web".to_owned())
         }]
     );

@@ -16,6 +16,8 @@ use crate::{
 };
 
 const SERVICES: u16 = 10_000;
+/// So many of them are changed one after the other.
+const CHANGES: usize = 20;
 
 pub fn measure(args: &Args, table: &mut Matrix) -> Result<()> {
     let [mut ebpf, mut nft] = [const { (Vec::new(), Vec::new()) }; 2];
@@ -46,11 +48,13 @@ fn program(datapath: &dyn Datapath, (all, one): &mut (Vec<f64>, Vec<f64>)) -> Re
     let written = datapath.sync("client", &client, &tables)?;
     all.push(started.elapsed().as_secs_f64());
     ensure!(written.changed == usize::from(SERVICES), "{written:?}");
-    tables[0].services[500].backends.truncate(9);
-    let started = Instant::now();
-    let written = datapath.sync("client", &client, &tables)?;
-    one.push(started.elapsed().as_secs_f64());
-    ensure!(written.changed == 1, "{written:?}");
+    for service in (0..CHANGES).map(|n| 500 * n) {
+        tables[0].services[service].backends.truncate(9);
+        let started = Instant::now();
+        let written = datapath.sync("client", &client, &tables)?;
+        one.push(started.elapsed().as_secs_f64());
+        ensure!(written.changed == 1, "{written:?}");
+    }
     datapath.remove("client", Some(&client))?;
     Ok(())
 }

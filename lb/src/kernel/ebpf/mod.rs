@@ -16,7 +16,6 @@
 
 mod layout;
 mod program;
-mod ranges;
 mod table;
 
 #[cfg(test)]

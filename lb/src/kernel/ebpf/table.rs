@@ -12,13 +12,12 @@ use weft_netlink::bpf::{BpfError, Map};
 use weft_types::{EndpointId, ServiceId};
 
 use super::{
-    super::program::fnv,
+    super::{program::fnv, ranges::Ranges},
     layout::{
         BackendEntry, MAX_BACKENDS, MAX_SLOTS, MapId, ServiceEntry, VipEntry, VipKey, backend, ledger_key,
         ledger_key_of, load, number_at, protocol_number, sandbox_bytes, sandbox_of, scheduler_number,
         slot_bytes, view_of,
     },
-    ranges::Ranges,
 };
 use crate::{Attempts, BackendState, ClientTable, Loads, Scheduler, Service, Written, choices};
 

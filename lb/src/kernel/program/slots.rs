@@ -50,6 +50,18 @@ impl Slots {
         }
     }
 
+    /// Those that stand in a map: where there is one alone, the rule says it.
+    pub(in crate::kernel) fn in_map(&self, ipv6: bool) -> &[IpAddr] {
+        match self.of_version(ipv6) {
+            [_] => &[],
+            slots => slots,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.v4.is_empty() && self.v6.is_empty()
+    }
+
     pub(super) fn of_version(&self, ipv6: bool) -> &[IpAddr] {
         if ipv6 { &self.v6 } else { &self.v4 }
     }

@@ -30,75 +30,136 @@ fn text(service: &Service) -> String {
 fn text_at(service: &Service, side: Side) -> String {
     let table = table_of(NetworkId([0xcd; 16]));
     let mut change = Transaction::new();
-    chains(service).into_iter().for_each(|chain| {
+    chains(service, side).into_iter().for_each(|chain| {
         change.add_chain(&table, Chain::regular(chain));
     });
-    write_rules(
-        &mut change,
-        &table,
-        service,
-        &Slots::of(service, &Loads::new(), 0, side),
-        "mark",
-    );
+    let slots = Slots::of(service, &Loads::new(), 0, side);
+    let mark = Mark {
+        fingerprint: "print".to_owned(),
+        shard: 3,
+        ranges: [Range { first: 20, len: 2 }, Range { first: 40, len: 0 }],
+        sum: 1,
+    };
+    add_slots(&mut change, &table, 3, false, 20, slots.in_map(false));
+    write_rules(&mut change, &table, service, &slots, &mark);
     add_elements(&mut change, &table, elements(service, side).iter());
+    let vips: Vec<_> = vips(service, 0, side).into_iter().collect();
+    add_vips(&mut change, &table, &vips);
     let long = service.id.to_string();
     change
         .to_string()
         .replace(&long, "ID")
         .replace(&table.to_string(), "TABLE")
+        .replace(&mark.to_string(), "MARK")
 }
 
 #[test]
 fn a_service_reads_as_text() {
     let wanted = "\
-add chain TABLE svc-ID
 add chain TABLE svc-ID-tcp-80
 add chain TABLE svc-ID-udp-53
+add elements TABLE @slots4-3
+  20 : 10.0.0.1
+  21 : 10.0.0.2
 flush chain TABLE svc-ID-udp-53
-add set TABLE @#1 { type mark : ipv4_addr; }
-add elements TABLE @#1
-  0 : 10.0.0.1
-  1 : 10.0.0.2
-add rule TABLE svc-ID-udp-53 ip; r0 = numgen inc mod 2; r4 = @#1[r0]; dnat ip to r4
-add rule TABLE svc-ID-udp-53 ip; r4 = 10.0.0.1; dnat ip to r4
-add rule TABLE svc-ID-udp-53 goto refuse
+add rule TABLE svc-ID-udp-53 ip; r0 = numgen inc mod 2 offset 20; r4 = @slots4-3[r0]; dnat ip to r4 \
+comment \"MARK\"
 flush chain TABLE svc-ID-tcp-80
-add rule TABLE svc-ID-tcp-80 r0 = tcp flags; r0 &= 0x17; r0 != 0x02; goto refuse
-add set TABLE @#2 { type mark : ipv4_addr; }
-add elements TABLE @#2
-  0 : 10.0.0.1
-  1 : 10.0.0.2
-add rule TABLE svc-ID-tcp-80 ip; r0 = numgen inc mod 2; r4 = @#2[r0]; r8 = 8080; dnat ip to r4 port r8
-add rule TABLE svc-ID-tcp-80 ip; r4 = 10.0.0.1; r8 = 8080; dnat ip to r4 port r8
-add rule TABLE svc-ID-tcp-80 goto refuse
-flush chain TABLE svc-ID
-add set TABLE @#3 { type mark : ipv4_addr; }
-add elements TABLE @#3
-  0 : 10.0.0.1
-  1 : 10.0.0.2
-add rule TABLE svc-ID ip; r0 = l4proto; r0 == icmp; r0 = numgen inc mod 2; r4 = @#3[r0]; dnat ip to r4 \
-comment \"mark\"
-add rule TABLE svc-ID ip; r0 = l4proto; r0 == icmp; r4 = 10.0.0.1; dnat ip to r4 comment \"mark\"
-add rule TABLE svc-ID goto refuse
+add rule TABLE svc-ID-tcp-80 ip; r0 = numgen inc mod 2 offset 20; r4 = @slots4-3[r0]; r8 = 8080; \
+dnat ip to r4 port r8 comment \"MARK\"
 add elements TABLE @ports4
-  10.0.0.100 . tcp . 80 : goto svc-ID-tcp-80
-  10.0.0.100 . udp . 53 : goto svc-ID-udp-53
+  10.0.0.100 . tcp . 80 : jump svc-ID-tcp-80
+  10.0.0.100 . udp . 53 : jump svc-ID-udp-53
 add elements TABLE @vips4
-  10.0.0.100 : goto svc-ID
+  10.0.0.100 : 10.0.0.1
 ";
     assert_eq!(text(&service()), wanted);
 }
 
 #[test]
-fn one_backend_needs_no_map_and_none_refuses() {
+fn a_table_reads_as_text() {
+    let table = Table::new(Family::Inet, "t");
+    let text = |side| {
+        let mut change = Transaction::new();
+        write_table(&mut change, &table, side);
+        let text = change.to_string().replace("inet t ", "");
+        let rules = |line: &&str| line.starts_with("add rule vip") || line.starts_with("add set vips4");
+        text.lines().filter(rules).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        text(Side::Client)[..8],
+        [
+            "add set vips4 { type ipv4_addr : ipv4_addr; }",
+            "add rule vips r0 = ct state; r0 == 8 comment \"weft virtual addresses, layout 4\"",
+            "add rule vips ip; r0 = ip daddr; r4 = @vips4[r0]; goto vip4",
+            "add rule vip4 r0 = l4proto; r0 == tcp; r0 = tcp flags; r0 &= 0x17; r0 != 0x02; goto refuse",
+            "add rule vip4 r0 = ip daddr; r1 = l4proto; r2 = dport; do @ports4[r0]",
+            "add rule vip4 r0 = ip daddr; do @all4[r0]",
+            "add rule vip4 r0 = l4proto; r0 == icmp; r0 = ip daddr; r4 = @vips4[r0]; r4 != 0.0.0.0; dnat ip to r4",
+            "add rule vip4 goto refuse",
+        ]
+    );
+    assert_eq!(
+        text(Side::Entry)[2..],
+        [
+            "add rule vips ip; r0 = ip daddr; r1 = l4proto; r2 = dport; do @ports4[r0]",
+            "add rule vips ip6; r0 = ip6 daddr; r4 = l4proto; r5 = dport; do @ports6[r0]",
+        ]
+    );
+}
+
+#[test]
+fn a_mark_is_read_back() {
+    let mark = Mark {
+        fingerprint: "0123456789abcdef".to_owned(),
+        shard: 7,
+        ranges: [
+            Range { first: 0, len: 0 },
+            Range {
+                first: u32::MAX - 3,
+                len: 3,
+            },
+        ],
+        sum: sum([IpAddr::from([10, 0, 0, 1])].iter()),
+    };
+    assert_eq!(Mark::parse(&mark.to_string()), Some(mark));
+    for no_mark in [
+        "",
+        "0123456789abcdef",
+        "a 0 1+2 3 0",
+        "a 1+2 3+4 0",
+        "a 0 1+2 3+4 x",
+    ] {
+        assert_eq!(Mark::parse(no_mark), None, "{no_mark}");
+    }
+}
+
+#[test]
+fn one_backend_needs_no_slots_and_none_refuses() {
     let mut service = service();
     service.ports.clear();
     service.backends.pop();
-    assert!(
-        text(&service).contains("add rule TABLE svc-ID ip; r4 = 10.0.0.2; dnat ip to r4 comment \"mark\"\n")
+    let last = |text: &str| -> Vec<String> {
+        let (_, text) = text.split_once("flush chain TABLE svc-ID\n").unwrap();
+        text.lines().map(str::to_owned).collect()
+    };
+    assert_eq!(
+        last(&text(&service)),
+        [
+            "add rule TABLE svc-ID ip; r4 = 10.0.0.2; dnat ip to r4 comment \"MARK\"",
+            "add elements TABLE @all4",
+            "  10.0.0.100 : jump svc-ID",
+            "add elements TABLE @vips4",
+            "  10.0.0.100 : 0.0.0.0",
+        ]
     );
     service.backends.clear();
-    assert!(text(&service).contains("add rule TABLE svc-ID goto refuse comment \"mark\"\n"));
+    assert_eq!(
+        last(&text(&service))[0],
+        "add rule TABLE svc-ID goto refuse comment \"MARK\""
+    );
+    service.ports.push(PortMap::tcp(80, 80));
+    assert!(text(&service).ends_with("@vips4\n  10.0.0.100 : 0.0.0.0\n"));
 }
 
 #[test]
@@ -132,7 +193,6 @@ fn idle_time_is_said_of_each_protocol_before_a_backend_is_chosen() {
     assert_eq!(names(&service).len(), 2);
     let text = text(&service);
     let at = |what: &str| text.find(what).unwrap();
-    assert!(at("r0 == tcp; r0 = tcp flags") < at("ct timeout svc-ID-tcp-90"));
     assert!(at("ct timeout svc-ID-udp-90") < at("dnat"));
 }
 
@@ -196,7 +256,7 @@ fn who_comes_in_finds_ports_only_and_under_maglev_a_backend_by_its_own_address()
     service.scheduler = Scheduler::Maglev;
     let text = text_at(&service, Side::Entry);
     let (rules, elements) = text.split_once("add elements TABLE @ports4").unwrap();
-    assert_eq!(elements, "\n  10.0.0.100 . tcp . 80 : goto svc-ID-tcp-80\n");
+    assert_eq!(elements, "\n  10.0.0.100 . tcp . 80 : jump svc-ID-tcp-80\n");
     let rules: Vec<&str> = rules
         .lines()
         .filter(|line| line.starts_with("add rule"))
@@ -205,11 +265,9 @@ fn who_comes_in_finds_ports_only_and_under_maglev_a_backend_by_its_own_address()
         rules,
         [
             "add rule TABLE svc-ID-tcp-80 r0 = tcp flags; r0 &= 0x17; r0 != 0x02; goto refuse",
-            "add rule TABLE svc-ID-tcp-80 ip; r4 = ip saddr; r0 = hash r4 mod 1021; r4 = @#1[r0]; r8 = 8080; \
-             dnat ip to r4 port r8",
-            "add rule TABLE svc-ID-tcp-80 ip; r4 = 10.0.0.2; r8 = 8080; dnat ip to r4 port r8",
-            "add rule TABLE svc-ID-tcp-80 goto refuse",
-            "add rule TABLE svc-ID goto refuse comment \"mark\"",
+            "add rule TABLE svc-ID-tcp-80 ip; r4 = ip saddr; r0 = hash r4 mod 1021 offset 20; r4 = @slots4-3[r0]; \
+             r8 = 8080; dnat ip to r4 port r8",
+            "add rule TABLE svc-ID-tcp-80 goto refuse comment \"MARK\"",
         ]
     );
     assert_ne!(
@@ -225,10 +283,10 @@ fn a_range_has_a_chain_an_element_for_each_port_and_a_map_where_targets_differ()
     service.ports = vec![PortMap::tcp(80, 8080).times(3), PortMap::udp(53, 53).times(2)];
     let text = text(&service);
     for line in [
-        "add rule TABLE svc-ID-tcp-80-82 ip; r4 = 10.0.0.2; r0 = dport; r8 = @svc-ID-tcp-80-82-to-8080[r0]; dnat ip to r4 port r8",
-        "add rule TABLE svc-ID-udp-53-54 ip; r4 = 10.0.0.2; dnat ip to r4",
-        "  10.0.0.100 . tcp . 82 : goto svc-ID-tcp-80-82",
-        "  10.0.0.100 . udp . 54 : goto svc-ID-udp-53-54",
+        "add rule TABLE svc-ID-tcp-80-82 ip; r4 = 10.0.0.2; r0 = dport; r8 = @svc-ID-tcp-80-82-to-8080[r0]; dnat ip to r4 port r8 comment \"MARK\"",
+        "add rule TABLE svc-ID-udp-53-54 ip; r4 = 10.0.0.2; dnat ip to r4 comment \"MARK\"",
+        "  10.0.0.100 . tcp . 82 : jump svc-ID-tcp-80-82",
+        "  10.0.0.100 . udp . 54 : jump svc-ID-udp-53-54",
     ] {
         assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     }
