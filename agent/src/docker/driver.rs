@@ -148,10 +148,16 @@ impl Driver {
         let mut all = request.ipv4.iter().chain(&request.ipv6);
         let foreign = all.any(|data| data.address_space != ADDRESS_SPACE);
         let pools = request.ipv4.into_iter().chain(request.ipv6).filter_map(pool_of);
+        let pools: Vec<_> = pools.collect();
+        if pools.iter().any(|pool| pool.net.prefix_len() == 0) {
+            return Err(ApiError::invalid("a network of Weft's has addresses")
+                .with_help("leave `--ipam-driver null` out")
+                .into());
+        }
         let request = CreateDockerNetwork {
             id: request.network,
             network: option(&generic, NETWORK_OPTION),
-            pools: pools.collect(),
+            pools,
             foreign,
             internal: request.options.get(wire::INTERNAL) == Some(&Value::Bool(true)),
             options: network_options(generic)?,

@@ -253,16 +253,7 @@ impl Control {
             None if self.docker.set_aside.contains_key(&pool.net) => Some(Pool::SetAside),
             None => self.docker.networks.values().find_map(|id| subnet(*id)),
         };
-        found.ok_or_else(|| {
-            ApiError::not_found(format!(
-                "no network of the cluster has the subnet {} that Docker asks for an address of",
-                pool.net
-            ))
-            .with_help(
-                "the network was removed, or is not one of Weft's: \
-                 the IPAM driver `weft` serves networks of the driver `weft` only",
-            )
-        })
+        found.ok_or_else(|| no_network(pool.net))
     }
 
     pub(super) fn request_address(&mut self, task: &AddressTask, now: Now) -> Result<IpNet, Stop> {
@@ -280,9 +271,7 @@ impl Control {
             // The gateway and auxiliary addresses, which come again when the network is made.
             Pool::SetAside => {
                 let gateway = || request.for_gateway.then(|| first_usable(pool.net));
-                let address = asked.or_else(gateway).ok_or_else(|| {
-                    ApiError::unavailable(format!("the network of the subnet {} is not made yet", pool.net))
-                })?;
+                let address = asked.or_else(gateway).ok_or_else(|| no_network(pool.net))?;
                 if unusable(pool.net).contains(&number(address)) {
                     return Err(ApiError::invalid(format!(
                         "{address} is the network or broadcast address of {}",
@@ -405,6 +394,17 @@ impl Control {
             .filter_map(|net| Some((*net, self.docker.set_aside.remove(net)?)));
         taken.collect()
     }
+}
+
+/// Docker does not say of which driver the network is that it asks for.
+fn no_network(net: IpNet) -> ApiError {
+    ApiError::not_found(format!(
+        "no network of the cluster has the subnet {net} that Docker asks for an address of"
+    ))
+    .with_help(
+        "the network was removed, or is not one of Weft's: the IPAM driver `weft` serves networks of the driver `weft` only \
+         (`docker network create -d weft`)",
+    )
 }
 
 fn grant_of(id: NetworkId, subnet: &SubnetSpec, range: Option<IpNet>) -> PoolGrant {
