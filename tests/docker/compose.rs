@@ -62,13 +62,14 @@ fn across() {
     let said = two.docker(&format!("exec {client} nslookup tasks.web 127.0.0.11"));
     assert!(said.contains(&one.address(&first, "shop")), "{said}");
 
-    // Brought up again it is as it was, if the file has the driver's own name, which this Compose compares; `down` takes the service too.
-    fs::write(
-        one.dir.join("docker-compose.yml"),
-        made.replace("overlay", "weft"),
-    )
-    .unwrap();
-    one.shell(&format!("{compose} up -d --scale web=2 2>&1"));
+    // Brought up again it is as it was. The first Compose compares the driver's name with the one in the file.
+    if one.shell("docker-compose version --short").starts_with("1.") {
+        let made = made.replace("overlay", "weft");
+        fs::write(one.dir.join("docker-compose.yml"), made).unwrap();
+    }
+    let said = one.shell(&format!("{compose} up -d --scale web=2 2>&1"));
+    assert!(!said.to_lowercase().contains("creat"), "{said}");
+    // `down` takes the service too.
     two.shell(&format!("{compose} down 2>&1"));
     one.shell(&format!("{compose} down 2>&1"));
     two.eventually("no network left", || {
