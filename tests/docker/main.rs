@@ -12,5 +12,6 @@ mod names;
 mod proxy;
 mod reboot;
 mod site;
+mod stopping;
 mod units;
 mod waits;

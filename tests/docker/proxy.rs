@@ -2,7 +2,7 @@
 
 use netns_harness::Signal;
 
-use crate::site::{DockerHost, IMAGE, Site, alone, missing};
+use crate::site::{IMAGE, Site, alone, missing};
 
 #[test]
 fn the_driver_overlay_works_off_swarm_and_everything_else_as_before() {
@@ -114,73 +114,5 @@ fn through_the_proxy() {
     }
     one.weft("network rm app");
     one.weft("network rm closed");
-    site.close();
-}
-
-#[test]
-fn a_container_that_is_stopped_under_load_fails_no_request() {
-    if let Some(missing) = missing() {
-        return weft_netlink::testing::skip(format_args!("it needs {missing}"));
-    }
-    alone(stopped_under_load);
-}
-
-/// The servers are killed the moment that Docker tells them to stop: whatever is open then, or comes after it, fails.
-fn stopped_under_load() {
-    const ROUNDS: usize = 3;
-    const CLIENTS: usize = 4;
-    let site = Site::new("stop", 2);
-    let [one, two] = &site.hosts[..] else {
-        unreachable!()
-    };
-    let _proxy = one.spawn_weft("docker proxy");
-    one.eventually("a proxy", || {
-        one.try_docker("-H unix:///run/weft/docker.sock version")
-            .map(|_| String::new())
-    });
-    one.weft("network create app");
-    two.eventually_docker("network inspect app");
-    let serve = |host: &DockerHost, name: &str| {
-        host.docker(&format!(
-            "run -d --name {name} --network app --label weft.service=web --label weft.port=80 --stop-signal KILL {IMAGE} \
-             httpd -f -h /www"
-        ));
-    };
-    serve(one, "web-1");
-    serve(two, "web-2");
-    two.docker(&format!("run -d --name client --network app {IMAGE} sleep 1000"));
-    two.eventually_ready("web", 2);
-    // Each client says how many it asked, and that it failed with the first that did.
-    two.eventually_in("client", "wget -q -O /dev/null http://web/");
-    let script = "n=0; while ! [ -e /tmp/end ]; do wget -q -O /dev/null http://web/ 2>/tmp/said.$0 || { echo $n: $(cat /tmp/said.$0) > /tmp/failed; break; }; \
-                  n=$((n+1)); done; echo $n > /tmp/asked.$0";
-    for client in 0..CLIENTS {
-        two.shell(&format!("docker exec -d client sh -c '{script}' {client}"));
-    }
-    for _ in 0..ROUNDS {
-        one.docker("-H unix:///run/weft/docker.sock stop web-1");
-        one.docker("rm web-1");
-        two.eventually_ready("web", 1);
-        serve(one, "web-1");
-        two.eventually_ready("web", 2);
-    }
-    two.shell("docker exec client sh -c ': > /tmp/end'");
-    let asked = two.eventually_in(
-        "client",
-        "cat /tmp/asked.0 /tmp/asked.1 /tmp/asked.2 /tmp/asked.3",
-    );
-    let said = two.shell("docker exec client sh -c '[ ! -e /tmp/failed ] || cat /tmp/failed'");
-    assert_eq!(said, "", "of {asked:?}");
-    eprintln!(
-        "requests of each client, none failed: {}",
-        asked.trim().replace('\n', " ")
-    );
-
-    for host in [one, two] {
-        host.shell("docker rm -f $(docker ps -aq) >/dev/null");
-    }
-    drop(_proxy);
-    one.weft("service rm web");
-    one.weft("network rm app");
     site.close();
 }

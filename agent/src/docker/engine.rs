@@ -7,7 +7,7 @@ mod objects;
 
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use http_body_util::{BodyExt, Full, Limited};
@@ -131,10 +131,12 @@ impl Engine {
         Ok(())
     }
 
-    /// What happens to containers and networks from now on.
-    pub async fn events(&self) -> Result<Events, EngineError> {
+    /// What has happened to containers and networks since then, as far as dockerd remembers, and what happens from now on.
+    pub async fn events(&self, since: SystemTime) -> Result<Events, EngineError> {
+        let since = since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         // {"type":["container","network"]}
-        let path = "/events?filters=%7B%22type%22%3A%5B%22container%22%2C%22network%22%5D%7D";
+        let path =
+            format!("/events?since={since}&filters=%7B%22type%22%3A%5B%22container%22%2C%22network%22%5D%7D");
         let answer = self.send("GET", &format!("{}{path}", self.version), None).await?;
         Ok(Events {
             answer: answer.accepted("its events").await?,

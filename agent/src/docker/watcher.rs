@@ -7,7 +7,7 @@
 use std::{
     convert::Infallible,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
@@ -18,12 +18,14 @@ use tokio::{
 
 use super::{
     containers::Containers,
-    engine::{Engine, EngineError, EngineEvent},
+    engine::{Engine, EngineError, EngineEvent, Events},
     networks::Networks,
     owner::Owner,
 };
 use crate::{api::ApiError, control::docker::DockerCommand};
 
+/// What a container may take to stop after it was told to; who takes longer gets new connections again if the agent was away.
+const LONGEST_STOP: Duration = Duration::from_secs(600);
 /// How often it is looked whether Docker is there.
 const RETRY: Duration = Duration::from_secs(1);
 /// Changes that come together are looked at together.
@@ -82,12 +84,13 @@ async fn follow(
     changes: &mut watch::Receiver<u64>,
 ) -> Result<Infallible, Trouble> {
     let engine = Engine::connect(socket).await?;
-    // Before the first look, so that nothing falls between the two.
-    let mut events = engine.events().await?;
+    // Before the first look, so that nothing falls between the two. That a container was told to stop shows nowhere else.
+    let mut events = engine.events(SystemTime::now() - LONGEST_STOP).await?;
     tracing::info!("Docker's networks and containers are followed");
     let mut networks = Networks::new(driver);
     let mut containers = Containers::default();
     let mut compare_at = Instant::now() + COMPARE;
+    note_all(&mut events, &mut networks, &mut containers, &engine).await?;
     loop {
         changes.mark_unchanged();
         // Asked each time: the node may have joined its cluster since.
@@ -113,11 +116,22 @@ async fn follow(
                 containers.look_again();
             }
         }
-        let gathered = Instant::now() + GATHER;
-        while let Ok(event) = timeout_at(gathered, events.next()).await {
-            note(&event?, &mut networks, &mut containers, &engine);
-        }
+        note_all(&mut events, &mut networks, &mut containers, &engine).await?;
     }
+}
+
+/// What comes within a moment.
+async fn note_all(
+    events: &mut Events,
+    networks: &mut Networks,
+    containers: &mut Containers,
+    engine: &Engine,
+) -> Result<(), EngineError> {
+    let gathered = Instant::now() + GATHER;
+    while let Ok(event) = timeout_at(gathered, events.next()).await {
+        note(&event?, networks, containers, engine);
+    }
+    Ok(())
 }
 
 fn note(event: &EngineEvent, networks: &mut Networks, containers: &mut Containers, engine: &Engine) {
