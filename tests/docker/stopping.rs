@@ -94,9 +94,17 @@ fn agent_away() {
         host.eventually_ready(name, 1);
     };
     serve(one, "slow");
-    let stop = one.spawn_docker("stop -t 100 slow");
-    one.eventually_ready("slow", 0);
     one.kill_agent();
+    let stop = one.spawn_docker("stop -t 100 slow");
+    one.eventually("a signal", || {
+        let told =
+            one.try_docker("events --since 1m --until 0s --filter container=slow --filter event=kill")?;
+        Ok(if told.is_empty() {
+            "none".to_owned()
+        } else {
+            String::new()
+        })
+    });
     one.start_agent();
     one.wait_for_agent();
     // When this one is known, the other was looked at.
