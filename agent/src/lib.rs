@@ -11,6 +11,8 @@ pub mod cli;
 mod control;
 pub mod daemon;
 mod docker;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod lab;
 mod metrics;
 pub mod options;

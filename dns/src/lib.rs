@@ -72,6 +72,8 @@
 #![warn(missing_docs)]
 
 mod answer;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod reverse;
 mod server;
 mod shards;

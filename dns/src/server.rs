@@ -7,7 +7,7 @@ mod limits;
 mod plain;
 mod rebinding;
 mod reply;
-mod request;
+pub(crate) mod request;
 mod tcp;
 mod udp;
 

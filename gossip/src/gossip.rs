@@ -232,6 +232,11 @@ impl Gossip {
         Ok(())
     }
 
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn sealer(&mut self) -> &mut Sealer {
+        &mut self.sealer
+    }
+
     /// Takes a datagram that arrived. Whatever it holds, it cannot do harm.
     pub fn handle_packet(&mut self, from: SocketAddr, packet: &[u8], now: Instant) {
         if self.phase == Phase::Left {

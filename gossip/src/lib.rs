@@ -18,6 +18,8 @@
 mod config;
 mod error;
 mod event;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod gossip;
 mod identity;
 mod membership;

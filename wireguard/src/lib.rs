@@ -8,6 +8,8 @@ mod budget;
 mod control;
 mod echo;
 mod envelope;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod headers;
 mod icmp;
 mod join;

@@ -7,7 +7,7 @@
 
 pub mod admission;
 mod away;
-mod catalogue;
+pub mod catalogue;
 mod command;
 pub mod docker;
 pub mod doctor;

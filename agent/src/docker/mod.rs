@@ -21,7 +21,7 @@ mod engine;
 mod labels;
 mod networks;
 mod owner;
-mod protocol;
+pub mod protocol;
 pub mod proxy;
 mod server;
 pub mod setup;
