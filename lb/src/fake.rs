@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use weft_netlink::netns::Netns;
@@ -79,9 +79,9 @@ impl State {
         self.sandboxes
             .get(sandbox)?
             .iter()
-            .flat_map(|table| &table.services)
+            .flat_map(|table| table.services.iter())
             .find(|service| wanted(service))
-            .cloned()
+            .map(|service| Service::clone(service))
     }
 
     fn may(&self, doing: &str, sandbox: &str) -> Result<(), DatapathError> {
@@ -104,7 +104,7 @@ impl Datapath for FakeDatapath {
             .sandboxes
             .insert(sandbox.to_owned(), tables.to_vec())
             .unwrap_or_default();
-        let services = |tables: &[ClientTable]| -> BTreeMap<(_, ServiceId), Service> {
+        let services = |tables: &[ClientTable]| -> BTreeMap<(_, ServiceId), Arc<Service>> {
             tables
                 .iter()
                 .flat_map(|table| {

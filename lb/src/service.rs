@@ -1,6 +1,6 @@
 //! The words: services, their ports and backends, and what one client sees of them.
 
-use std::{fmt, net::IpAddr, num::NonZeroU16, time::Duration};
+use std::{fmt, net::IpAddr, num::NonZeroU16, sync::Arc, time::Duration};
 
 use weft_types::{EndpointId, NetworkId, ServiceId};
 
@@ -135,8 +135,16 @@ impl PortMap {
 pub struct ClientTable {
     /// The network.
     pub network: NetworkId,
-    /// Its services, in any order.
-    pub services: Vec<Service>,
+    /// Its services, in any order. Who changes one keeps the others: what is the same in memory is not compared.
+    pub services: Arc<[Arc<Service>]>,
+}
+
+impl ClientTable {
+    /// Of services that nobody shares.
+    pub fn new(network: NetworkId, services: impl IntoIterator<Item = Service>) -> Self {
+        let services = services.into_iter().map(Arc::new).collect();
+        Self { network, services }
+    }
 }
 
 impl Service {

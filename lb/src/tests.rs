@@ -68,12 +68,7 @@ fn the_fake_chooses_as_the_kernel_would_and_fails_on_demand() {
     let states = [1, 2, 3].map(|n| (n, BackendState::Active));
     let mut web = service(&states, Scheduler::RoundRobin);
     let vip = web.vips[0];
-    let table = |service: &Service| {
-        [ClientTable {
-            network: NetworkId([1; 16]),
-            services: vec![service.clone()],
-        }]
-    };
+    let table = |service: &Service| [ClientTable::new(NetworkId([1; 16]), [service.clone()])];
     assert_eq!(fake.sync("a", &netns, &table(&web)).unwrap().changed, 1);
     assert!(fake.sync("a", &netns, &table(&web)).unwrap().is_nothing());
     let turns: Vec<_> = (0..4).map(|_| fake.connect("a", vip).unwrap().0[0]).collect();

@@ -91,6 +91,8 @@ pub struct Catalogue {
     networks: BTreeMap<NetworkId, Contest<NetworkSpec>>,
     services: BTreeMap<(NetworkId, ServiceId), Contest<ServiceSpec>>,
     endpoints: BTreeMap<NetworkId, BTreeMap<EndpointId, Endpoint>>,
+    /// The endpoints that serve a service, by its name.
+    serving: BTreeMap<NetworkId, BTreeMap<String, BTreeSet<EndpointId>>>,
     ingresses: BTreeMap<(NetworkId, NodeId), IngressSpec>,
     tokens: BTreeMap<[u8; 8], (NodeId, TokenFact)>,
     /// Who joined with which token.
@@ -217,7 +219,13 @@ impl Catalogue {
         if endpoints.get(&id).is_some_and(|known| known.node != said.author) {
             return None;
         }
-        match said.value.and_then(decode) {
+        let serves = endpoints.get(&id).and_then(|known| known.spec.service.clone());
+        let decoded: Option<EndpointSpec> = said.value.and_then(decode);
+        let will_serve = decoded.as_ref().and_then(|spec| spec.service.clone());
+        if serves != will_serve {
+            index(&mut self.serving, network, id, serves, will_serve);
+        }
+        match decoded {
             Some(spec) => {
                 let endpoint = Endpoint {
                     node: said.author,
@@ -317,6 +325,21 @@ impl Catalogue {
             .map(|(id, endpoint)| (*id, endpoint))
     }
 
+    /// The endpoints of a network that serve a service.
+    pub fn serving(
+        &self,
+        network: NetworkId,
+        service: &str,
+    ) -> impl Iterator<Item = (EndpointId, &Endpoint)> {
+        let endpoints = self.endpoints.get(&network);
+        let by_name = self.serving.get(&network);
+        let ids = by_name
+            .and_then(|by_name| by_name.get(service))
+            .into_iter()
+            .flatten();
+        ids.filter_map(move |id| Some((*id, endpoints?.get(id)?)))
+    }
+
     pub fn endpoint(&self, network: NetworkId, id: EndpointId) -> Option<&Endpoint> {
         self.endpoints.get(&network)?.get(&id)
     }
@@ -384,6 +407,31 @@ impl Catalogue {
         } else {
             format!("{}~{}", spec.name, id.short())
         })
+    }
+}
+
+/// Has an endpoint serve another service than before.
+fn index(
+    serving: &mut BTreeMap<NetworkId, BTreeMap<String, BTreeSet<EndpointId>>>,
+    network: NetworkId,
+    id: EndpointId,
+    before: Option<String>,
+    now: Option<String>,
+) {
+    let by_name = serving.entry(network).or_default();
+    if let Some(name) = before
+        && let Some(ids) = by_name.get_mut(&name)
+    {
+        ids.remove(&id);
+        if ids.is_empty() {
+            by_name.remove(&name);
+        }
+    }
+    if let Some(name) = now {
+        by_name.entry(name).or_default().insert(id);
+    }
+    if by_name.is_empty() {
+        serving.remove(&network);
     }
 }
 

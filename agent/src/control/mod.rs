@@ -246,6 +246,8 @@ pub struct Control {
     checks: Checks,
     polls: Polls,
     drains: Drains,
+    /// What sandboxes were last told of the services of each network.
+    balanced: BTreeMap<NetworkId, views::Balanced>,
     slow_start: SlowStart,
     ejections: Ejections,
     /// How often this host has ejected a backend.
@@ -332,6 +334,7 @@ impl Control {
             polls: Polls::default(),
             drains: Drains::default(),
             slow_start: SlowStart::default(),
+            balanced: BTreeMap::new(),
             ejections: Ejections::default(),
             ejected_so_far: 0,
             tunnels: Tunnels::default(),

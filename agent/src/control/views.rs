@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     num::NonZeroU16,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -41,6 +42,9 @@ pub struct HostState {
     /// Who asks, by network and address: all networks of the asker's sandbox, the one asked through first.
     pub askers: BTreeMap<NetworkId, BTreeMap<IpAddr, Vec<NetworkId>>>,
 }
+
+/// The services of a network, in order of their ids.
+pub(super) type Balanced = Arc<[Arc<weft_lb::Service>]>;
 
 /// What one sandbox sees of the services on its networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -215,8 +219,10 @@ impl Control {
         v4.into_iter().chain(v6).collect()
     }
 
-    fn sandbox_tables(&self) -> Vec<SandboxTables> {
-        let mut services: BTreeMap<NetworkId, Vec<weft_lb::Service>> = BTreeMap::new();
+    /// What has not changed since the last time is the same in memory: whoever is told has only the rest to look at.
+    fn sandbox_tables(&mut self) -> Vec<SandboxTables> {
+        let mut known = BTreeMap::new();
+        let mut before = std::mem::take(&mut self.balanced);
         let tables = self
             .sandboxes()
             .into_iter()
@@ -226,24 +232,42 @@ impl Control {
                     .into_iter()
                     .map(|(network, _)| weft_lb::ClientTable {
                         network,
-                        services: services
+                        services: known
                             .entry(network)
-                            .or_insert_with(|| self.balanced_services(network))
+                            .or_insert_with(|| {
+                                let before = before.remove(&network).unwrap_or_default();
+                                self.balanced_services(network, before)
+                            })
                             .clone(),
                     })
                     .collect(),
             });
-        tables.collect()
+        let tables = tables.collect();
+        self.balanced = known;
+        tables
     }
 
-    fn balanced_services(&self, network: NetworkId) -> Vec<weft_lb::Service> {
+    fn balanced_services(&self, network: NetworkId, before: Balanced) -> Balanced {
         let services = self
             .catalogue
             .services(network)
             .filter(|(_, spec)| !spec.vips.is_empty());
-        services
-            .map(|(id, spec)| self.balanced_service(id, spec))
-            .collect()
+        let mut kept = 0;
+        let services: Balanced = services
+            .map(|(id, spec)| {
+                let service = self.balanced_service(id, spec);
+                let place = before.binary_search_by_key(&id, |service| service.id).ok();
+                match place.map(|place| &before[place]) {
+                    Some(same) if **same == service => {
+                        kept += 1;
+                        Arc::clone(same)
+                    }
+                    _ => Arc::new(service),
+                }
+            })
+            .collect();
+        let is_same = kept == services.len() && kept == before.len();
+        if is_same { before } else { services }
     }
 
     /// Takes note of which backends are new, where that counts.
@@ -326,8 +350,7 @@ impl Control {
         network: NetworkId,
         service: &'a str,
     ) -> impl Iterator<Item = (EndpointId, &'a Endpoint)> {
-        let endpoints = self.catalogue.endpoints(network);
-        endpoints.filter(move |(_, endpoint)| endpoint.spec.service.as_deref() == Some(service))
+        self.catalogue.serving(network, service)
     }
 
     pub(super) fn zone(&self) -> Zone {

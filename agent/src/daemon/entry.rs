@@ -175,10 +175,7 @@ impl Entry {
             }
             let services = entered.iter().map(|entered| entered.balanced.clone());
             let tables: Vec<_> = (!entered.is_empty())
-                .then(|| ClientTable {
-                    network: *id,
-                    services: services.collect(),
-                })
+                .then(|| ClientTable::new(*id, services))
                 .into_iter()
                 .collect();
             if let Err(error) = self.datapath.sync(&id.short(), &netns, &tables) {

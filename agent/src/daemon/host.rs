@@ -139,7 +139,7 @@ impl Host {
     fn expire(&self) {
         let sandboxes = self.state.iter().flat_map(|state| &state.sandboxes);
         for SandboxTables { sandbox, tables } in sandboxes {
-            let mut services = tables.iter().flat_map(|table| &table.services);
+            let mut services = tables.iter().flat_map(|table| table.services.iter());
             if services.all(|service| service.idle_timeout.is_none()) || !target::still_there(sandbox) {
                 continue;
             }
@@ -317,7 +317,8 @@ impl Host {
                 .then(|| Netns::open(&sandbox.path).ok())
                 .flatten();
             if let Some(netns) = &netns {
-                let services: Vec<_> = tables.iter().flat_map(|table| &table.services).collect();
+                let services = tables.iter().flat_map(|table| table.services.iter());
+                let services: Vec<_> = services.map(|service| &**service).collect();
                 match datapath.attempts_of(&name, netns, &services) {
                     Ok(last) => self.tally.take(&name, last),
                     Err(error) => {
@@ -336,7 +337,9 @@ impl Host {
         {
             report.problems.push(sentence(&error));
         }
-        self.tally.retain(&self.backends());
+        let mut tally = std::mem::take(&mut self.tally);
+        tally.retain(self.backends());
+        self.tally = tally;
     }
 
     /// Watches the host and every network's namespace for changes by others.

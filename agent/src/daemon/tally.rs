@@ -50,8 +50,13 @@ impl Tally {
         }
     }
 
-    /// Forgets backends that are gone.
-    pub(super) fn retain(&mut self, known: &BTreeSet<EndpointId>) {
+    /// Forgets all backends but these.
+    pub(super) fn retain(&mut self, backends: impl Iterator<Item = EndpointId>) {
+        if self.sums.is_empty() {
+            return;
+        }
+        let known = backends.filter(|backend| self.sums.contains_key(backend));
+        let known: BTreeSet<EndpointId> = known.collect();
         self.sums.retain(|endpoint, _| known.contains(endpoint));
         for last in self.last.values_mut() {
             last.retain(|endpoint, _| known.contains(endpoint));
@@ -113,7 +118,7 @@ mod tests {
         assert_eq!(sum(&tally), (11, 5), "it was asked for another in between");
         let pending = tally.sums()[&WEB].pending();
         assert_eq!(pending, 0, "those of ended counters are not waited for");
-        tally.retain(&BTreeSet::new());
+        tally.retain(std::iter::empty());
         assert_eq!(sum(&tally), (0, 0));
         tally.take("one", shows(1, 0));
         assert_eq!(sum(&tally), (1, 0));

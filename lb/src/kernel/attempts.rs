@@ -121,27 +121,15 @@ pub(super) fn read(netns: &Netns, services: &[&Service]) -> Result<BTreeMap<Endp
     Ok(attempts)
 }
 
-/// The virtual addresses of services, each with the backends behind it that `stays` takes.
-pub(super) fn pairs<'a>(
-    services: impl Iterator<Item = &'a Service>,
-    stays: impl Fn(&(EndpointId, IpAddr)) -> bool,
-) -> BTreeSet<(IpAddr, IpAddr)> {
-    let pairs = services.flat_map(pairs_of);
-    pairs
-        .filter(|(_, backend, endpoint)| stays(&(*endpoint, *backend)))
-        .map(|(vip, backend, _)| (vip, backend))
-        .collect()
-}
-
 /// Deletes the counters of all but these.
 pub(super) fn forget(
     nft: &Nft,
     table: &Table,
-    stays: &BTreeSet<(IpAddr, IpAddr)>,
+    stays: impl Fn(IpAddr, IpAddr) -> bool,
     change: &mut Transaction,
 ) -> Result<(), NftError> {
     for (set, (vip, protocol, backend), _) in counters(nft, table)? {
-        if !stays.contains(&(vip, backend)) {
+        if !stays(vip, backend) {
             let key = [vip.into(), Datum::Proto(protocol), backend.into()];
             let set = name(set, vip.is_ipv6());
             change.delete_elements(table, set.as_str(), vec![Element::key(key)]);
@@ -176,7 +164,8 @@ fn key_of(bytes: &[u8], ipv6: bool) -> Option<Key> {
     Some((addr(vip)?, *protocol.first()?, addr(backend)?))
 }
 
-fn pairs_of(service: &Service) -> impl Iterator<Item = (IpAddr, IpAddr, EndpointId)> {
+/// The virtual addresses of a service, each with the backends behind it.
+pub(super) fn pairs_of(service: &Service) -> impl Iterator<Item = (IpAddr, IpAddr, EndpointId)> {
     service.vips.iter().flat_map(|vip| {
         let backends = service.backends.iter();
         backends.flat_map(|backend| backend.addrs.iter().map(|addr| (*vip, *addr, backend.endpoint)))

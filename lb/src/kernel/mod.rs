@@ -9,6 +9,7 @@
 mod adopt;
 mod attempts;
 mod choose;
+mod delta;
 mod ebpf;
 mod flows;
 mod program;
@@ -135,14 +136,12 @@ impl NftDatapath {
         if let Some(sandbox) = state.sandboxes.get_mut(name).filter(|sandbox| sandbox.unread) {
             sandbox.reread(&nft)?;
         }
-        let counted: Vec<&Service> = tables
-            .iter()
-            .flat_map(|table| &table.services)
-            .filter(|service| is_counted(service))
-            .collect();
+        let services = tables.iter().flat_map(|table| table.services.iter());
+        let counted: Vec<Arc<Service>> = services.filter(|service| is_counted(service)).cloned().collect();
+        let is_counting = !counted.is_empty();
         let mut touched = BTreeSet::new();
-        if !counted.is_empty() {
-            state.count(name, netns, &counted, &mut touched)?;
+        if is_counting {
+            state.count(name, netns, counted, &mut touched)?;
         }
         let Some(sandbox) = state.sandboxes.get_mut(name) else {
             return Ok(Written::default());
@@ -156,9 +155,7 @@ impl NftDatapath {
                 return Err(error.into());
             }
         };
-        if counted.is_empty()
-            && let Some(mut watch) = sandbox.watch.take()
-        {
+        if !is_counting && let Some(mut watch) = sandbox.watch.take() {
             watch.open.clear(&mut state.loads);
             restore_setting(netns, &watch);
         }
@@ -167,7 +164,20 @@ impl NftDatapath {
         let closed = state.side == Side::Entry && !outcome.gone.is_empty();
         if outcome.may_be_stale || closed {
             let vips = if closed { outcome.gone } else { HashSet::new() };
-            written.cut = cut_stale(&conntrack, tables, state.side, vips)?;
+            let all: Vec<Arc<Service>>;
+            let looked_at = match state.side {
+                Side::Client => &outcome.changed,
+                // They share their addresses.
+                Side::Entry => {
+                    all = tables
+                        .iter()
+                        .flat_map(|table| table.services.iter())
+                        .cloned()
+                        .collect();
+                    &all
+                }
+            };
+            written.cut = cut_stale(&conntrack, looked_at, state.side, vips)?;
         }
         if written != Written::default() {
             close_aside((nft, conntrack));
@@ -177,9 +187,10 @@ impl NftDatapath {
         if !adopt {
             state.refresh(&touched);
         }
-        if !counted.is_empty() {
+        if is_counting {
             self.follow()?;
-        } else if let Some(sandbox) = state.sandboxes.get_mut(name) {
+        }
+        if let Some(sandbox) = state.sandboxes.get_mut(name) {
             sandbox.synced = Some(tables.to_vec());
         }
         Ok(written)
@@ -247,7 +258,7 @@ impl Datapath for NftDatapath {
 
     fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {
         let state = self.shared.lock();
-        let known: Vec<&Service> = state
+        let known: Vec<&Arc<Service>> = state
             .sandboxes
             .values()
             .flat_map(Sandbox::services)
@@ -302,14 +313,16 @@ impl Drop for NftDatapath {
 }
 
 impl State {
-    /// Whether a sandbox has just this already, so that there is no reason to enter it. Of those whose connections are
-    /// counted that is never sure.
+    /// Whether a sandbox has just this already, so that there is no reason to enter it. If its connections are to be counted and are
+    /// not, there is one.
     fn is_synced(&self, name: &str, netns: &Netns, tables: &[ClientTable]) -> bool {
         let sandbox = self
             .sandboxes
             .get(name)
             .filter(|sandbox| sandbox.netns == netns.id());
-        sandbox.and_then(|sandbox| sandbox.synced.as_deref()) == Some(tables)
+        sandbox.is_some_and(|sandbox| {
+            sandbox.synced.as_deref() == Some(tables) && (sandbox.watch.is_some() || !sandbox.is_counting())
+        })
     }
 
     /// Sees to it that the connections of these services in a sandbox are counted from now on.
@@ -317,7 +330,7 @@ impl State {
         &mut self,
         name: &str,
         netns: &Netns,
-        services: &[&Service],
+        services: Vec<Arc<Service>>,
         touched: &mut BTreeSet<ServiceId>,
     ) -> Result<(), Failure> {
         let Some(sandbox) = self.sandboxes.get_mut(name) else {
@@ -333,8 +346,12 @@ impl State {
                 empty.insert(watch)
             }
         };
-        watch.index = Index::of(services.iter().copied(), self.side);
-        Ok(watch.recount(&mut self.loads, touched)?)
+        if watch.counted != services {
+            watch.index = Index::of(services.iter().map(|service| &**service), self.side);
+            watch.counted = services;
+            watch.recount(&mut self.loads, touched)?;
+        }
+        Ok(())
     }
 
     /// Forgets a sandbox and its part in the loads.
@@ -346,6 +363,9 @@ impl State {
     }
 
     fn drop_unused_loads(&mut self) {
+        if self.loads.is_empty() {
+            return;
+        }
         let used: BTreeMap<ServiceId, BTreeSet<EndpointId>> = self
             .sandboxes
             .values()

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, btree_map::Entry},
     net::IpAddr,
+    sync::Arc,
 };
 
 use weft_netlink::{
@@ -10,11 +11,10 @@ use weft_netlink::{
     netns::NetnsId,
     nft::{Family, Nft, NftError, Table, Transaction},
 };
-use weft_types::{EndpointId, ServiceId};
+use weft_types::ServiceId;
 
 use super::{
     adopt::{self, Found, FoundTable},
-    attempts,
     flows::AllLoads,
     program::{Key, Side, elements, fnv, table_of, write_table},
     table::{Batch, Client, Installed},
@@ -42,16 +42,15 @@ pub(super) struct Sandbox {
 pub(super) struct Outcome {
     pub(super) written: Written,
     pub(super) may_be_stale: bool,
+    /// The services that were looked at.
+    pub(super) changed: Vec<Arc<Service>>,
     /// Addresses at which something led to a service that does not any more.
     pub(super) gone: HashSet<IpAddr>,
-    /// Whether something may be counted for backends that are gone.
-    pub(super) has_lost: bool,
 }
 
 impl Outcome {
     pub(super) fn removed(&mut self, old: &Found) {
         self.written.removed += 1;
-        self.has_lost = true;
         self.gone.extend(old.elements.keys().map(|key| key.vip));
     }
 }
@@ -99,15 +98,14 @@ impl Sandbox {
         loads: &AllLoads,
     ) -> Result<Outcome, NftError> {
         let mut outcome = Outcome::default();
-        let known = self.known();
         let mut batch = Batch::new(nft);
         // A network without services gets no table: its hook alone would make the kernel track every connection.
-        let wanted: BTreeMap<String, (Table, Vec<Service>)> = wanted
+        let wanted: BTreeMap<String, (Table, &ClientTable)> = wanted
             .iter()
             .filter(|client| !client.services.is_empty())
             .map(|client| {
                 let table = table_of(client.network);
-                (table.name.clone(), (table, distinct(&client.services, self.side)))
+                (table.name.clone(), (table, client))
             })
             .collect();
         let gone: Vec<String> = self
@@ -129,7 +127,7 @@ impl Sandbox {
             side: self.side,
             loads,
         };
-        for (name, (table, services)) in wanted {
+        for (name, (table, wanted)) in wanted {
             let installed = match self.tables.entry(name) {
                 Entry::Occupied(entry) => entry.into_mut(),
                 Entry::Vacant(entry) => {
@@ -139,30 +137,21 @@ impl Sandbox {
                     entry.insert(Installed::new())
                 }
             };
-            installed.sync(&mut batch, &table, services, client, &mut outcome)?;
+            installed.sync(&mut batch, &table, &wanted.services, client, &mut outcome)?;
         }
         batch.flush()?;
-        if outcome.has_lost {
-            self.forget_attempts(nft, &known)?;
+        let mut change = Transaction::new();
+        for (name, installed) in &mut self.tables {
+            let table = Table::new(Family::Inet, name.clone());
+            installed.forget_attempts(nft, &table, &mut change)?;
         }
+        nft.commit(&change)?;
         Ok(outcome)
     }
 
-    /// Whoever gets the address of a backend that is gone begins with nothing.
-    fn forget_attempts(&self, nft: &Nft, before: &HashSet<(EndpointId, IpAddr)>) -> Result<(), NftError> {
-        let mut change = Transaction::new();
-        for (name, installed) in &self.tables {
-            let stays = attempts::pairs(installed.services(), |backend| before.contains(backend));
-            attempts::forget(nft, &Table::new(Family::Inet, name.clone()), &stays, &mut change)?;
-        }
-        nft.commit(&change)
-    }
-
-    /// The addresses of all backends that are known, and of whom they are.
-    fn known(&self) -> HashSet<(EndpointId, IpAddr)> {
-        let backends = self.services().flat_map(|service| &service.backends);
-        let addrs = backends.flat_map(|backend| backend.addrs.iter().map(|addr| (backend.endpoint, *addr)));
-        addrs.collect()
+    /// Whether connections of it matter to a scheduler.
+    pub(super) fn is_counting(&self) -> bool {
+        self.services().any(|service| is_counted(service))
     }
 
     /// Lays out the slots of services with least connection anew, after their loads changed.
@@ -186,7 +175,7 @@ impl Sandbox {
     }
 
     /// Its services as last synced.
-    pub(super) fn services(&self) -> impl Iterator<Item = &Service> {
+    pub(super) fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.tables.values().flat_map(Installed::services)
     }
 }
@@ -201,12 +190,16 @@ pub(super) fn is_counted(service: &Service) -> bool {
 /// by one that is closed now, at an address of `vips` too, is cut as well.
 pub(super) fn cut_stale(
     conntrack: &Conntrack,
-    tables: &[ClientTable],
+    services: &[Arc<Service>],
     side: Side,
     mut vips: HashSet<IpAddr>,
 ) -> Result<usize, ConntrackError> {
+    let flows = conntrack.flows()?;
+    if flows.is_empty() {
+        return Ok(0);
+    }
     let mut living: HashMap<Key, HashSet<IpAddr>> = HashMap::new();
-    for service in tables.iter().flat_map(|table| &table.services) {
+    for service in services {
         vips.extend(&service.vips);
         let keys: BTreeSet<Key> = match side {
             Side::Client => service
@@ -224,7 +217,7 @@ pub(super) fn cut_stale(
         }
     }
     let mut cut = 0;
-    for flow in conntrack.flows()? {
+    for flow in flows {
         // What is over needs no end. A new connection may have taken its place by now, and even its number: the kernel
         // makes it of the place in memory.
         if flow.tcp_state == Some(TcpState::Closed) {
@@ -252,30 +245,4 @@ pub(super) fn living_addrs(service: &Service) -> impl Iterator<Item = IpAddr> {
         .iter()
         .filter(|backend| backend.state != BackendState::Down);
     living.flat_map(|backend| backend.addrs.iter().copied())
-}
-
-/// The services in order of their ids, no two of which claim the same.
-fn distinct(services: &[Service], side: Side) -> Vec<Service> {
-    match side {
-        Side::Client => without_double_claims(services),
-        // Here they share addresses, and whoever gives them a port has seen to it that no two have the same.
-        Side::Entry => services.to_vec(),
-    }
-}
-
-/// Of two services that claim one virtual address the one with the lower id keeps it, on every host.
-fn without_double_claims(services: &[Service]) -> Vec<Service> {
-    let mut services = services.to_vec();
-    services.sort_by_key(|service| service.id);
-    let mut taken = HashSet::new();
-    for service in &mut services {
-        let claims = service.vips.len();
-        service.vips.sort();
-        service.vips.dedup();
-        service.vips.retain(|&vip| taken.insert(vip));
-        if service.vips.len() < claims {
-            tracing::warn!(service = %service.id, "a virtual address is claimed twice; the lower service id keeps it");
-        }
-    }
-    services
 }

@@ -1,16 +1,19 @@
 //! One table: what is installed there for the services of a network, and the way from that to what should be.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
+    sync::Arc,
     time::Instant,
 };
 
 use weft_netlink::nft::{Chain, Nft, NftError, Table, Transaction};
-use weft_types::ServiceId;
+use weft_types::{EndpointId, ServiceId};
 
 use super::{
     adopt::{Contents, Found},
+    attempts,
+    delta::Wanted,
     flows::AllLoads,
     program::{
         Key, Mark, Side, Slots, add_elements, add_target_map, add_vips, chains, delete_elements, delete_vips,
@@ -27,18 +30,22 @@ const BATCH_BYTES: usize = 200 * 1024;
 /// A table as we know it to stand in the kernel.
 #[derive(Debug)]
 pub(super) struct Installed {
+    wanted: Wanted,
     services: BTreeMap<ServiceId, InstalledService>,
     vips: BTreeMap<IpAddr, IpAddr>,
     slots: Shards,
-    /// Whether virtual addresses may be there that are nobody's.
-    has_strays: bool,
+    /// Whether it was read back since it was last written: services and virtual addresses may be there that are nobody's.
+    is_unread: bool,
+    /// Backends behind virtual addresses that are there no more, and whose connections are still counted.
+    lost: HashMap<(IpAddr, IpAddr), EndpointId>,
+    has_lost: bool,
 }
 
 #[derive(Debug, Default)]
 struct InstalledService {
     found: Found,
     /// What it was made from; unknown after an agent's restart until the first sync.
-    service: Option<Service>,
+    service: Option<Arc<Service>>,
     /// The slots that were written last, if by us.
     slots: Option<Slots>,
 }
@@ -88,12 +95,15 @@ impl Installed {
             services,
             vips: contents.vips,
             slots,
-            has_strays: true,
+            wanted: Wanted::default(),
+            is_unread: true,
+            lost: HashMap::new(),
+            has_lost: false,
         }
     }
 
     /// Its services as last synced.
-    pub(super) fn services(&self) -> impl Iterator<Item = &Service> {
+    pub(super) fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         let installed = self.services.values();
         installed.filter_map(|installed| installed.service.as_ref())
     }
@@ -103,20 +113,22 @@ impl Installed {
         self.services.values().for_each(|old| outcome.removed(&old.found));
     }
 
-    /// Writes the difference to `wanted`, services in order of their ids.
+    /// Writes the difference to `wanted`.
     pub(super) fn sync(
         &mut self,
         batch: &mut Batch<'_>,
         table: &Table,
-        wanted: Vec<Service>,
+        wanted: &[Arc<Service>],
         client: Client<'_>,
         outcome: &mut Outcome,
     ) -> Result<(), NftError> {
+        // At an entry, whoever gives services a port has seen to it that no two have the same.
+        let delta = self.wanted.update(wanted.iter(), client.side == Side::Entry);
         let now = Instant::now();
         let spare = self.slots.take_spare();
         let before = batch.added;
-        self.remove_all_but(batch, table, &wanted, outcome)?;
-        let changed = self.remove_leaving(batch, table, wanted, client, outcome)?;
+        self.remove_gone(batch, table, delta.gone, outcome)?;
+        let changed = self.remove_leaving(batch, table, delta.changed, client, outcome)?;
         outcome.written.changed += changed.len();
         for changed in &changed {
             self.write(batch, table, changed, client, now)?;
@@ -167,25 +179,48 @@ impl Installed {
         self.slots.clear(batch, table, spare, is_written, now)
     }
 
+    /// Deletes the counters of backends that are gone: whoever gets the address of one begins with nothing.
+    pub(super) fn forget_attempts(
+        &mut self,
+        nft: &Nft,
+        table: &Table,
+        change: &mut Transaction,
+    ) -> Result<(), NftError> {
+        let lost = std::mem::take(&mut self.lost);
+        if !std::mem::take(&mut self.has_lost) {
+            return Ok(());
+        }
+        let is_there = |vip: IpAddr, addr: IpAddr| {
+            let backends = self.wanted.at(vip).flat_map(|service| &service.backends);
+            let mut at = backends
+                .filter(|backend| backend.addrs.contains(&addr))
+                .peekable();
+            let before = lost.get(&(vip, addr));
+            let was_there = |backend: &Backend| before.is_none_or(|before| *before == backend.endpoint);
+            at.peek().is_some() && at.all(was_there)
+        };
+        attempts::forget(nft, table, is_there, change)
+    }
+
     /// Deletes the services that are gone.
-    fn remove_all_but(
+    fn remove_gone(
         &mut self,
         batch: &mut Batch<'_>,
         table: &Table,
-        wanted: &[Service],
+        mut gone: Vec<ServiceId>,
         outcome: &mut Outcome,
     ) -> Result<(), NftError> {
-        let wanted: HashSet<ServiceId> = wanted.iter().map(|service| service.id).collect();
-        let gone: Vec<ServiceId> = self
-            .services
-            .keys()
-            .filter(|id| !wanted.contains(id))
-            .copied()
-            .collect();
+        if self.is_unread {
+            let found = self.services.keys();
+            gone.extend(found.filter(|id| !self.wanted.contains(**id)));
+        }
         for id in gone {
             let Some(old) = self.services.remove(&id) else {
                 continue;
             };
+            self.has_lost = true;
+            self.lost
+                .extend(old.service.iter().flat_map(|service| pairs_of(service)));
             outcome.removed(&old.found);
             let mut change = Transaction::new();
             let found = old.found;
@@ -217,11 +252,11 @@ impl Installed {
         &mut self,
         batch: &mut Batch<'_>,
         table: &Table,
-        wanted: Vec<Service>,
+        wanted: Vec<Arc<Service>>,
         client: Client<'_>,
         outcome: &mut Outcome,
     ) -> Result<Vec<Changed>, NftError> {
-        let mut strays: BTreeSet<IpAddr> = match std::mem::take(&mut self.has_strays) {
+        let mut strays: BTreeSet<IpAddr> = match std::mem::take(&mut self.is_unread) {
             true => self.vips.keys().copied().collect(),
             false => BTreeSet::new(),
         };
@@ -231,7 +266,11 @@ impl Installed {
             let elements = elements(&service, client.side);
             let vips = vips(&service, client.seed, client.side);
             outcome.may_be_stale |= may_be_stale(old, &service, elements.keys());
-            outcome.has_lost |= old.service.as_ref().is_some_and(|old| has_lost(old, &service));
+            outcome.changed.push(Arc::clone(&service));
+            if let Some(before) = old.service.as_ref().filter(|old| has_lost(old, &service)) {
+                self.has_lost = true;
+                self.lost.extend(pairs_of(before));
+            }
             let fingerprint = fingerprint(&service, client.seed, client.side);
             for vip in vips.keys() {
                 strays.remove(vip);
@@ -358,10 +397,15 @@ impl Installed {
 
 /// A service that is to be written.
 struct Changed {
-    service: Service,
+    service: Arc<Service>,
     elements: BTreeMap<Key, String>,
     vips: BTreeMap<IpAddr, IpAddr>,
     fingerprint: String,
+}
+
+/// The backends behind the virtual addresses of a service.
+fn pairs_of(service: &Service) -> impl Iterator<Item = ((IpAddr, IpAddr), EndpointId)> {
+    attempts::pairs_of(service).map(|(vip, addr, endpoint)| ((vip, addr), endpoint))
 }
 
 /// Whether a service has fewer backends or addresses than before, or others.

@@ -22,6 +22,7 @@ use super::{
     State,
     flows::{AllLoads, Index, OpenFlows},
 };
+use crate::Service;
 
 /// Counting anew from time to time bounds what an unnoticed mistake can do.
 const RECOUNT_EVERY: Duration = Duration::from_secs(60);
@@ -33,6 +34,8 @@ pub(super) struct Watch {
     events: Arc<Events>,
     conntrack: Conntrack,
     pub(super) index: Index,
+    /// What the index was made from.
+    pub(super) counted: Vec<Arc<Service>>,
     pub(super) open: OpenFlows,
     recount_at: Instant,
     /// `nf_conntrack_events` as it was, if we changed it.
@@ -47,6 +50,7 @@ impl Watch {
             events: Arc::new(Events::open()?),
             conntrack,
             index: Index::default(),
+            counted: Vec::new(),
             open: OpenFlows::default(),
             recount_at: Instant::now() + RECOUNT_EVERY,
             setting_before: None,

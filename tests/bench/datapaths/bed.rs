@@ -159,10 +159,7 @@ pub fn tables(scheduler: Scheduler) -> Vec<ClientTable> {
         idle_timeout: None,
         backends: backends.collect(),
     };
-    vec![ClientTable {
-        network: NetworkId([1; 16]),
-        services: vec![service],
-    }]
+    vec![ClientTable::new(NetworkId([1; 16]), [service])]
 }
 
 /// A namespace on the bridge.

@@ -1,6 +1,6 @@
 //! How long the kernel takes to be told.
 
-use std::{net::IpAddr, num::NonZeroU16, time::Instant};
+use std::{net::IpAddr, num::NonZeroU16, sync::Arc, time::Instant};
 
 use anyhow::{Result, ensure};
 use weft_lb::{
@@ -49,7 +49,9 @@ fn program(datapath: &dyn Datapath, (all, one): &mut (Vec<f64>, Vec<f64>)) -> Re
     all.push(started.elapsed().as_secs_f64());
     ensure!(written.changed == usize::from(SERVICES), "{written:?}");
     for service in (0..CHANGES).map(|n| 500 * n) {
-        tables[0].services[service].backends.truncate(9);
+        let mut services = tables[0].services.to_vec();
+        Arc::make_mut(&mut services[service]).backends.truncate(9);
+        tables[0].services = services.into();
         let started = Instant::now();
         let written = datapath.sync("client", &client, &tables)?;
         one.push(started.elapsed().as_secs_f64());
@@ -87,10 +89,7 @@ fn tables() -> Vec<ClientTable> {
             backends: backends.clone(),
         }
     };
-    vec![ClientTable {
-        network: NetworkId([1; 16]),
-        services: (0..SERVICES).map(service).collect(),
-    }]
+    vec![ClientTable::new(NetworkId([1; 16]), (0..SERVICES).map(service))]
 }
 
 fn nonzero(port: u16) -> NonZeroU16 {

@@ -26,7 +26,9 @@ pub(in crate::daemon) struct Measured {
 impl Host {
     pub(super) fn measure(&mut self) -> Measured {
         let tables = self.balanced.values().flat_map(|sandbox| &sandbox.tables);
-        let seen = tables.flat_map(|table| &table.services).map(|service| service.id);
+        let seen = tables
+            .flat_map(|table| table.services.iter())
+            .map(|service| service.id);
         let wanted = seen.chain(self.entry.services()).collect();
         let traffic = self.traffic(&wanted, true);
         let traffic = traffic.inspect_err(|error| tracing::warn!(%error, "connections cannot be counted"));
@@ -37,13 +39,12 @@ impl Host {
     }
 
     /// All backends of all services that clients on this host see.
-    pub(super) fn backends(&self) -> BTreeSet<EndpointId> {
+    pub(super) fn backends(&self) -> impl Iterator<Item = EndpointId> {
         let tables = self.balanced.values().flat_map(|sandbox| &sandbox.tables);
-        let services = tables.flat_map(|table| &table.services);
+        let services = tables.flat_map(|table| table.services.iter());
         let seen = services.flat_map(|service| &service.backends);
-        let mut backends: BTreeSet<EndpointId> = seen.map(|backend| backend.endpoint).collect();
-        backends.extend(self.entry.backends());
-        backends
+        let seen = seen.map(|backend| backend.endpoint);
+        seen.chain(self.entry.backends())
     }
 
     /// Says what clients have tried with services that want to know.
@@ -133,8 +134,9 @@ impl Host {
         mut each: impl FnMut(&str, &Netns, &[&Service]) -> Result<(), String>,
     ) -> Result<(), String> {
         for SandboxTables { sandbox, tables } in self.state.iter().flat_map(|state| &state.sandboxes) {
-            let services = tables.iter().flat_map(|table| &table.services);
-            let services: Vec<_> = services.filter(|service| wanted.contains(&service.id)).collect();
+            let services = tables.iter().flat_map(|table| table.services.iter());
+            let services = services.filter(|service| wanted.contains(&service.id));
+            let services: Vec<_> = services.map(|service| &**service).collect();
             if services.is_empty() || !target::still_there(sandbox) {
                 continue;
             }

@@ -46,7 +46,7 @@ use self::{
     table::{Maps, Table, TableError},
 };
 use super::{Failure, program::fnv};
-use crate::{Attempts, ClientTable, Datapath, DatapathError, Service, Written};
+use crate::{Attempts, ClientTable, Datapath, DatapathError, Written};
 
 /// The protocol number of our routes (`ip route` shows `proto 119`), as everywhere in Weft.
 const ROUTE_PROTOCOL: u8 = 119;
@@ -96,6 +96,8 @@ struct Sandbox {
     cookie: u64,
     /// The virtual addresses that are routed to itself; unknown until read.
     routes: Option<BTreeSet<IpAddr>>,
+    /// Of which addresses that was.
+    routed: Option<(u64, u64)>,
     /// Up to which loss of backends its sockets were looked through.
     looked: u64,
     /// What it was last given, if all of that is there.
@@ -203,8 +205,15 @@ impl EbpfDatapath {
         }
         let mut written =
             state.write(|table, maps| table.sync(maps, cookie, hash(name), tables, Instant::now()))?;
-        let vips = state.table()?.vips_of(cookie);
-        state.route(name, netns, vips);
+        let addresses = state.table()?.addresses(cookie);
+        let routed = state.sandboxes.get(name).and_then(|sandbox| sandbox.routed);
+        if addresses.is_none() || routed != addresses {
+            let vips = state.table()?.vips_of(cookie);
+            state.route(name, netns, vips);
+            if let Some(sandbox) = state.sandboxes.get_mut(name) {
+                sandbox.routed = addresses.filter(|_| sandbox.routes.is_some());
+            }
+        }
         written.cut = state.cut(name, netns)?;
         if let Some(sandbox) = state.sandboxes.get_mut(name) {
             sandbox.synced = Some(tables.to_vec());
@@ -328,6 +337,7 @@ impl State {
             netns: netns.id(),
             cookie,
             routes: None,
+            routed: None,
             looked: 0,
             synced: None,
             expired: None,
@@ -416,8 +426,8 @@ impl State {
             return Ok(0);
         };
         let tables = sandbox.synced.iter().flatten();
-        let services = tables.flat_map(|table| &table.services);
-        let Some(shortest) = services.filter_map(Service::idle_secs).min() else {
+        let services = tables.flat_map(|table| table.services.iter());
+        let Some(shortest) = services.filter_map(|service| service.idle_secs()).min() else {
             return Ok(0);
         };
         let every = Duration::from_secs(shortest.into()) / 10;
@@ -456,7 +466,8 @@ impl State {
         else {
             return Ok(0);
         };
-        let vips = sandbox.routes.clone().unwrap_or_default();
+        let none = BTreeSet::new();
+        let vips = sandbox.routes.as_ref().unwrap_or(&none);
         let (sockets, flows) = (self.maps.of(MapId::Sockets), self.maps.of(MapId::Flows));
         let close = || -> Result<usize, Failure> {
             let diag = netns.run(Diag::open)??;

@@ -5,6 +5,7 @@ use std::{
     fmt::Write as _,
     hash::{BuildHasher, RandomState},
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,7 +13,7 @@ use weft_netlink::bpf::{BpfError, Map};
 use weft_types::{EndpointId, ServiceId};
 
 use super::{
-    super::{program::fnv, ranges::Ranges},
+    super::{delta::Wanted, program::fnv, ranges::Ranges},
     layout::{
         BackendEntry, MAX_BACKENDS, MAX_SLOTS, MapId, ServiceEntry, VipEntry, VipKey, backend, ledger_key,
         ledger_key_of, load, number_at, protocol_number, sandbox_bytes, sandbox_of, scheduler_number,
@@ -93,14 +94,27 @@ pub(super) struct Table {
     /// View and hash of the name, by cookie.
     sandboxes: HashMap<u64, (u64, u64)>,
     vips: BTreeMap<VipKey, VipEntry>,
+    /// What was last wanted under a view; unknown after an agent's restart.
+    views: HashMap<u64, View>,
     services: HashMap<ServiceId, Installed>,
     slots: Ranges,
     backends: Ranges,
     next_tag: u64,
     /// Of living backends, by number.
     tags: HashMap<u32, u64>,
+    /// Services that no virtual address leads to any more, perhaps.
+    unnamed: Vec<ServiceId>,
     /// Grows whenever sockets may have lost their backend.
     pub(super) losses: u64,
+}
+
+#[derive(Debug, Default)]
+struct View {
+    wanted: Wanted,
+    /// As it was last written, each with the virtual addresses that are its own.
+    services: HashMap<ServiceId, Arc<Service>>,
+    /// Grows whenever an address comes or goes.
+    addresses: u64,
 }
 
 #[derive(Debug, Default)]
@@ -111,7 +125,7 @@ struct Installed {
     /// In how many keys of `vips` it is named.
     named: usize,
     /// What it was made from; unknown after an agent's restart.
-    service: Option<Service>,
+    service: Option<Arc<Service>>,
 }
 
 impl Installed {
@@ -130,6 +144,8 @@ impl Table {
         let mut table = Self {
             sandboxes: HashMap::new(),
             vips: BTreeMap::new(),
+            views: HashMap::new(),
+            unnamed: Vec::new(),
             services: HashMap::new(),
             slots: Ranges::new(MAX_SLOTS),
             backends: Ranges::new(MAX_BACKENDS),
@@ -169,6 +185,7 @@ impl Table {
             let installed = table.services.entry(service).or_default();
             installed.backends.insert(endpoint, (number, found));
         }
+        table.unnamed = table.services.keys().copied().collect();
         Ok(table)
     }
 
@@ -186,40 +203,13 @@ impl Table {
         now: Instant,
     ) -> Result<Written, TableError> {
         let view = view_of(tables.iter().map(|table| table.network));
-        let services = with_claims(tables);
         let before = self.sandboxes.get(&cookie).copied();
-        let seen_before = before.map(|(view, _)| self.seen(view)).unwrap_or_default();
-        let mut changed = HashSet::new();
-        let mut change = Change::default();
-        let mut wanted = Vec::new();
-        for (service, vips) in &services {
-            if self.set_service(maps, &mut change, service, now)? {
-                changed.insert(service.id);
-            }
-            wanted.extend(keys(view, service, vips));
-        }
-        for (key, entry) in &wanted {
-            if self.vips.get(key) != Some(entry) {
-                change.vips.set(&key.encode(), &entry.encode());
-                if let Some(old) = self.vips.insert(*key, *entry) {
-                    self.unname(old.service);
-                }
-                self.services.entry(entry.service).or_default().named += 1;
-                changed.insert(entry.service);
-                self.losses += 1;
-            }
-        }
-        change.flush(maps)?;
-        let wanted: HashSet<VipKey> = wanted.into_iter().map(|(key, _)| key).collect();
-        let excess: Vec<VipKey> = self
-            .keys_of(view)
-            .filter(|(key, _)| !wanted.contains(key))
-            .map(|(key, entry)| {
-                changed.insert(entry.service);
-                *key
-            })
-            .collect();
-        self.delete_keys(maps, &excess)?;
+        let seen_before = match before {
+            Some((before, _)) if before != view => self.seen(before),
+            _ => BTreeSet::new(),
+        };
+        let is_new = before.is_none_or(|(before, _)| before != view);
+        let (mut changed, removed) = self.sync_view(maps, view, tables, now)?;
         if before != Some((view, name)) {
             maps.of(MapId::Sandboxes)
                 .set(&cookie.to_ne_bytes(), &sandbox_bytes(view, name))?;
@@ -229,16 +219,92 @@ impl Table {
             self.drop_view(maps, old)?;
         }
         self.drop_unnamed(maps, now)?;
-        let ids: BTreeSet<ServiceId> = services.iter().map(|(service, _)| service.id).collect();
-        let newly_seen = ids.difference(&seen_before).copied();
+        let mut removed = removed.len();
+        if is_new {
+            let seen = self.seen(view);
+            removed = seen_before.difference(&seen).count();
+            changed.extend(seen.difference(&seen_before));
+        }
         Ok(Written {
-            changed: newly_seen
-                .chain(changed.into_iter().filter(|id| ids.contains(id)))
-                .collect::<HashSet<_>>()
-                .len(),
-            removed: seen_before.difference(&ids).count(),
+            changed: changed.len(),
+            removed,
             cut: 0,
         })
+    }
+
+    /// Makes whoever has this view see exactly these networks' services; says which were written, and which are seen no more.
+    fn sync_view(
+        &mut self,
+        maps: &Maps,
+        view: u64,
+        tables: &[ClientTable],
+        now: Instant,
+    ) -> Result<(HashSet<ServiceId>, BTreeSet<ServiceId>), TableError> {
+        // What an earlier agent left is compared with all that is wanted.
+        let unread = (!self.views.contains_key(&view)).then(|| self.seen(view));
+        let mut known = self.views.remove(&view).unwrap_or_default();
+        let delta = known
+            .wanted
+            .update(tables.iter().flat_map(|table| table.services.iter()), false);
+        let mut changed = HashSet::new();
+        let mut change = Change::default();
+        let mut wanted = Vec::new();
+        let mut leaving: BTreeSet<VipKey> = BTreeSet::new();
+        let mut removed: BTreeSet<ServiceId> = BTreeSet::new();
+        for id in delta.gone {
+            let old = known.services.remove(&id);
+            leaving.extend(old.iter().flat_map(|old| keys(view, old)).map(|(key, _)| key));
+            removed.extend(old.map(|_| id));
+        }
+        for service in delta.changed {
+            if service.vips.is_empty() {
+                let old = known.services.remove(&service.id);
+                leaving.extend(old.iter().flat_map(|old| keys(view, old)).map(|(key, _)| key));
+                removed.extend(old.map(|_| service.id));
+                continue;
+            }
+            if self.set_service(maps, &mut change, &service, now)? {
+                changed.insert(service.id);
+            }
+            wanted.extend(keys(view, &service));
+            if let Some(old) = known.services.insert(service.id, Arc::clone(&service)) {
+                leaving.extend(keys(view, &old).map(|(key, _)| key));
+            }
+        }
+        if let Some(seen) = unread {
+            leaving.extend(self.keys_of(view).map(|(key, _)| *key));
+            removed.extend(seen.into_iter().filter(|id| !known.services.contains_key(id)));
+        }
+        for (key, entry) in &wanted {
+            leaving.remove(key);
+            if self.vips.get(key) != Some(entry) {
+                change.vips.set(&key.encode(), &entry.encode());
+                if let Some(old) = self.vips.insert(*key, *entry) {
+                    self.unname(old.service);
+                } else {
+                    known.addresses += 1;
+                }
+                self.services.entry(entry.service).or_default().named += 1;
+                changed.insert(entry.service);
+                self.losses += 1;
+            }
+        }
+        change.flush(maps)?;
+        for key in &leaving {
+            let entry = self.vips.get(key);
+            changed.extend(
+                entry
+                    .map(|entry| entry.service)
+                    .filter(|id| known.services.contains_key(id)),
+            );
+        }
+        if !leaving.is_empty() {
+            known.addresses += 1;
+        }
+        let leaving: Vec<VipKey> = leaving.into_iter().collect();
+        self.delete_keys(maps, &leaving)?;
+        self.views.insert(view, known);
+        Ok((changed, removed))
     }
 
     /// Forgets a sandbox.
@@ -255,6 +321,12 @@ impl Table {
     pub(super) fn cookies(&self, of: impl Fn(u64) -> bool) -> Vec<u64> {
         let cookies = self.sandboxes.iter().filter(|(_, (_, name))| of(*name));
         cookies.map(|(cookie, _)| *cookie).collect()
+    }
+
+    /// Something that changes whenever the virtual addresses do that a sandbox sees.
+    pub(super) fn addresses(&self, cookie: u64) -> Option<(u64, u64)> {
+        let (view, _) = self.sandboxes.get(&cookie)?;
+        Some((*view, self.views.get(view)?.addresses))
     }
 
     /// The virtual addresses that a sandbox sees.
@@ -329,17 +401,18 @@ impl Table {
         &mut self,
         maps: &Maps,
         change: &mut Change,
-        service: &Service,
+        service: &Arc<Service>,
         now: Instant,
     ) -> Result<bool, TableError> {
         let installed = self.services.entry(service.id).or_default();
-        let same = |old: &Service| old.scheduler == service.scheduler && old.backends == service.backends;
+        let same =
+            |old: &Arc<Service>| old.scheduler == service.scheduler && old.backends == service.backends;
         if installed.service.as_ref().is_some_and(same) {
             return Ok(false);
         }
         let mark = mark(service);
         if installed.entry.mark == mark {
-            installed.service = Some(service.clone());
+            installed.service = Some(Arc::clone(service));
             return Ok(false);
         }
         let mut kept = BTreeMap::new();
@@ -399,13 +472,16 @@ impl Table {
         }
         installed.entry = entry;
         installed.backends = kept;
-        installed.service = Some(service.clone());
+        installed.service = Some(Arc::clone(service));
         Ok(true)
     }
 
     fn unname(&mut self, service: ServiceId) {
         if let Some(installed) = self.services.get_mut(&service) {
             installed.named = installed.named.saturating_sub(1);
+            if installed.named == 0 {
+                self.unnamed.push(service);
+            }
         }
     }
 
@@ -424,18 +500,20 @@ impl Table {
         if self.sandboxes.values().any(|(used, _)| *used == view) {
             return Ok(());
         }
+        self.views.remove(&view);
         let keys: Vec<VipKey> = self.keys_of(view).map(|(key, _)| *key).collect();
         self.delete_keys(maps, &keys)
     }
 
     /// Takes out services that no virtual address leads to.
     fn drop_unnamed(&mut self, maps: &Maps, now: Instant) -> Result<(), TableError> {
-        let unnamed: Vec<ServiceId> = self
-            .services
-            .iter()
-            .filter(|(_, installed)| installed.named == 0)
-            .map(|(id, _)| *id)
-            .collect();
+        let is_unnamed = |id: &ServiceId| {
+            self.services
+                .get(id)
+                .is_some_and(|installed| installed.named == 0)
+        };
+        let unnamed: BTreeSet<ServiceId> = std::mem::take(&mut self.unnamed).into_iter().collect();
+        let unnamed: Vec<ServiceId> = unnamed.into_iter().filter(is_unnamed).collect();
         let mut change = Change::default();
         for id in unnamed {
             maps.of(MapId::Services).delete(&id.0)?;
@@ -507,29 +585,9 @@ fn range(ranges: &[(u32, u32); 2]) -> (u32, u32) {
     (first, (first + v4).max(first_v6 + v6) - first)
 }
 
-/// The services that have virtual addresses, in order of their ids, each with those that are its own: of two that claim
-/// the same one the lower id keeps it, on every host.
-fn with_claims(tables: &[ClientTable]) -> Vec<(&Service, Vec<IpAddr>)> {
-    let mut services: Vec<&Service> = tables.iter().flat_map(|table| &table.services).collect();
-    services.sort_by_key(|service| service.id);
-    let mut taken = HashSet::new();
-    let claims = services.into_iter().map(|service| {
-        let mut claims = service.vips.clone();
-        claims.sort();
-        claims.dedup();
-        let asked = claims.len();
-        claims.retain(|vip| taken.insert(*vip));
-        if claims.len() < asked {
-            tracing::warn!(service = %service.id, "a virtual address is claimed twice; the lower service id keeps it");
-        }
-        (service, claims)
-    });
-    claims.filter(|(_, claims)| !claims.is_empty()).collect()
-}
-
 /// Everything that leads to a service.
-fn keys(view: u64, service: &Service, vips: &[IpAddr]) -> impl Iterator<Item = (VipKey, VipEntry)> {
-    vips.iter().flat_map(move |&addr| {
+fn keys(view: u64, service: &Service) -> impl Iterator<Item = (VipKey, VipEntry)> {
+    service.vips.iter().flat_map(move |&addr| {
         let rest = VipEntry {
             service: service.id,
             target: None,

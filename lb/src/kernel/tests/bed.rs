@@ -224,10 +224,7 @@ pub(in crate::kernel) fn service(scheduler: Scheduler) -> Service {
 }
 
 pub(in crate::kernel) fn table(services: &[Service]) -> Vec<ClientTable> {
-    vec![ClientTable {
-        network: NetworkId([0xaa; 16]),
-        services: services.to_vec(),
-    }]
+    vec![ClientTable::new(NetworkId([0xaa; 16]), services.to_vec())]
 }
 
 /// Waits until something is so.
