@@ -242,7 +242,11 @@ impl Table {
     ) -> Result<(HashSet<ServiceId>, BTreeSet<ServiceId>), TableError> {
         // What an earlier agent left is compared with all that is wanted.
         let unread = (!self.views.contains_key(&view)).then(|| self.seen(view));
-        let mut known = self.views.remove(&view).unwrap_or_default();
+        let mut known = self.views.remove(&view).unwrap_or_else(|| View {
+            // Not what it was for those who read the table before this one.
+            addresses: RandomState::new().hash_one(view),
+            ..View::default()
+        });
         let delta = known
             .wanted
             .update(tables.iter().flat_map(|table| table.services.iter()), false);
@@ -282,7 +286,7 @@ impl Table {
                 if let Some(old) = self.vips.insert(*key, *entry) {
                     self.unname(old.service);
                 } else {
-                    known.addresses += 1;
+                    known.addresses = known.addresses.wrapping_add(1);
                 }
                 self.services.entry(entry.service).or_default().named += 1;
                 changed.insert(entry.service);
@@ -299,7 +303,7 @@ impl Table {
             );
         }
         if !leaving.is_empty() {
-            known.addresses += 1;
+            known.addresses = known.addresses.wrapping_add(1);
         }
         let leaving: Vec<VipKey> = leaving.into_iter().collect();
         self.delete_keys(maps, &leaving)?;
