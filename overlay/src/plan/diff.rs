@@ -174,8 +174,9 @@ impl NetworkDiff<'_> {
         self.replaced_endpoints(wanted, &mut now);
         self.bindings(wanted, &now);
         self.endpoints(wanted, &now);
-        self.forget(wanted, &now);
         self.leftovers(wanted, &now);
+        // Last: who is asked again must not give the answer that is to be forgotten.
+        self.forget(wanted, &now);
     }
 
     fn bridge(&mut self, wanted: &ObservedNetwork, now: &ObservedNetwork) {

@@ -139,6 +139,20 @@ fn an_address_that_moved_to_another_host_is_replaced_and_forgotten() {
 }
 
 #[test]
+fn what_is_forgotten_is_not_learned_again_from_us() {
+    let mut desired = desired();
+    let observed = applied(&desired);
+    desired.networks.get_mut(&APP).unwrap().remotes.clear();
+    let plan = plan(&desired, &observed);
+    let address = ip("10.0.0.6");
+    let at = |what: &dyn Fn(&Op) -> bool| plan.ops.iter().position(what).unwrap();
+    let told = at(&|op| *op == Op::Network(APP, NetworkOp::DeleteNeighbour(address)));
+    let forgotten = at(&|op| *op == Op::Endpoint(APP, endpoint(5), EndpointOp::Forget(address)));
+    // Between the two the sandbox asks again, and who is still there answers.
+    assert!(told < forgotten, "{plan}");
+}
+
+#[test]
 fn the_last_endpoint_takes_everything_along() {
     let mut desired = desired();
     let observed = applied(&desired);
