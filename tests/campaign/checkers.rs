@@ -1,6 +1,7 @@
 //! What must be so whatever happened: nothing wrong after a fault, and meanwhile nothing lost that was promised.
 
 use std::{
+    sync::Mutex,
     thread,
     time::{Duration, Instant},
 };
@@ -15,8 +16,11 @@ use crate::{
     world::World,
 };
 
-/// For a cluster to be as it should be again: a crash has to be noticed, and taken back.
-const SETTLED: Duration = Duration::from_secs(30);
+/// For a cluster to be as it should be again: a crash has to be noticed, and taken back. Every half minute agents read
+/// back all that their kernels hold, which is to mend nothing here.
+const SETTLED: Duration = Duration::from_secs(15);
+/// After which it is worth a line what is still wrong.
+const SLOW: Duration = Duration::from_secs(4);
 
 /// What one host finds wrong.
 fn found(node: &Node, flags: &str) -> Result<(), String> {
@@ -48,18 +52,33 @@ fn all_alive(node: &Node, hosts: usize) -> Result<(), String> {
     }
 }
 
-/// Waits until every host finds every other one, the same records everywhere and its kernel as these say.
-pub fn settles(world: &World) {
+/// Waits until every host finds every other one, the same records everywhere and its kernel as these say. Tells what
+/// took long.
+pub fn settles(world: &World) -> Vec<String> {
+    let slow = Mutex::new(Vec::new());
+    let begin = Instant::now();
     thread::scope(|scope| {
         for node in world.bed.nodes() {
+            let slow = &slow;
             scope.spawn(move || {
-                within(SETTLED, format!("nothing wrong on {}", node.host.name()), || {
-                    all_alive(node, world.hosts())?;
-                    found(node, "--passive")
+                let (name, mut is_told) = (node.host.name(), false);
+                within(SETTLED, format!("nothing wrong on {name}"), || {
+                    let seen = all_alive(node, world.hosts()).and_then(|()| found(node, "--passive"));
+                    if let Err(wrong) = &seen
+                        && begin.elapsed() > SLOW
+                        && !std::mem::replace(&mut is_told, true)
+                    {
+                        let after = begin.elapsed().as_secs_f64();
+                        slow.lock()
+                            .unwrap()
+                            .push(format!("after {after:.1} s on {name}: {wrong}"));
+                    }
+                    seen
                 });
             });
         }
     });
+    slow.into_inner().unwrap()
 }
 
 /// Waits until the doctor of a host finds nothing, by packets too.

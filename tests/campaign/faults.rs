@@ -2,15 +2,21 @@
 
 use std::{
     collections::BTreeSet,
-    fmt,
+    fmt, fs,
+    io::Write as _,
+    process::Command,
     sync::mpsc::{RecvTimeoutError, channel},
     time::{Duration, Instant},
 };
 
-use netns_harness::{Host, Signal};
+use netns_harness::{Host, Inside as _, Signal};
 use rand::{Rng, RngExt, seq::IndexedRandom};
 
-use crate::{churn, damage, world::World};
+use crate::{
+    bed::{COMMAND, Node, soon},
+    churn, damage,
+    world::World,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -21,8 +27,10 @@ pub enum Kind {
     Churn,
     AddressReused,
     KernelDamaged,
+    DiskFull,
     CableFlapped,
     LinkDown,
+    Lossy,
     OneWay,
     Partition,
     MtuCut,
@@ -30,7 +38,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::AgentKilled,
         Self::AgentRestarted,
         Self::AllAgentsKilled,
@@ -38,8 +46,10 @@ impl Kind {
         Self::Churn,
         Self::AddressReused,
         Self::KernelDamaged,
+        Self::DiskFull,
         Self::CableFlapped,
         Self::LinkDown,
+        Self::Lossy,
         Self::OneWay,
         Self::Partition,
         Self::MtuCut,
@@ -55,6 +65,8 @@ impl Kind {
             Self::Churn => "mass create and delete",
             Self::AddressReused => "address reused at once",
             Self::KernelDamaged => "kernel objects damaged",
+            Self::DiskFull => "disk full",
+            Self::Lossy => "one packet in five lost",
             Self::CableFlapped => "cable unplugged",
             Self::LinkDown => "link down on the host",
             Self::OneWay => "one way blocked",
@@ -69,7 +81,7 @@ impl Kind {
         match self {
             Self::AgentKilled | Self::AgentRestarted | Self::KernelDamaged | Self::AddressReused => 4,
             Self::Churn | Self::CableFlapped | Self::OneWay | Self::MtuCut => 3,
-            Self::AllAgentsKilled | Self::AgentFrozen | Self::LinkDown => 2,
+            Self::AllAgentsKilled | Self::AgentFrozen | Self::DiskFull | Self::LinkDown | Self::Lossy => 2,
             Self::Partition | Self::HostCrashed => 1,
         }
     }
@@ -77,9 +89,10 @@ impl Kind {
     /// For how long it may last, at most.
     fn longest(self) -> Duration {
         Duration::from_millis(match self {
-            Self::AgentKilled | Self::AllAgentsKilled => 1500,
+            Self::AgentKilled | Self::AllAgentsKilled | Self::DiskFull => 1500,
             Self::AgentFrozen => 4000,
             Self::CableFlapped | Self::LinkDown => 1000,
+            Self::Lossy => 2000,
             Self::OneWay | Self::Partition | Self::HostCrashed => 4000,
             Self::MtuCut => 500,
             _ => 0,
@@ -177,6 +190,22 @@ impl Fault {
             Kind::KernelDamaged => {
                 damage::damage(world, self.host, self.detail);
                 effect.touch(self.host, world);
+                if world.mover.host == self.host {
+                    effect.lossy.insert((self.host, world.hosts()));
+                }
+            }
+            Kind::DiskFull => {
+                fill_disk(world.node(self.host), self.hold);
+                effect.mute.insert(self.host);
+            }
+            Kind::Lossy => {
+                let host = &world.node(self.host).host;
+                shell(host, LOSSY);
+                wait(self.hold);
+                shell(host, "nft delete table netdev campaign");
+                let others = everybody.iter().filter(|other| **other != self.host);
+                effect.lossy = others.map(|other| (*other, self.host)).collect();
+                effect.moved(world);
             }
             Kind::CableFlapped => {
                 let link = world.node(self.host).host.interface("eth0").unwrap();
@@ -283,6 +312,46 @@ impl fmt::Display for Fault {
             false => write!(f, ", {} ms", self.hold.as_millis()),
         }
     }
+}
+
+/// Drops on the receiver's side: a sender would notice if its own host did.
+const LOSSY: &str = "nft 'add table netdev campaign; \
+                     add chain netdev campaign in { type filter hook ingress device eth0 priority 0; }; \
+                     add rule netdev campaign in numgen random mod 100 < 20 drop'";
+
+fn shell(host: &Host, line: &str) {
+    let mut command = Command::new("sh");
+    let ended = host.exec(command.args(["-c", line]), COMMAND).unwrap();
+    ended.success().unwrap();
+}
+
+/// An agent without room on its disk may end, rather than promise what it cannot keep; then a service manager would start
+/// it again and again.
+fn fill_disk(node: &Node, hold: Duration) {
+    let filler = node.data_dir().join("filler");
+    let mut file = fs::File::create(&filler).unwrap();
+    let chunk = [0; 4096];
+    while file.write_all(&chunk).is_ok() {}
+    drop(file);
+    for _ in 0..2 {
+        let ended = node.try_weft("network create --internal squeezed");
+        assert!(ended.code == 0 || !ended.stderr.is_empty(), "{ended:?}");
+        wait(hold / 2);
+        if !node.has_agent() {
+            node.start_agent();
+        }
+    }
+    fs::remove_file(filler).unwrap();
+    soon("an agent on a disk with room", || {
+        if !node.has_agent() {
+            node.start_agent();
+        }
+        // Whether the command was carried out, nobody knows.
+        match node.try_weft("network rm squeezed") {
+            ended if [0, 3].contains(&ended.code) => Ok(()),
+            ended => Err(ended.stderr),
+        }
+    });
 }
 
 /// Lets time pass.

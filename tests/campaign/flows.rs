@@ -185,7 +185,7 @@ impl Ledger {
         totals
     }
 
-    fn send_all(&self, from: usize, socket: &UdpSocket) {
+    fn send_all(&self, from: usize, sockets: &[UdpSocket]) {
         for (to, address) in self.addresses.iter().enumerate().filter(|(to, _)| *to != from) {
             let incarnation = match to == self.endpoints {
                 true => self.mover.load(Relaxed),
@@ -202,7 +202,7 @@ impl Ledger {
             } else {
                 SHORT
             };
-            if socket
+            if sockets[to]
                 .send_to(&datagram[..length], SocketAddr::new(*address, PORT))
                 .is_err()
             {
@@ -273,7 +273,6 @@ impl Speaker {
             stopped,
             threads: Vec::new(),
         };
-        let mouth = socket.try_clone().unwrap();
         let all = Arc::clone(ledger);
         speaker.run(move |stopped| {
             let mut bytes = [0; 2048];
@@ -287,10 +286,17 @@ impl Speaker {
             }
         });
         if me < MOVER {
-            let all = Arc::clone(ledger);
+            // One for each, without waiting: what is kept for a host that does not answer would hold up the rest.
+            let mouth = |_| {
+                let socket = UdpSocket::bind("0.0.0.0:0")?;
+                socket.set_nonblocking(true)?;
+                Ok(socket)
+            };
+            let mouths = place.run(|| ledger.addresses.iter().map(mouth).collect::<io::Result<Vec<_>>>());
+            let (all, mouths) = (Arc::clone(ledger), mouths.unwrap().unwrap());
             speaker.run(move |stopped| {
                 while !stopped.load(Relaxed) {
-                    all.send_all(me as usize, &mouth);
+                    all.send_all(me as usize, &mouths);
                     thread::park_timeout(PACE);
                 }
             });

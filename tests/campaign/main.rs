@@ -47,6 +47,7 @@ fn nothing_is_lost_that_was_promised_whatever_breaks() {
         let seed = setting("WEFT_CAMPAIGN_SEED", rand::random());
         let faults = setting("WEFT_CAMPAIGN_FAULTS", 15);
         let hosts = setting("WEFT_CAMPAIGN_HOSTS", if faults > 100 { 8 } else { 4 }) as usize;
+        let only = std::env::var("WEFT_CAMPAIGN_ONLY").unwrap_or_default();
         let mut report = Report::new();
         report.say(&format!(
             "WEFT_CAMPAIGN_SEED={seed} WEFT_CAMPAIGN_FAULTS={faults} WEFT_CAMPAIGN_HOSTS={hosts}"
@@ -58,7 +59,12 @@ fn nothing_is_lost_that_was_promised_whatever_breaks() {
         forget(&world);
         report.say("all is well, and now it begins");
         for number in 1..=faults {
-            let fault = Fault::draw(&mut rng, hosts);
+            let fault = loop {
+                let fault = Fault::draw(&mut rng, hosts);
+                if fault.to_string().contains(&only) {
+                    break fault;
+                }
+            };
             suffer(&mut world, &fault, number, &mut report);
         }
         report.tell(&world);
@@ -79,7 +85,9 @@ fn suffer(world: &mut World, fault: &Fault, number: u64, report: &mut Report) {
     let begin = world.ledger.mark();
     let effect = fault.befall(world);
     let healed = Instant::now();
-    checkers::settles(world);
+    for slow in checkers::settles(world) {
+        report.say(&format!("    {slow}"));
+    }
     let end = checkers::goes_on(world);
     report.fault(fault.kind, healed.elapsed());
     checkers::is_well(world.node(fault.other));

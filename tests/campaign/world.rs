@@ -14,6 +14,8 @@ use crate::{
 
 pub const NETWORK: &str = "app";
 const SUBNET: &str = "10.9.0.0/16";
+/// Room for an agent's durable state, in bytes.
+const DISK: u32 = 8 << 20;
 /// The address that moves from host to host.
 const MOVES: [u8; 4] = [10, 9, 1, 1];
 
@@ -60,7 +62,7 @@ impl World {
     pub fn new(hosts: usize) -> Self {
         let names: Vec<String> = (1..=hosts).map(|n| format!("h{n}")).collect();
         let words: Vec<&str> = names.iter().map(String::as_str).collect();
-        let bed = Bed::cluster(&words);
+        let bed = Bed::cluster_on_disks(DISK, &words);
         bed.all_well();
         let before = bed.nodes().map(Node::traces).collect();
         bed["h1"].weft(&format!("network create --subnet {SUBNET} {NETWORK}"));

@@ -16,7 +16,7 @@ use netns_harness::{
     Finished, Host, Inside, Lab, Output, Process, Sandbox, Signal, Snapshot, Switch, SwitchOptions,
     eventually,
 };
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
 use weft_tests::weft_binary;
 
@@ -66,8 +66,19 @@ pub struct Bed {
     pub lab: Lab,
     pub underlay: Switch,
     nodes: BTreeMap<String, Node>,
+    /// Those of agents that have little room, taken away before the directory.
+    disks: Vec<Disk>,
     dir: tempfile::TempDir,
     datapath: &'static str,
+}
+
+/// A file system of its own, as long as this is there.
+struct Disk(PathBuf);
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
 }
 
 /// A host and its agent.
@@ -94,20 +105,36 @@ impl Bed {
     }
 
     fn apart_with(datapath: &'static str, subnets: &[&str], names: &[&str]) -> Self {
-        let lab = Lab::new("bed").unwrap();
-        let options = subnets.iter().fold(SwitchOptions::new(), |options, subnet| {
-            options.subnet(subnet.parse::<ipnet::IpNet>().unwrap())
-        });
-        let underlay = lab.switch("underlay", options).unwrap();
+        Self::apart_on(datapath, subnets, names, None)
+    }
+
+    /// With `room` for the durable state of each, in bytes.
+    fn apart_on(datapath: &'static str, subnets: &[&str], names: &[&str], room: Option<u32>) -> Self {
         // In memory where there is such a place: others may keep the disk busy for seconds, and an agent that
         // starts waits for it.
         let dir = tempfile::tempdir_in("/dev/shm")
             .or_else(|_| tempfile::tempdir())
             .unwrap();
+        // Before there are hosts, which see what is mounted by then.
+        let disk = |name: &&str| {
+            let data = dir.path().join(name).join("data");
+            fs::create_dir_all(&data).unwrap();
+            let size = format!("size={}", room?);
+            let tmpfs = Some("tmpfs");
+            mount(tmpfs, &data, tmpfs, MsFlags::empty(), Some(size.as_str())).unwrap();
+            Some(Disk(data))
+        };
+        let disks = names.iter().filter_map(disk).collect();
+        let lab = Lab::new("bed").unwrap();
+        let options = subnets.iter().fold(SwitchOptions::new(), |options, subnet| {
+            options.subnet(subnet.parse::<ipnet::IpNet>().unwrap())
+        });
+        let underlay = lab.switch("underlay", options).unwrap();
         let mut bed = Self {
             lab,
             underlay,
             nodes: BTreeMap::new(),
+            disks,
             dir,
             datapath,
         };
@@ -118,6 +145,12 @@ impl Bed {
     /// Hosts in one cluster, which the first one made.
     pub fn cluster(names: &[&str]) -> Self {
         Self::apart(names).joined(names)
+    }
+
+    /// The same, each with a disk for its durable state that has room for so many bytes.
+    #[allow(dead_code, reason = "only the fault campaign fills it")]
+    pub fn cluster_on_disks(room: u32, names: &[&str]) -> Self {
+        Self::apart_on("auto", &["10.1.0.0/24"], names, Some(room)).joined(names)
     }
 
     /// The same with a datapath of choice.
@@ -220,9 +253,12 @@ impl Bed {
 
     /// Ends it all, and finds nothing left on the machine.
     pub fn close(self) {
-        let Self { lab, nodes, .. } = self;
+        let Self {
+            lab, nodes, disks, ..
+        } = self;
         drop(nodes);
         lab.close().unwrap();
+        drop(disks);
     }
 }
 
@@ -403,6 +439,12 @@ impl Node {
     pub fn signal_agent(&self, signal: Signal) {
         let agent = self.agent.lock().unwrap();
         agent.as_ref().expect("an agent runs").signal(signal).unwrap();
+    }
+
+    /// Whether its agent runs, or has ended by itself.
+    pub fn has_agent(&self) -> bool {
+        let agent = self.agent.lock().unwrap();
+        agent.as_ref().is_some_and(|agent| agent.try_wait().is_none())
     }
 
     /// After a crash of the host.
