@@ -17,11 +17,11 @@ enum Place {
     Host,
 }
 
-/// Names an endpoint's end in the network's namespace.
-const PORT: &str = "PORT=$(ip -o link | awk -F'[ :@]+' '$2 ~ /^p[0-9a-f]+$/ { print $2; exit }')";
+/// Names an endpoint's end in the network's namespace, and the host's end of a network's uplink.
+const NAMES: &str = "UPLINK=$(ip -o link | awk -F'[ :@]+' '/weft:uplink/ { print $2; exit }'); PORT=$(ip -o link | awk -F'[ :@]+' '$2 ~ /^p[0-9a-f]+$/ { print $2; exit }')";
 
 /// A line of a shell, where it runs, and whether the kernel tells nobody of it: then the doctor has to be asked.
-const DAMAGES: [(Place, &str, bool); 13] = [
+const DAMAGES: [(Place, &str, bool); 15] = [
     (Place::Network, "ip link set br0 down", false),
     (Place::Network, "ip link set vx0 down", false),
     (Place::Network, "ip link set vx0 nomaster", false),
@@ -43,6 +43,8 @@ const DAMAGES: [(Place, &str, bool); 13] = [
         "ip neigh flush dev vx0; ip neigh flush dev br0 nud permanent",
         true,
     ),
+    (Place::Network, "ip route flush table main", true),
+    (Place::Host, "ip route flush proto kernel dev $UPLINK", true),
     (Place::Network, "sysctl -qw net.ipv4.ip_forward=0", true),
 ];
 
@@ -69,7 +71,7 @@ pub fn damage(world: &World, host: usize, detail: u32) {
     let netns = node.host.run(find).unwrap();
     // With the machine's files: a host of the lab has few.
     let mut command = Command::new("sh");
-    command.args(["-ec", &format!("{PORT}; {line}")]);
+    command.args(["-ec", &format!("{NAMES}; {line}")]);
     let output = netns.run(|| command.output()).unwrap().unwrap();
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{line}: {complaint}");

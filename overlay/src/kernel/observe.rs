@@ -56,6 +56,16 @@ impl Dump {
             .map(|address| address.net)
     }
 
+    /// Those without the ones whose subnet has no route any more: nothing goes there before they are set anew.
+    fn routed_addresses_of(&self, link: u32) -> impl Iterator<Item = IpNet> {
+        let is_routed = move |net: &IpNet| {
+            let is_single = net.prefix_len() == net.max_prefix_len();
+            let leads = |route: &Route| route.link == link && route.via.is_none() && route.to == net.trunc();
+            is_single || self.routes.iter().any(leads)
+        };
+        self.addresses_of(link).filter(is_routed)
+    }
+
     fn has_default(&self, via: IpAddr, link: u32) -> bool {
         self.routes
             .iter()
@@ -224,7 +234,7 @@ fn observe_network(
             })
         }),
         addresses: dump
-            .addresses_of(index)
+            .routed_addresses_of(index)
             .filter(|net| !is_ipv6_link_local(net))
             .collect(),
         tunnel: tunnel.and_then(|link| {
@@ -395,8 +405,8 @@ fn observe_uplink(
     let (Some(inside), Some(outside)) = (inside, outside) else {
         return uplink;
     };
-    let outer: BTreeSet<IpNet> = host.addresses_of(outside.index).collect();
-    let inner: BTreeSet<IpNet> = dump.addresses_of(inside.index).collect();
+    let outer: BTreeSet<IpNet> = host.routed_addresses_of(outside.index).collect();
+    let inner: BTreeSet<IpNet> = dump.routed_addresses_of(inside.index).collect();
     let slot = outer.iter().find_map(|net| match net {
         IpNet::V4(net) if Uplink::IPV4.contains(&net.addr()) => {
             u16::try_from((net.addr().to_bits() - Uplink::IPV4.network().to_bits()) / 2).ok()

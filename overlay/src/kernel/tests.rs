@@ -205,6 +205,59 @@ fn a_new_agent_adopts_what_the_old_one_left() {
 }
 
 #[test]
+fn routes_that_somebody_flushed_come_back() {
+    let Some(mut lab) = Lab::new(1) else { return };
+    lab.attach(0, APP, 11, 11, true);
+    lab.reconcile();
+    let host = &mut lab.hosts[0];
+    let space = host.kernel.namespace(APP).unwrap().unwrap();
+    let leads = |netns: &Netns, to: &str| {
+        let routes = RouteSocket::open(netns).unwrap().routes().unwrap();
+        let wide: ipnet::IpNet = to.parse().unwrap();
+        routes
+            .iter()
+            .any(|route| route.via.is_none() && wide.contains(&route.to))
+    };
+    let all_lead = |host: &Netns, space: &Netns| {
+        let inside = [
+            "10.9.0.0/24",
+            "fd00:9::/64",
+            "169.254.64.0/18",
+            "fd77:6566:7400::/64",
+        ];
+        let outside = &inside[2..];
+        inside.iter().all(|to| leads(space, to)) && outside.iter().all(|to| leads(host, to))
+    };
+    let outer = host.netns.try_clone().unwrap();
+    assert!(all_lead(&outer, &space));
+    for (place, wide) in [
+        (&space, "0.0.0.0/0"),
+        (&space, "::/0"),
+        (&outer, "169.254.64.0/18"),
+    ] {
+        let mut socket = RouteSocket::open(place).unwrap();
+        let wide: ipnet::IpNet = wide.parse().unwrap();
+        for route in socket
+            .routes()
+            .unwrap()
+            .iter()
+            .filter(|route| wide.contains(&route.to))
+        {
+            // With some others go by themselves.
+            let mut batch = Batch::new();
+            batch.add(route.delete());
+            let _ = socket.execute(batch);
+        }
+        assert!(!all_lead(&outer, &space));
+        host.kernel.resync();
+        host.reconcile();
+        assert!(all_lead(&outer, &space), "after all in {wide} were deleted");
+        host.kernel.resync();
+        assert_eq!(host.kernel.reconcile(&host.desired).unwrap().ops_done, 0);
+    }
+}
+
+#[test]
 fn a_moved_address_is_reached_at_its_new_place_at_once() {
     let Some(mut lab) = Lab::new(3) else { return };
     lab.attach(0, APP, 11, 11, false);

@@ -72,7 +72,17 @@ impl Run<'_> {
                     .up();
                 self.push(target, set);
             }
-            NetworkOp::AddAddress(net) => self.push(target, address(*net).add()),
+            NetworkOp::AddAddress(net) => {
+                // One without the route to its subnet gets that only as it is made.
+                let known = self.space(id)?.route.addresses()?;
+                if known
+                    .iter()
+                    .any(|known| (known.link, known.net) == (links.bridge, *net))
+                {
+                    self.push(target, address(*net).delete());
+                }
+                self.push(target, address(*net).add());
+            }
             NetworkOp::DeleteAddress(net) => self.push(target, address(*net).delete()),
             NetworkOp::AddTunnel(tunnel) => self.add_tunnel(id, tunnel)?,
             NetworkOp::DeleteTunnel => {
