@@ -19,8 +19,10 @@ use crate::traffic::{PORT, call_at};
 
 /// For an answer of a server. Some retransmissions of a lost packet fit into it.
 const PATIENCE: Duration = Duration::from_secs(8);
-/// For an answer of the name server, which is on the same host.
+/// After which a name is asked for again, and from when it counts as not answered: the name server is on the same host,
+/// but the machine may be busy with others.
 const NAME_PATIENCE: Duration = Duration::from_millis(500);
+const NAMED: Duration = Duration::from_millis(1900);
 const NAME_SERVER: &str = "169.254.53.53:53";
 const STREAM_PACE: Duration = Duration::from_millis(10);
 const REQUEST_PACE: Duration = Duration::from_millis(25);
@@ -291,10 +293,18 @@ fn ask(socket: &UdpSocket, id: u16, name: &str) -> io::Result<Vec<IpAddr>> {
         question.extend(label.bytes());
     }
     question.extend([0, 0, 1, 0, 1]);
+    let begin = Instant::now();
     socket.send_to(&question, NAME_SERVER)?;
     let mut bytes = [0; 512];
     let found = loop {
-        let length = socket.recv(&mut bytes)?;
+        let length = match socket.recv(&mut bytes) {
+            // As resolvers do.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && begin.elapsed() < NAMED => {
+                socket.send_to(&question, NAME_SERVER)?;
+                continue;
+            }
+            received => received?,
+        };
         match addresses(id, &bytes[..length]) {
             ControlFlow::Break(found) => break found,
             // An answer to an earlier question that nobody waits for any more.
