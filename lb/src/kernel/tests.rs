@@ -198,7 +198,7 @@ fn a_table_of_another_layout_is_replaced() {
                 ct state new comment \"weft virtual addresses, layout 3\"
                 ip daddr vmap @vips4
             }}
-            chain svc-{id} {{ dnat ip to numgen inc mod 2 map {{ 0 : 10.9.0.11, 1 : 10.9.0.12 }} }}
+            chain svc-{id} {{ dnat ip to numgen inc mod 2 map {{ 0 : 10.9.0.11, 1 : 10.9.0.12 }}; }}
         }}",
         id = "07".repeat(16)
     );
