@@ -8,6 +8,7 @@
 
 mod adopt;
 mod attempts;
+mod batch;
 mod choose;
 mod delta;
 mod ebpf;

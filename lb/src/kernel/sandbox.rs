@@ -15,9 +15,10 @@ use weft_types::ServiceId;
 
 use super::{
     adopt::{self, Found, FoundTable},
+    batch::Batch,
     flows::AllLoads,
     program::{Key, Side, elements, fnv, table_of, write_table},
-    table::{Batch, Client, Installed},
+    table::{Client, Installed},
     watch::Watch,
 };
 use crate::{BackendState, ClientTable, Scheduler, Service, Written};

@@ -10,9 +10,9 @@ use weft_netlink::nft::{NftError, Table, Transaction};
 
 use super::{
     adopt::Spare,
+    batch::Batch,
     program::{Mark, Range, Slots, add_slots, add_slots_map, delete_slots, sum},
     ranges::Ranges,
-    table::Batch,
 };
 
 /// No more services have their slots in one map,

@@ -13,6 +13,7 @@ use weft_types::{EndpointId, ServiceId};
 use super::{
     adopt::{Contents, Found},
     attempts,
+    batch::Batch,
     delta::Wanted,
     flows::AllLoads,
     program::{
@@ -23,9 +24,6 @@ use super::{
     shards::Shards,
 };
 use crate::{Backend, Loads, Service};
-
-/// An unprivileged sender may send about 400 KiB at once; larger changes are cut between services.
-const BATCH_BYTES: usize = 200 * 1024;
 
 /// A table as we know it to stand in the kernel.
 #[derive(Debug)]
@@ -423,43 +421,4 @@ fn may_be_stale<'a>(old: &InstalledService, new: &Service, mut keys: impl Iterat
     let living: HashSet<IpAddr> = living_addrs(new).collect();
     living_addrs(before).any(|addr| !living.contains(&addr))
         || keys.any(|key| !old.found.elements.contains_key(key))
-}
-
-/// Changes that are sent together as long as they fit.
-pub(super) struct Batch<'a> {
-    nft: &'a Nft,
-    change: Transaction,
-    bytes: usize,
-    /// How many bytes so far.
-    added: usize,
-}
-
-impl<'a> Batch<'a> {
-    pub(super) fn new(nft: &'a Nft) -> Self {
-        Self {
-            nft,
-            change: Transaction::new(),
-            bytes: 0,
-            added: 0,
-        }
-    }
-
-    pub(super) fn add(&mut self, change: Transaction) -> Result<(), NftError> {
-        if change.is_empty() {
-            return Ok(());
-        }
-        let bytes = change.encoded_len();
-        if self.bytes + bytes > BATCH_BYTES {
-            self.flush()?;
-        }
-        self.change.append(change);
-        self.bytes += bytes;
-        self.added += bytes;
-        Ok(())
-    }
-
-    pub(super) fn flush(&mut self) -> Result<(), NftError> {
-        self.bytes = 0;
-        self.nft.commit(&std::mem::take(&mut self.change))
-    }
 }

@@ -29,6 +29,16 @@ fn even(n: usize) -> BTreeMap<IpAddr, usize> {
         .into()
 }
 
+/// Has the program `nft` do something; false if there is none.
+fn nft(netns: &Netns, text: &str) -> bool {
+    let status = netns.run(|| Command::new("nft").arg(text).status()).unwrap();
+    match &status {
+        Ok(status) => assert!(status.success(), "{text}"),
+        Err(error) => weft_netlink::testing::skip(format_args!("it needs the program `nft`: {error}")),
+    }
+    status.is_ok()
+}
+
 /// All rules with the numbers that the kernel gave them, which a rewrite would change.
 fn ruleset(netns: &Netns) -> String {
     let output = netns
@@ -122,12 +132,8 @@ fn what_others_broke_is_found_when_it_is_read_back_and_written_again() {
             "delete element inet {name} vips4 {{ {VIP} }}; add element inet {name} vips4 {{ {VIP} : 10.9.0.77 }}"
         ),
     ] {
-        let broken = bed
-            .client
-            .run(|| Command::new("nft").arg(&damage).status())
-            .unwrap();
-        if !broken.is_ok_and(|status| status.success()) {
-            return weft_netlink::testing::skip("it needs the nft program");
+        if !nft(&bed.client, &damage) {
+            return;
         }
         datapath.resync();
         assert!(!datapath.sync("c", &bed.client, &services).unwrap().is_nothing());
@@ -165,12 +171,8 @@ fn addresses_and_slots_that_are_nobodys_are_taken_out() {
         "add element inet {name} vips4 {{ 10.9.0.78 : 10.9.0.79 }}; \
          add element inet {name} slots4-0 {{ 4000000000 : 10.9.0.79 }}"
     );
-    let added = bed
-        .client
-        .run(|| Command::new("nft").arg(&others).status())
-        .unwrap();
-    if !added.is_ok_and(|status| status.success()) {
-        return weft_netlink::testing::skip("it needs the nft program");
+    if !nft(&bed.client, &others) {
+        return;
     }
     datapath.resync();
     datapath.sync("c", &bed.client, &only(&web)).unwrap();
@@ -202,12 +204,8 @@ fn a_table_of_another_layout_is_replaced() {
         }}",
         id = "07".repeat(16)
     );
-    let made = bed
-        .client
-        .run(|| Command::new("nft").arg(&earlier).status())
-        .unwrap();
-    if !made.is_ok_and(|status| status.success()) {
-        return weft_netlink::testing::skip("it needs the nft program");
+    if !nft(&bed.client, &earlier) {
+        return;
     }
     let (mut stream, _) = bed.open(VIP, PORT).unwrap();
     let written = datapath().sync("c", &bed.client, &services).unwrap();
@@ -260,12 +258,8 @@ fn connections_that_are_over_are_left_alone_when_their_backend_goes() {
 fn removal_leaves_nothing_of_ours_and_all_of_others() {
     let Some(bed) = Bed::new() else { return };
     let foreign = "add table inet weft-other\nadd table inet weft-0123456789ab\nadd table ip theirs\n";
-    let status = bed
-        .client
-        .run(|| Command::new("nft").arg(foreign).status())
-        .unwrap();
-    if !status.is_ok_and(|status| status.success()) {
-        return weft_netlink::testing::skip("it needs the nft program");
+    if !nft(&bed.client, foreign) {
+        return;
     }
     let before = ruleset(&bed.client);
     let events = || bed.client.sysctls(&[EVENTS_SETTING]).unwrap();
