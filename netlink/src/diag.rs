@@ -7,15 +7,12 @@ use std::{
     time::Duration,
 };
 
-use netlink_sys::{Socket as Netlink, SocketAddr};
-use nix::sys::{
-    socket::{setsockopt, sockopt},
-    time::{TimeVal, TimeValLike},
-};
+use netlink_sys::Socket as Netlink;
 
 use crate::{
     bpf::Map,
     nft::nfnl::{attribute, attributes},
+    socket,
 };
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -45,7 +42,6 @@ const ID_AT: usize = 4;
 const MESSAGE_LEN: usize = 72;
 const INODE_AT: usize = 68;
 const RECEIVE_LEN: usize = 64 * 1024;
-const ANSWER_TIMEOUT_SECS: i64 = 10;
 
 /// Why sockets could not be listed or closed.
 #[derive(Debug, thiserror::Error)]
@@ -120,18 +116,7 @@ pub struct Diag {
 impl Diag {
     /// Connects to the network namespace of the calling thread.
     pub fn open() -> Result<Self, DiagError> {
-        let open = || -> io::Result<Netlink> {
-            let mut socket = Netlink::new(libc::NETLINK_SOCK_DIAG as isize)?;
-            socket.bind_auto()?;
-            socket.connect(&SocketAddr::new(0, 0))?;
-            setsockopt(
-                &socket,
-                sockopt::ReceiveTimeout,
-                &TimeVal::seconds(ANSWER_TIMEOUT_SECS),
-            )?;
-            Ok(socket)
-        };
-        let socket = open().map_err(|source| DiagError {
+        let socket = socket::open(libc::NETLINK_SOCK_DIAG as isize).map_err(|source| DiagError {
             doing: "open a socket to list sockets",
             source,
         })?;
@@ -250,13 +235,8 @@ impl Diag {
 
     fn receive(&self) -> io::Result<Vec<u8>> {
         let mut buffer = Vec::with_capacity(RECEIVE_LEN);
-        loop {
-            match self.socket.recv(&mut buffer, 0) {
-                Ok(_) => return Ok(buffer),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        socket::answer(|| self.socket.recv(&mut buffer, 0))?;
+        Ok(buffer)
     }
 }
 

@@ -29,6 +29,7 @@
 //! ```
 
 mod expr;
+mod load;
 mod model;
 mod monitor;
 pub(crate) mod nfnl;
@@ -43,9 +44,8 @@ mod tests;
 
 use std::io;
 
-pub use expr::{
-    CT_ASSURED, CT_DNAT, CT_NEW, Expr, FIB_LOCAL, Load, Reg, Reject, TCP_OPENING, TCP_RST, TCP_SYN,
-};
+pub use expr::{Expr, Reg, Reject};
+pub use load::{CT_ASSURED, CT_DNAT, CT_NEW, FIB_LOCAL, Load, TCP_OPENING, TCP_RST, TCP_SYN};
 pub use model::{Chain, ChainType, Datum, Family, Hook, Kind, Table, Verdict};
 pub use monitor::{Change, Event, Monitor, MonitorError};
 pub use read::{Installed, InstalledRule};

@@ -5,6 +5,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use weft_types::{Mac, Vni};
+
 /// The packets a table sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
@@ -226,6 +228,10 @@ pub enum Datum {
     Ifname(String),
     /// What interface names begin with.
     IfnamePrefix(String),
+    /// The number of a network as VXLAN headers have it.
+    Vni(Vni),
+    /// An Ethernet address.
+    Ether(Mac),
 }
 
 impl Datum {
@@ -242,6 +248,8 @@ impl Datum {
                 bytes
             }
             Self::IfnamePrefix(prefix) => prefix.as_bytes().to_vec(),
+            Self::Vni(vni) => (vni.get() << 8).to_be_bytes().to_vec(),
+            Self::Ether(mac) => mac.0.to_vec(),
         }
     }
 
@@ -284,6 +292,8 @@ impl fmt::Display for Datum {
             Self::Number(number) => write!(f, "{number}"),
             Self::Ifname(name) => write!(f, "\"{name}\""),
             Self::IfnamePrefix(prefix) => write!(f, "\"{prefix}*\""),
+            Self::Vni(vni) => write!(f, "{vni}"),
+            Self::Ether(mac) => write!(f, "{mac}"),
         }
     }
 }
@@ -303,6 +313,10 @@ pub enum Kind {
     Number,
     /// An interface name.
     Ifname,
+    /// The number of a network as VXLAN headers have it, with the byte after it, which is 0.
+    Vni,
+    /// An Ethernet address.
+    Ether,
 }
 
 impl Kind {
@@ -313,7 +327,8 @@ impl Kind {
             Self::Addr6 => 8,
             Self::Proto => 12,
             Self::Port => 13,
-            Self::Number => 19,
+            Self::Ether => 9,
+            Self::Number | Self::Vni => 19,
             Self::Ifname => 41,
         }
     }
@@ -322,7 +337,8 @@ impl Kind {
         match self {
             Self::Proto => 1,
             Self::Port => 2,
-            Self::Addr4 | Self::Number => 4,
+            Self::Addr4 | Self::Number | Self::Vni => 4,
+            Self::Ether => 6,
             Self::Addr6 | Self::Ifname => 16,
         }
     }
@@ -349,6 +365,8 @@ impl Kind {
             Self::Port => "inet_service",
             Self::Number => "mark",
             Self::Ifname => "ifname",
+            Self::Vni => "vni",
+            Self::Ether => "ether_addr",
         }
     }
 }

@@ -6,11 +6,10 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
 };
 
-use netlink_sys::{Socket, SocketAddr};
-use nix::sys::{
-    socket::{setsockopt, sockopt},
-    time::{TimeVal, TimeValLike},
-};
+use netlink_sys::Socket;
+use nix::sys::socket::{setsockopt, sockopt};
+
+use crate::socket;
 
 /// Flags of a request (`linux/netlink.h`).
 pub(crate) const ACK: u16 = libc::NLM_F_ACK as u16;
@@ -24,8 +23,6 @@ const HEADER_LEN: usize = 16;
 const NFGEN_LEN: usize = 4;
 /// Larger than any message the kernel puts into one datagram of a dump (32 KiB) or an event.
 const RECEIVE_LEN: usize = 64 * 1024;
-/// The kernel answers before `send` returns; this only bounds a kernel that never does.
-const ANSWER_TIMEOUT_SECS: i64 = 10;
 /// How often a dump is repeated that a concurrent change made inconsistent.
 const DUMP_ATTEMPTS: usize = 8;
 
@@ -168,17 +165,7 @@ pub(crate) struct NfSocket {
 
 impl NfSocket {
     pub(crate) fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(libc::NETLINK_NETFILTER as isize)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        // Both only make answers smaller and clearer; an old kernel may refuse them.
-        let _ = socket.set_ext_ack(true);
-        let _ = socket.set_cap_ack(true);
-        setsockopt(
-            &socket,
-            sockopt::ReceiveTimeout,
-            &TimeVal::seconds(ANSWER_TIMEOUT_SECS),
-        )?;
+        let socket = socket::open(libc::NETLINK_NETFILTER as isize)?;
         Ok(Self { socket })
     }
 
@@ -291,13 +278,12 @@ impl NfSocket {
 
     fn receive(&self, flags: i32) -> io::Result<Vec<u8>> {
         let mut buffer = Vec::with_capacity(RECEIVE_LEN);
-        loop {
-            match self.socket.recv(&mut buffer, flags) {
-                Ok(_) => return Ok(buffer),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let mut receive = || self.socket.recv(&mut buffer, flags);
+        match flags & libc::MSG_DONTWAIT {
+            0 => socket::answer(receive)?,
+            _ => receive()?,
+        };
+        Ok(buffer)
     }
 }
 

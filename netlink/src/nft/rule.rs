@@ -3,7 +3,8 @@
 use std::{fmt, net::IpAddr};
 
 use super::{
-    expr::{Expr, Load, Reg},
+    expr::{Expr, Reg},
+    load::Load,
     model::Datum,
 };
 

@@ -149,7 +149,8 @@ impl RouteSocket {
         })
     }
 
-    /// All forwarding entries of bridges and VXLAN devices.
+    /// All forwarding entries of bridges and VXLAN devices but those for frames with a VLAN's tag, one of which most
+    /// kernels make beside each that is written without.
     pub fn fdb(&mut self) -> Result<Vec<FdbEntry>, DumpError> {
         let mut query = NeighbourMessage::default();
         query.header.family = AddressFamily::Bridge;
@@ -380,6 +381,7 @@ fn fdb(message: &NeighbourMessage) -> Option<FdbEntry> {
         match attribute {
             NeighbourAttribute::Destination(destination) => vtep = destination_ip(destination),
             NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok().map(Mac),
+            NeighbourAttribute::Vlan(_) => return None,
             _ => {}
         }
     }

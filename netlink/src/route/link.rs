@@ -34,6 +34,7 @@ enum Kind<'a> {
     Veth(VethPeer<'a>),
     Bridge(BridgeOptions),
     Vxlan(VxlanOptions),
+    Wireguard,
 }
 
 /// The far half of a veth pair. It can be born in another namespace, but not be born up, and only a
@@ -138,6 +139,12 @@ impl<'a> NewLink<'a> {
         Self::new(name, Kind::Vxlan(options))
     }
 
+    /// A WireGuard device, silent until it is given a key. Its UDP socket belongs to the namespace of the
+    /// [`RouteSocket`](super::RouteSocket) that makes it, even if [`NewLink::netns`] says that the device is born elsewhere.
+    pub fn wireguard(name: impl Into<String>) -> Self {
+        Self::new(name, Kind::Wireguard)
+    }
+
     fn new(name: impl Into<String>, kind: Kind<'a>) -> Self {
         let name = name.into();
         Self {
@@ -223,6 +230,7 @@ impl<'a> NewLink<'a> {
                 InfoData::Bridge(vec![InfoBridge::MulticastSnooping(options.multicast_snooping)]),
             ),
             Kind::Vxlan(options) => info(InfoKind::Vxlan, InfoData::Vxlan(options.attributes())),
+            Kind::Wireguard => LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]),
         });
         message
     }
@@ -235,6 +243,7 @@ impl<'a> NewLink<'a> {
             Kind::Vxlan(VxlanOptions { vni, local, port }) => {
                 format!("make VXLAN device {name} with VNI {vni} on {local} port {port}")
             }
+            Kind::Wireguard => format!("make WireGuard device {name}"),
         }
     }
 }

@@ -1,21 +1,18 @@
-use std::{io, os::fd::AsFd, time::Duration};
+use std::io;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE,
     NLMSG_ERROR, NLMSG_OVERRUN, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use nix::sys::{
-    socket::{setsockopt, sockopt},
-    time::TimeVal,
-};
+use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 
 use super::batch::{Batch, BatchError, Refusal, Request};
-use crate::netns::{Netns, NetnsError, NetnsId};
+use crate::{
+    netns::{Netns, NetnsError, NetnsId},
+    socket,
+};
 
-/// The kernel answers within the call that asks, so this long a silence means an answer was lost.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Only errors and the last message are answered; this many answers fit a socket's default buffer
 /// (212,992 bytes, 768 and more for an answer).
 const MESSAGES_PER_SEND: usize = 128;
@@ -89,7 +86,7 @@ pub enum DumpError {
 impl RouteSocket {
     /// Opens a socket that belongs to the namespace.
     pub fn open(netns: &Netns) -> Result<Self, OpenError> {
-        let opened = netns.run(Self::socket)?;
+        let opened = netns.run(|| socket::open(NETLINK_ROUTE))?;
         let socket = opened.map_err(|source| OpenError::Socket {
             netns: netns.id(),
             source,
@@ -100,20 +97,6 @@ impl RouteSocket {
             sequence: 0,
             buffer: vec![0; RECEIVE_BUFFER],
         })
-    }
-
-    fn socket() -> io::Result<Socket> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        socket.set_cap_ack(true)?;
-        socket.set_ext_ack(true)?;
-        setsockopt(
-            &socket.as_fd(),
-            sockopt::ReceiveTimeout,
-            &TimeVal::new(ANSWER_TIMEOUT.as_secs().cast_signed(), 0),
-        )?;
-        Ok(socket)
     }
 
     /// Sends all messages, in as few system calls as the kernel can answer, and waits for the answers.
@@ -255,23 +238,13 @@ impl RouteSocket {
     }
 
     fn receive(&mut self) -> io::Result<usize> {
-        loop {
-            match self.socket.recv(&mut &mut self.buffer[..], libc::MSG_TRUNC) {
-                Ok(length) if length > self.buffer.len() => {
-                    // What was cut off is lost, but the next attempt has room for it.
-                    self.buffer.resize(length.next_power_of_two(), 0);
-                    return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        "the kernel did not answer in 5 seconds",
-                    ));
-                }
-                received => return received,
-            }
+        let length = socket::answer(|| self.socket.recv(&mut &mut self.buffer[..], libc::MSG_TRUNC))?;
+        if length > self.buffer.len() {
+            // What was cut off is lost, but the next attempt has room for it.
+            self.buffer.resize(length.next_power_of_two(), 0);
+            return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
         }
+        Ok(length)
     }
 }
 
