@@ -1,13 +1,10 @@
 //! One cluster: networks, names and services that are the same on every host.
 
-use crate::site::{DockerHost, IMAGE, Site, alone, missing};
+use crate::site::{DockerHost, IMAGE, Site, with_dockerds};
 
 #[test]
 fn networks_names_and_services_are_the_same_on_every_host() {
-    if let Some(missing) = missing() {
-        return weft_netlink::testing::skip(format_args!("it needs {missing}"));
-    }
-    alone(one_cluster);
+    with_dockerds(&[], one_cluster);
 }
 
 fn one_cluster() {

@@ -1,18 +1,12 @@
 //! A Compose application across two hosts, as `docs/docker.md` shows it.
 
-use std::{fs, process::Command};
+use std::fs;
 
-use crate::site::{DockerHost, IMAGE, Site, alone, missing};
+use crate::site::{DockerHost, IMAGE, Site, with_dockerds};
 
 #[test]
 fn a_compose_application_spans_two_hosts() {
-    if let Some(missing) = missing() {
-        return weft_netlink::testing::skip(format_args!("it needs {missing}"));
-    }
-    if Command::new("docker-compose").arg("version").output().is_err() {
-        return weft_netlink::testing::skip("it needs `docker-compose` of the package docker-compose");
-    }
-    alone(across);
+    with_dockerds(&[("docker-compose", "docker-compose")], across);
 }
 
 fn across() {

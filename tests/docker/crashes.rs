@@ -19,7 +19,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::{
     door::Door,
-    site::{DockerHost, IMAGE, Site, alone, missing},
+    site::{DockerHost, IMAGE, Site, with_dockerds},
 };
 
 /// How many there are if nobody says.
@@ -29,10 +29,7 @@ const OFTEN: Duration = Duration::from_millis(5);
 
 #[test]
 fn orderings_of_crashes_and_starts_end_well() {
-    if let Some(missing) = missing() {
-        return weft_netlink::testing::skip(format_args!("it needs {missing}"));
-    }
-    alone(orderings);
+    with_dockerds(&[], orderings);
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,14 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use crate::site::{DockerHost, IMAGE, Site, alone, missing};
+use crate::site::{DockerHost, IMAGE, Site, with_dockerds};
 
 #[test]
 fn containers_on_two_hosts_are_on_one_network() {
-    if let Some(missing) = missing() {
-        return weft_netlink::testing::skip(format_args!("it needs {missing}"));
-    }
-    alone(two_hosts);
+    with_dockerds(&[], two_hosts);
 }
 
 fn two_hosts() {

@@ -1,13 +1,10 @@
 //! dockerd drops what is forwarded on its host, except its own. What goes in and out of Weft's networks is let through.
 
-use crate::site::{DockerHost, IMAGE, Site, alone, missing};
+use crate::site::{DockerHost, IMAGE, Site, with_dockerds};
 
 #[test]
 fn what_docker_drops_leads_in_and_out_of_networks() {
-    if let Some(missing) = missing() {
-        return weft_netlink::testing::skip(format_args!("it needs {missing}"));
-    }
-    alone(in_and_out);
+    with_dockerds(&[], in_and_out);
 }
 
 /// Waits until the host itself gets a page.

@@ -2,14 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use crate::site::{DockerHost, IMAGE, Site, alone, missing};
+use crate::site::{DockerHost, IMAGE, Site, with_dockerds};
 
 #[test]
 fn five_dockers_are_one_network() {
-    if let Some(missing) = missing() {
-        return weft_netlink::testing::skip(format_args!("it needs {missing}"));
-    }
-    alone(five);
+    with_dockerds(&[], five);
 }
 
 fn name(host: &DockerHost) -> String {

@@ -14,24 +14,18 @@ mod restart;
 
 use std::time::Instant;
 
-use crate::site::{DockerHost, IMAGE, Site, alone, missing};
+use crate::site::{DockerHost, IMAGE, Site, with_dockerds};
 
 type Case = (&'static str, fn(&mut DockerHost, &DockerHost));
 
 #[test]
 fn dockers_own_tests_of_networks_hold() {
-    if let Some(missing) = missing() {
-        return weft_netlink::testing::skip(format_args!("it needs {missing}"));
-    }
-    alone(|| all("moby-nets", &[addresses::CASES, attach::CASES]));
+    with_dockerds(&[], || all("moby-nets", &[addresses::CASES, attach::CASES]));
 }
 
 #[test]
 fn dockers_own_tests_of_names_and_restarts_hold() {
-    if let Some(missing) = missing() {
-        return weft_netlink::testing::skip(format_args!("it needs {missing}"));
-    }
-    alone(|| all("moby-names", &[names::CASES, restart::CASES]));
+    with_dockerds(&[], || all("moby-names", &[names::CASES, restart::CASES]));
 }
 
 fn all(site: &str, cases: &[&[Case]]) {

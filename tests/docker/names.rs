@@ -1,17 +1,10 @@
 //! Names as a container's own `dig` sees them, with the settings that `weft docker setup` writes.
 
-use crate::site::{IMAGE, Site, alone, missing};
+use crate::site::{IMAGE, Site, with_dockerds};
 
 #[test]
 fn setup_writes_what_dockerd_starts_with_and_dig_finds_every_name() {
-    let missing = missing().or_else(|| {
-        let has_dig = std::path::Path::new("/usr/bin/dig").exists();
-        (!has_dig).then(|| "`dig` of the package bind9-dnsutils".to_owned())
-    });
-    if let Some(missing) = missing {
-        return weft_netlink::testing::skip(format_args!("it needs {missing}"));
-    }
-    alone(written_and_asked);
+    with_dockerds(&[("dig", "bind9-dnsutils")], written_and_asked);
 }
 
 /// An image with the machine's own `dig` and all that it loads.

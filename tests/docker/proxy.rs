@@ -2,14 +2,11 @@
 
 use netns_harness::Signal;
 
-use crate::site::{IMAGE, Site, alone, missing};
+use crate::site::{IMAGE, Site, with_dockerds};
 
 #[test]
 fn the_driver_overlay_works_off_swarm_and_everything_else_as_before() {
-    if let Some(missing) = missing() {
-        return weft_netlink::testing::skip(format_args!("it needs {missing}"));
-    }
-    alone(through_the_proxy);
+    with_dockerds(&[], through_the_proxy);
 }
 
 /// Docker's own settings say nothing of Weft: names are the proxy's doing.

@@ -1,13 +1,10 @@
 //! What a reboot leaves of a host: its disk.
 
-use crate::site::{DockerHost, IMAGE, Site, alone, missing};
+use crate::site::{DockerHost, IMAGE, Site, with_dockerds};
 
 #[test]
 fn a_host_that_lost_its_run_directories_is_as_before() {
-    if let Some(missing) = missing() {
-        return weft_netlink::testing::skip(format_args!("it needs {missing}"));
-    }
-    alone(lost);
+    with_dockerds(&[], lost);
 }
 
 /// Everything that a reboot ends and that is not in a kernel of one's own here: processes, mounts, files below `/run`.

@@ -25,13 +25,24 @@ const APPLETS: [&str; 12] = [
     "sh", "ping", "httpd", "wget", "nslookup", "ip", "sleep", "cat", "nc", "hostname", "echo", "true",
 ];
 
-/// What the programs on the machine must offer; without them the tests cannot run.
-pub fn missing() -> Option<String> {
-    for (program, package) in [
+/// Runs the body of a test in namespaces of its own, one test at a time: several dockerds beside those of another test would be
+/// too slow for what each of them is waited for. Skips it where dockerd or one of these programs, each with its package, is not there.
+pub fn with_dockerds<F: FnOnce()>(and: &[(&str, &str)], body: F) {
+    static TURN: Mutex<()> = Mutex::new(());
+    if let Some(missing) = missing(and) {
+        return weft_netlink::testing::skip(format_args!("it needs {missing}"));
+    }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    netns_harness::isolated(body);
+}
+
+fn missing(and: &[(&str, &str)]) -> Option<String> {
+    let docker = [
         ("dockerd", "docker.io"),
         ("docker", "docker.io"),
         ("busybox", "busybox-static"),
-    ] {
+    ];
+    for (program, package) in docker.iter().chain(and) {
         let found = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
             .chain(["/usr/sbin".into(), "/sbin".into()])
             .any(|dir: PathBuf| dir.join(program).exists());
@@ -40,14 +51,6 @@ pub fn missing() -> Option<String> {
         }
     }
     (!nix::unistd::geteuid().is_root()).then(|| "root".to_owned())
-}
-
-/// Runs the body of a test in namespaces of its own, one test at a time: several dockerds beside those of another test would be
-/// too slow for what each of them is waited for.
-pub fn alone<F: FnOnce()>(body: F) {
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    netns_harness::isolated(body);
 }
 
 pub struct Site {

@@ -1,13 +1,10 @@
 //! Containers that are told to stop.
 
-use crate::site::{DockerHost, IMAGE, Site, alone, missing};
+use crate::site::{DockerHost, IMAGE, Site, with_dockerds};
 
 #[test]
 fn a_container_that_is_stopped_under_load_fails_no_request() {
-    if let Some(missing) = missing() {
-        return weft_netlink::testing::skip(format_args!("it needs {missing}"));
-    }
-    alone(stopped_under_load);
+    with_dockerds(&[], stopped_under_load);
 }
 
 /// The servers are killed the moment that Docker tells them to stop: whatever is open then, or comes after it, fails.
@@ -72,10 +69,7 @@ fn stopped_under_load() {
 
 #[test]
 fn an_agent_that_was_away_knows_which_containers_were_told_to_stop() {
-    if let Some(missing) = missing() {
-        return weft_netlink::testing::skip(format_args!("it needs {missing}"));
-    }
-    alone(agent_away);
+    with_dockerds(&[], agent_away);
 }
 
 /// The program does not listen to Docker: it is there for as long as Docker waits for its end.
