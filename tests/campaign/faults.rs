@@ -207,18 +207,15 @@ impl Fault {
                 effect.lossy = others.map(|other| (*other, self.host)).collect();
                 effect.moved(world);
             }
-            Kind::CableFlapped => {
+            Kind::CableFlapped | Kind::LinkDown => {
                 let link = world.node(self.host).host.interface("eth0").unwrap();
-                link.set_carrier(false).unwrap();
+                let turn = |on| match self.kind {
+                    Kind::LinkDown => link.set_up(on),
+                    _ => link.set_carrier(on),
+                };
+                turn(false).unwrap();
                 wait(self.hold);
-                link.set_carrier(true).unwrap();
-                effect.touch(self.host, world);
-            }
-            Kind::LinkDown => {
-                let link = world.node(self.host).host.interface("eth0").unwrap();
-                link.set_up(false).unwrap();
-                wait(self.hold);
-                link.set_up(true).unwrap();
+                turn(true).unwrap();
                 effect.touch(self.host, world);
             }
             Kind::OneWay => {
