@@ -43,8 +43,8 @@ pub enum Event {
         /// What was true before.
         previous: Option<Record>,
     },
-    /// A record is gone for good and to be deleted from disk: a tombstone that has served its time, a record
-    /// whose removal was missed, or one of an evicted node. If it had a value, it is no longer true.
+    /// A record is gone for good and to be deleted from disk: a tombstone that has served its time, or a record
+    /// whose removal was missed. If it had a value, it is no longer true.
     Dropped {
         /// Its author.
         author: NodeId,

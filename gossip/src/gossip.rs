@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     net::SocketAddr,
     time::Instant,
 };
@@ -49,7 +49,7 @@ pub struct Gossip {
     peers: BTreeMap<Short, Peer>,
     /// Those of them that can be talked to now, in no order.
     live: Vec<Short>,
-    evicted: BTreeSet<NodeId>,
+    evicted: BTreeMap<Short, Evicted>,
     own: own::Own,
     join: contact::Join,
     sync: sync::Sync,
@@ -124,7 +124,7 @@ impl Gossip {
             rumours: Rumours::default(),
             peers: BTreeMap::new(),
             live: Vec::new(),
-            evicted: BTreeSet::new(),
+            evicted: BTreeMap::new(),
             doubts: BTreeMap::new(),
             outputs: VecDeque::new(),
             stats: Stats::default(),
@@ -210,7 +210,7 @@ impl Gossip {
         if payload.len() > MAX_MESSAGE {
             return Err(SendError::TooLong(payload.len()));
         }
-        if to == self.node || self.evicted.contains(&to) {
+        if to == self.node || self.is_evicted(&to) {
             return Err(SendError::NotAPeer(to));
         }
         let short = Short::from(&to);
@@ -303,21 +303,19 @@ impl Gossip {
         self.phase = Phase::Left;
     }
 
-    /// Never talks to `node` again and forgets what it said. Not remembered across starts: the caller does.
-    pub fn evict(&mut self, node: NodeId, now: Instant) {
-        if node == self.node || !self.evicted.insert(node) {
+    /// Never talks to `node` again, but to show it a record that says why, if there is one, when it speaks. What it said stays,
+    /// and comes from others as before: that is part of what all of them know, and the application decides how much of it still
+    /// counts. Not remembered across starts: the caller does.
+    pub fn evict(&mut self, node: NodeId, why: Option<Record>, now: Instant) {
+        let short = Short::from(&node);
+        if node == self.node || self.is_evicted(&node) {
             return;
         }
-        let short = Short::from(&node);
+        let told = None;
+        self.evicted.insert(short, Evicted { node, why, told });
         self.peers.remove(&short);
         self.live.retain(|live| *live != short);
         self.replay.forget(&node);
-        for record in self.store.remove_author(&node) {
-            self.emit(Event::Dropped {
-                author: node,
-                key: record.key,
-            });
-        }
         if let Some(seen) = self.membership.seen(short).filter(|seen| seen.is_active()) {
             self.membership.down(short, seen.generation, true, now);
         }
@@ -325,6 +323,12 @@ impl Gossip {
         if self.phase == Phase::Running {
             self.settle(now);
         }
+    }
+
+    fn is_evicted(&self, node: &NodeId) -> bool {
+        self.evicted
+            .get(&Short::from(node))
+            .is_some_and(|evicted| evicted.node == *node)
     }
 
     /// The next thing to do.
@@ -488,6 +492,14 @@ impl Gossip {
         self.stats.records_told += telling.records;
         self.send_encoded(to, &telling.body);
     }
+}
+
+/// A node that is no member any more, and why.
+#[derive(Debug)]
+struct Evicted {
+    node: NodeId,
+    why: Option<Record>,
+    told: Option<Instant>,
 }
 
 impl Peer {

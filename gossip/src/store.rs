@@ -327,21 +327,6 @@ impl Store {
         }
         dropped
     }
-
-    /// Takes out everything `author` said.
-    pub(crate) fn remove_author(&mut self, author: &NodeId) -> Vec<Record> {
-        let short = Short::from(author);
-        match self.authors.get(&short) {
-            Some(known) if known.node == *author => {}
-            _ => return Vec::new(),
-        }
-        let removed = self.authors.remove(&short);
-        removed
-            .into_iter()
-            .flat_map(|author| author.records.into_values())
-            .map(|stored| stored.record)
-            .collect()
-    }
 }
 
 /// The newest record of a set that is proven to be all its author says.

@@ -164,6 +164,35 @@ impl<N: Node> Space<N> {
         }
     }
 
+    /// Takes over what `removed` owns, whose endpoints are no more. What it had in use rests from now on.
+    ///
+    /// The caller has seen to it that this is safe: every other node that may own anything in the space has said, since it
+    /// takes nothing from `removed` any more, that it believes the same numbers to be those of `removed`, and no other node
+    /// takes them over (`docs/algorithms/addresses.md`). What is quarantined stays where it is.
+    pub fn take_over(&mut self, removed: N, now: Instant) -> Given<N> {
+        let owners = self.owners();
+        let estate = owners.filter(|(_, owner)| *owner == removed && *owner != self.me);
+        let pieces: Vec<Block> = estate.flat_map(|(range, _)| Block::cover(range)).collect();
+        let mut grants = Vec::new();
+        for block in pieces {
+            let Some(version) = self.ledger.next_epoch(&block) else {
+                continue;
+            };
+            let grant = Grant {
+                block,
+                from: removed,
+                to: self.me,
+                version,
+            };
+            self.ledger.paint(grant, Some(self.me));
+            self.refresh(block);
+            let (first, last) = block.range().into_inner();
+            self.released.insert(first, last, now);
+            grants.push(grant);
+        }
+        Given { grants }
+    }
+
     /// Grants each of `pieces` that can still be versioned; one that is no longer mine was given to
     /// `to` before and is given again.
     fn grant(&mut self, to: N, pieces: Vec<Block>) -> Vec<Grant<N>> {

@@ -9,11 +9,23 @@ pub trait Node: Copy + Ord + Debug {}
 
 impl<T: Copy + Ord + Debug> Node for T {}
 
-/// The highest version a grant may carry.
+/// The highest version that owners get to by giving on.
 ///
-/// The sixteen bits above are left for an epoch: a certified reclaim (not built) would outrank every
-/// grant that a removed node may have made unseen, by beginning the next epoch.
+/// The sixteen bits above count epochs. Numbers that are taken over from a node that was removed begin the next one: so
+/// that outranks whatever the removed node may have granted unseen, in [`Space::take_over`](crate::Space::take_over).
 pub const MAX_VERSION: u64 = (1 << 48) - 1;
+
+/// The first version of the epoch after that of `version`.
+pub(crate) fn next_epoch(version: u64) -> Option<u64> {
+    (version >> 48).checked_add(1)?.checked_mul(1 << 48)
+}
+
+impl<N> Grant<N> {
+    /// Whether it takes a block over from a node that was removed, which is not the one that writes it then.
+    pub fn is_taken_over(&self) -> bool {
+        self.version != 0 && self.version & MAX_VERSION == 0
+    }
+}
 
 /// A block that changed hands: written once by its owner `from`, true for ever after.
 ///
@@ -65,13 +77,11 @@ pub enum BadGrant<N: Node> {
         /// Giver and receiver.
         node: N,
     },
-    /// Its version is zero, which stands for genesis, or above [`MAX_VERSION`].
-    #[error("the grant of block {block:?} has version {version}, which is not between 1 and {MAX_VERSION}")]
+    /// Its version is zero, which stands for genesis.
+    #[error("the grant of block {block:?} has version 0, which none is given by a grant")]
     Version {
         /// What was granted.
         block: Block,
-        /// The impossible version.
-        version: u64,
     },
 }
 

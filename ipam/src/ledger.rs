@@ -6,6 +6,7 @@ use std::{
 use crate::{
     BadGrant, Block, Conflict, Grant, MAX_VERSION, Node,
     faults::{Fault, planted},
+    grant::next_epoch,
 };
 
 /// Who owns what: for each number the grants of the highest version that cover it.
@@ -198,8 +199,8 @@ impl<N: Node> Ledger<N> {
         if from == to {
             return Err(BadGrant::ToItself { block, node: from });
         }
-        if !(1..=MAX_VERSION).contains(&version) {
-            return Err(BadGrant::Version { block, version });
+        if version == 0 {
+            return Err(BadGrant::Version { block });
         }
         Ok(())
     }
@@ -261,7 +262,14 @@ impl<N: Node> Ledger<N> {
                 .max()
                 .unwrap_or(0),
         };
-        Some(known + 1).filter(|version| *version <= MAX_VERSION)
+        // The last of an epoch is the last: the next one would look as if it had been taken over.
+        (known & MAX_VERSION < MAX_VERSION).then_some(known + 1)
+    }
+
+    /// The version in which what is known of `block` now is taken over from a node that was removed.
+    pub(crate) fn next_epoch(&self, block: &Block) -> Option<u64> {
+        let known = self.over(block.range()).map(|(_, segment)| segment.version());
+        next_epoch(known.max().unwrap_or(0))
     }
 
     fn split_around(&mut self, first: u128, last: u128) {

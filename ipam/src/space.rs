@@ -307,6 +307,13 @@ impl<N: Node> Space<N> {
         self.ledger.at(number).map(|segment| self.ledger.owner(segment))
     }
 
+    /// Who owns which numbers, lowest first; what is quarantined is left out.
+    pub fn owners(&self) -> impl Iterator<Item = (RangeInclusive<u128>, N)> {
+        let segments = self.ledger.over(self.universe().range());
+        let undisputed = segments.filter(|(_, segment)| !segment.quarantined());
+        undisputed.map(|(range, segment)| (range, self.ledger.owner(segment)))
+    }
+
     /// Whether nobody may allocate the number, as far as this node knows.
     pub fn is_quarantined(&self, number: u128) -> bool {
         self.ledger

@@ -88,6 +88,8 @@ pub struct Node {
     log: PathBuf,
     agent: Mutex<Option<Process>>,
     datapath: &'static str,
+    /// What encrypts.
+    wireguard: Mutex<&'static str>,
 }
 
 /// How a command of `weft` ended.
@@ -191,6 +193,8 @@ impl Bed {
                 log: self.dir.path().join(format!("{}.log", host.name())),
                 agent: Mutex::default(),
                 datapath: self.datapath,
+                // Whatever the kernel has: the same everywhere.
+                wireguard: Mutex::new("userspace"),
                 host,
             };
             fs::create_dir_all(node.data.parent().unwrap()).unwrap();
@@ -285,6 +289,7 @@ impl Node {
             .arg("--advertise")
             .arg(self.address().to_string())
             .args(["--datapath", self.datapath])
+            .args(["--wireguard", *self.wireguard.lock().unwrap()])
             .env(
                 "WEFT_LOG",
                 std::env::var("WEFT_LOG").unwrap_or_else(|_| "info".into()),
@@ -426,9 +431,14 @@ impl Node {
     }
 }
 
-/// What the fault campaign does to hosts beside that.
+/// What the fault campaign and single tests do to hosts beside that.
 #[allow(dead_code, reason = "other tests do less to them")]
 impl Node {
+    /// Has something else encrypt from the next start of the agent on.
+    pub fn encrypt_by(&self, wireguard: &'static str) {
+        *self.wireguard.lock().unwrap() = wireguard;
+    }
+
     /// An orderly end.
     pub fn end_agent(&self) {
         let agent = self.agent.lock().unwrap().take().expect("an agent runs");

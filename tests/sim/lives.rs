@@ -171,20 +171,36 @@ fn a_node_that_stood_still_does_not_accuse_the_others() {
 }
 
 #[test]
-fn an_evicted_node_is_gone_and_stays_gone() {
+fn an_evicted_node_is_not_heard_and_what_it_said_before_stays() {
     let mut world = World::cluster(seed(17), 5);
+    // This one has it from the others, after the eviction.
+    world.net.groups.insert(3, 1);
     world.put(4, "a", "1");
     world.run_for(secs(1));
     let gone = world.id(4);
+    // One of them says why, while it is away.
+    world.net.groups.insert(4, 2);
+    world.put(0, "why", "it had to go");
+    world.run_for(secs(1));
+    let why = world.gossip(0).get(&world.id(0), &key("why")).cloned();
+    assert!(world.gossip(4).get(&world.id(0), &key("why")).is_none());
     for at in 0..4 {
-        world.with(at, |gossip, now| gossip.evict(gone, now));
+        let why = why.clone();
+        world.with(at, |gossip, now| gossip.evict(gone, why, now));
     }
     world.put(4, "b", "1");
+    world.net.groups.clear();
     world.run_for(secs(20));
+    // Nobody answers, and it is told why.
+    assert_eq!(world.gossip(4).get(&world.id(0), &key("why")), why.as_ref());
     for at in 0..4 {
-        assert!(world.gossip(at).records().all(|record| record.author != gone));
+        let said = world.gossip(at).records();
+        let said = said.filter(|record| record.author == gone && record.key.kind == key("a").kind);
+        let said: Vec<_> = said.map(|record| record.key.clone()).collect();
+        assert_eq!(said, [key("a")]);
         assert!(world.gossip(at).members().all(|member| member.node != gone));
         assert!(world.gossip(at).stats().evicted > 0);
+        assert_eq!(world.gossip(at).fingerprint(), world.gossip(0).fingerprint());
     }
 }
 

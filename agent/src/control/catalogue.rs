@@ -9,8 +9,8 @@ use weft_gossip::Key;
 use weft_types::{EndpointId, NetworkId, NodeId, ServiceId};
 
 use super::records::{
-    DrainSpec, Drainee, EndpointSpec, IngressSpec, Kind, NetworkSpec, NodeFact, Register, ServiceSpec,
-    TokenFact, decode, id_of,
+    CLUSTER, ConsentFact, DrainSpec, Drainee, EndpointSpec, IngressSpec, Kind, NetworkSpec, NodeFact,
+    Register, RemovalFact, ServiceSpec, TokenFact, decode, endpoint_key, id_of, ingress_key,
 };
 
 /// What this node thinks of another.
@@ -63,7 +63,8 @@ pub enum Change {
     Node(NodeId),
     NetworkCreated(NetworkId),
     NetworkChanged(NetworkId),
-    NetworkRemoved(NetworkId),
+    /// With what it was.
+    NetworkRemoved(NetworkId, Box<NetworkSpec>),
     ServiceCreated(NetworkId, ServiceId),
     ServiceChanged(NetworkId, ServiceId),
     ServiceRemoved(NetworkId, ServiceId, String),
@@ -74,6 +75,8 @@ pub enum Change {
     IngressChanged,
     TokensChanged,
     NodeRemoved(NodeId),
+    /// What removed nodes owned, or who says what of it.
+    EstatesChanged,
     DrainChanged,
 }
 
@@ -97,7 +100,10 @@ pub struct Catalogue {
     tokens: BTreeMap<[u8; 8], (NodeId, TokenFact)>,
     /// Who joined with which token.
     used_tokens: BTreeMap<[u8; 8], BTreeSet<NodeId>>,
-    removed_nodes: BTreeSet<NodeId>,
+    /// By whom each was removed.
+    removals: BTreeMap<NodeId, BTreeMap<NodeId, RemovalFact>>,
+    /// What is said of each removed node, and by whom.
+    consents: BTreeMap<NodeId, BTreeMap<NodeId, ConsentFact>>,
     drains: BTreeMap<Drainee, Contest<DrainSpec>>,
     lamport: u64,
 }
@@ -105,22 +111,20 @@ pub struct Catalogue {
 impl Catalogue {
     /// Takes what `author` says under `key`: a value, or that there is none.
     pub fn apply(&mut self, author: NodeId, key: &Key, value: Option<&[u8]>) -> Option<Change> {
+        let kind = Kind::of(key)?;
+        let value = value.filter(|_| !(kind.ends_with_its_author() && self.is_removed(author)));
         let said = Said { author, key, value };
         let scope = key.scope;
-        match Kind::of(key)? {
+        match kind {
             Kind::Node => self.apply_node(said),
             Kind::Network => {
                 let id = NetworkId(id_of(key)?);
                 let (was, is) = self.apply_register(said, id, |this| &mut this.networks)?;
-                change(
-                    was,
-                    is,
-                    [
-                        Change::NetworkCreated(id),
-                        Change::NetworkChanged(id),
-                        Change::NetworkRemoved(id),
-                    ],
-                )
+                match (was, is) {
+                    (None, _) => Some(Change::NetworkCreated(id)),
+                    (Some(_), Some(_)) => Some(Change::NetworkChanged(id)),
+                    (Some(was), None) => Some(Change::NetworkRemoved(id, Box::new(was))),
+                }
             }
             Kind::Service => {
                 let id = ServiceId(id_of(key)?);
@@ -129,16 +133,11 @@ impl Catalogue {
                     .map(|spec| spec.name.clone())
                     .unwrap_or_default();
                 let (was, is) = self.apply_register(said, (scope, id), |this| &mut this.services)?;
-                let removed = Change::ServiceRemoved(scope, id, name);
-                change(
-                    was,
-                    is,
-                    [
-                        Change::ServiceCreated(scope, id),
-                        Change::ServiceChanged(scope, id),
-                        removed,
-                    ],
-                )
+                Some(match (was, is) {
+                    (None, _) => Change::ServiceCreated(scope, id),
+                    (Some(_), Some(_)) => Change::ServiceChanged(scope, id),
+                    (Some(_), None) => Change::ServiceRemoved(scope, id, name),
+                })
             }
             Kind::Endpoint => self.apply_endpoint(said),
             Kind::Ingress => {
@@ -168,17 +167,52 @@ impl Catalogue {
             }
             Kind::Removal => {
                 let node = NodeId(key.name.as_slice().try_into().ok()?);
-                self.removed_nodes
-                    .insert(node)
-                    .then_some(Change::NodeRemoved(node))
+                let fact = value.and_then(decode).unwrap_or(RemovalFact { forced: false });
+                let is_first = !self.is_removed(node);
+                let before = self.removals.entry(node).or_default().insert(author, fact);
+                match is_first {
+                    true => Some(Change::NodeRemoved(node)),
+                    false => (before != Some(fact)).then_some(Change::EstatesChanged),
+                }
+            }
+            Kind::Consent => {
+                let node = NodeId(key.name.as_slice().try_into().ok()?);
+                let consents = self.consents.entry(node).or_default();
+                match value.and_then(decode) {
+                    Some(consent) => drop(consents.insert(author, consent)),
+                    None => drop(consents.remove(&author)),
+                }
+                if consents.is_empty() {
+                    self.consents.remove(&node);
+                }
+                Some(Change::EstatesChanged)
             }
             Kind::Drain => {
                 let drainee = Drainee::of(key)?;
                 self.apply_register(said, drainee, |this| &mut this.drains)?;
                 Some(Change::DrainChanged)
             }
-            Kind::Grant => None,
+            Kind::Grant | Kind::Holding => None,
         }
+    }
+
+    /// What a removed node was and had is there no more. What it said of the cluster, as that there is a network, holds on:
+    /// others rely on it.
+    pub fn withdraw(&mut self, node: NodeId) -> Vec<Change> {
+        let endpoints = self
+            .all_endpoints()
+            .filter(|(_, _, endpoint)| endpoint.node == node);
+        let endpoints = endpoints.map(|(network, id, _)| endpoint_key(network, id));
+        let ingresses = self.ingresses_of(node);
+        let ingresses = ingresses.map(ingress_key);
+        let tokens = self.tokens.iter().filter(|(_, (author, _))| *author == node);
+        let tokens = tokens.map(|(id, _)| Kind::Token.key(CLUSTER, *id));
+        let consents = self.consents.iter().filter(|(_, by)| by.contains_key(&node));
+        let consents = consents.map(|(removed, _)| Kind::Consent.key(CLUSTER, removed.0));
+        let keys: Vec<Key> = endpoints.chain(ingresses).chain(tokens).chain(consents).collect();
+        keys.iter()
+            .filter_map(|key| self.apply(node, key, None))
+            .collect()
     }
 
     fn apply_node(&mut self, said: Said<'_>) -> Option<Change> {
@@ -261,20 +295,53 @@ impl Catalogue {
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
         self.nodes
             .iter()
-            .filter(|(id, _)| !self.removed_nodes.contains(id))
+            .filter(|(id, _)| !self.is_removed(**id))
             .map(|(id, node)| (*id, node))
     }
 
     pub fn node(&self, id: NodeId) -> Option<&Node> {
-        self.nodes.get(&id).filter(|_| !self.removed_nodes.contains(&id))
+        self.nodes.get(&id).filter(|_| !self.is_removed(id))
     }
 
     pub fn is_removed(&self, id: NodeId) -> bool {
-        self.removed_nodes.contains(&id)
+        self.removals.contains_key(&id)
     }
 
     pub fn removed_nodes(&self) -> impl Iterator<Item = NodeId> {
-        self.removed_nodes.iter().copied()
+        self.removals.keys().copied()
+    }
+
+    /// Who takes over what a removed node owned. Of several who removed it the lowest: none of them had heard of the others, and
+    /// so none can have had the word of all of them for itself.
+    pub fn heir_of(&self, removed: NodeId) -> Option<NodeId> {
+        let by = self.removals.get(&removed)?;
+        let mut removers = self.members().filter(|node| by.contains_key(node));
+        removers.next().or_else(|| self.members().next())
+    }
+
+    pub fn removers_of(&self, removed: NodeId) -> impl Iterator<Item = NodeId> {
+        self.removals
+            .get(&removed)
+            .into_iter()
+            .flat_map(BTreeMap::keys)
+            .copied()
+    }
+
+    /// Whether its removal rests on an operator's word.
+    pub fn is_forced_out(&self, removed: NodeId) -> bool {
+        let mut by = self.removals.get(&removed).into_iter().flat_map(BTreeMap::values);
+        by.any(|removal| removal.forced)
+    }
+
+    /// What a node says of a removed one.
+    pub fn consent(&self, removed: NodeId, by: NodeId) -> Option<&ConsentFact> {
+        self.consents.get(&removed)?.get(&by)
+    }
+
+    /// The nodes that may own numbers: all but those that left in order or were removed.
+    pub fn members(&self) -> impl Iterator<Item = NodeId> {
+        let members = self.nodes().filter(|(_, node)| node.presence != Presence::Left);
+        members.map(|(id, _)| id)
     }
 
     /// A node's name, or the start of its id while it has not told its name.
@@ -293,11 +360,6 @@ impl Catalogue {
 
     pub fn network(&self, id: NetworkId) -> Option<&NetworkSpec> {
         self.networks.get(&id)?.live()
-    }
-
-    /// The last word on a network, also when that is its removal.
-    pub fn network_register(&self, id: NetworkId) -> Option<&Register<NetworkSpec>> {
-        self.networks.get(&id)?.winner()
     }
 
     pub fn services(&self, network: NetworkId) -> impl Iterator<Item = (ServiceId, &ServiceSpec)> {
@@ -432,14 +494,5 @@ fn index(
     }
     if by_name.is_empty() {
         serving.remove(&network);
-    }
-}
-
-fn change<T>(was: Option<T>, is: Option<T>, [created, changed, removed]: [Change; 3]) -> Option<Change> {
-    match (was, is) {
-        (None, Some(_)) => Some(created),
-        (Some(_), Some(_)) => Some(changed),
-        (Some(_), None) => Some(removed),
-        (None, None) => None,
     }
 }

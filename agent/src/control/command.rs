@@ -99,8 +99,7 @@ impl Control {
                 self.reply(to, result);
             }
             Command::NodeRemove(reference, query, to) => {
-                let result = self.remove_node(&reference, &query, now);
-                self.reply(to, result);
+                self.start_remove_node(&reference, &query, to, now);
             }
             Command::NodeDrain(reference, request, to) => self.drain_node(&reference, &request, to, now),
             Command::NodeActivate(reference, to) => self.activate_node(&reference, to, now),

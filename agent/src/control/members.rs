@@ -1,12 +1,12 @@
 //! What gossip reports: members that come and go, records that arrive, messages between two nodes.
 
-use weft_gossip::{Event as GossipEvent, Member, MemberState, Record};
-use weft_types::NodeId;
+use weft_gossip::{Event as GossipEvent, Gossip, Member, MemberState, Record};
+use weft_types::{NetworkId, NodeId};
 
 use super::{
     Control, Now,
-    catalogue::{Change, Presence},
-    records::{Kind, NodeFact, Register, TunnelFact, encode, network_key},
+    catalogue::{Catalogue, Change, Presence},
+    records::{CLUSTER, Kind, NetworkSpec, NodeFact, Register, TunnelFact, encode, network_key},
     spaces::Wire,
 };
 use crate::api::types::{ClusterJoinResponse, EventKind};
@@ -51,7 +51,7 @@ impl Control {
         };
         let known = self.catalogue.node(self.me).and_then(|node| node.fact.as_ref());
         if known != Some(&fact) {
-            let key = Kind::Node.key(super::records::CLUSTER, Vec::new());
+            let key = Kind::Node.key(CLUSTER, Vec::new());
             self.publish(key, encode(&fact), now)
                 .expect("a node's name has a bounded length");
         }
@@ -129,8 +129,11 @@ impl Control {
     /// Takes a record into the catalogue and the spaces. True if it is a grant to this node, which
     /// must be on the disk before it is used.
     pub(super) fn learn(&mut self, record: &Record, now: Now) -> bool {
-        let grants_me = self.spaces.learn(record);
+        let grants_me = self.spaces.learn(record, &self.catalogue);
         self.note_conflicts();
+        if matches!(Kind::of(&record.key), Some(Kind::Grant | Kind::Holding)) {
+            self.look_at_estates_later(now);
+        }
         if let Some(change) = self
             .catalogue
             .apply(record.author, &record.key, record.value.as_deref())
@@ -152,18 +155,31 @@ impl Control {
                 if node == self.me {
                     self.removed = true;
                 } else {
-                    self.gossip.evict(node, now.instant);
+                    let why = removal_of(node, &self.gossip, &self.catalogue);
+                    self.gossip.evict(node, why, now.instant);
+                    for change in self.catalogue.withdraw(node) {
+                        self.on_change(change, now);
+                    }
+                    // What others have from it counts from now on.
+                    for record in self.gossip.records() {
+                        if Kind::of(&record.key) == Some(Kind::Holding) {
+                            self.spaces.learn(record, &self.catalogue);
+                        }
+                    }
+                    self.look_at_estates(now);
                     self.node_event(EventKind::NodeLeft, node);
                 }
             }
             Change::NetworkCreated(id) => {
                 let spec = self.catalogue.network(id).expect("just created").clone();
+                self.look_at_estates_later(now);
                 self.spaces
                     .add_network(id, &spec, &self.catalogue, self.gossip.records());
                 self.event(EventKind::NetworkCreated, id.to_string(), spec.name, []);
             }
             Change::NetworkChanged(_) => {}
-            Change::NetworkRemoved(id) => self.on_network_removed(id, now),
+            Change::EstatesChanged => self.look_at_estates(now),
+            Change::NetworkRemoved(id, was) => self.on_network_removed(id, *was, now),
             Change::ServiceCreated(network, id) => {
                 self.spaces
                     .sync_service(network, id, &self.catalogue, now.instant);
@@ -211,8 +227,7 @@ impl Control {
 
     /// A network somebody removed while this node has endpoints on it (which only a split allows)
     /// is asserted again: its endpoints are in use.
-    fn on_network_removed(&mut self, id: weft_types::NetworkId, now: Now) {
-        let register = self.catalogue.network_register(id).expect("just removed").clone();
+    fn on_network_removed(&mut self, id: NetworkId, was: NetworkSpec, now: Now) {
         let in_use = self
             .catalogue
             .endpoints(id)
@@ -221,15 +236,15 @@ impl Control {
             let asserted = Register {
                 lamport: self.catalogue.tick(),
                 removed: false,
-                value: register.value,
+                value: was,
             };
             if let Err(error) = self.publish(network_key(id), encode(&asserted), now) {
                 self.problem(error.message);
             }
             return;
         }
-        self.spaces.remove_network(id, &register.value, now.instant);
-        self.event(EventKind::NetworkRemoved, id.to_string(), register.value.name, []);
+        self.spaces.remove_network(id, &was, &self.catalogue, now.instant);
+        self.event(EventKind::NetworkRemoved, id.to_string(), was.name, []);
     }
 
     fn on_member(&mut self, member: &Member, now: Now) {
@@ -247,6 +262,7 @@ impl Control {
             let served = before.is_some_and(|before| before != Presence::Unheard);
             self.believe(member.node, presence, served, now);
             self.host_changed();
+            self.look_at_estates(now);
             self.node_event(kind, member.node);
         }
     }
@@ -260,4 +276,11 @@ impl Control {
             Err(error) => tracing::debug!(%from, %error, "a message that this version does not know"),
         }
     }
+}
+
+/// The record that says that a node was removed.
+pub(super) fn removal_of(node: NodeId, gossip: &Gossip, catalogue: &Catalogue) -> Option<Record> {
+    let key = Kind::Removal.key(CLUSTER, node.0);
+    let mut by = catalogue.removers_of(node);
+    by.find_map(|by| gossip.get(&by, &key).cloned())
 }

@@ -74,7 +74,7 @@ use publish::Entering;
 pub use publish::{Entered, EntryTable, host_port};
 pub use rotation::TunnelKeys;
 pub use traffic::Traffic;
-pub use tunnels::TunnelReport;
+pub use tunnels::{Encrypter, TunnelReport};
 pub use views::{DNS_V4, DNS_V6, HostState, Resolver, SandboxTables};
 
 use away::Away;
@@ -87,7 +87,7 @@ use polls::Polls;
 use records::{SandboxSpec, SpaceKey};
 use rotation::Rotation;
 pub use spaces::Kept;
-use spaces::Spaces;
+use spaces::{Estates, Spaces};
 use tunnels::Tunnels;
 
 /// What every node of a cluster knows about it, from `init` or from the answer to `join`.
@@ -117,6 +117,8 @@ pub struct Settings {
     pub health_commands: bool,
     /// The UDP port of WireGuard.
     pub wireguard_port: u16,
+    /// What encrypts on this host.
+    pub encrypter: Encrypter,
     /// Whether networks that are made here are encrypted if nobody says otherwise.
     pub encrypt: bool,
     /// How old a WireGuard key may get.
@@ -252,6 +254,7 @@ pub struct Control {
     ejections: Ejections,
     /// How often this host has ejected a backend.
     ejected_so_far: u64,
+    estates: Estates,
     tunnels: Tunnels,
     rotation: Rotation,
     problems: BTreeSet<String>,
@@ -291,6 +294,10 @@ impl Control {
         for record in &stored.records {
             catalogue.apply(record.author, &record.key, record.value.as_deref());
         }
+        let others_removed: Vec<NodeId> = catalogue.removed_nodes().filter(|node| *node != me).collect();
+        for node in &others_removed {
+            catalogue.withdraw(*node);
+        }
         let cursor = u64::from_le_bytes(seed[..8].try_into().expect("eight bytes"));
         let mut spaces = Spaces::new(me, &facts, cursor);
         gossip.load(stored.records);
@@ -304,13 +311,12 @@ impl Control {
         catalogue.set_presence(me, Presence::Alive, 0);
         let known: Vec<Record> = gossip.records().cloned().collect();
         spaces.restore(&catalogue, known.iter(), stored.kept);
+        for node in others_removed {
+            let why = members::removal_of(node, &gossip, &catalogue);
+            gossip.evict(node, why, now.instant);
+        }
         let removed = catalogue.is_removed(me);
         let reading_back = (!fresh && !alone).then(|| now.instant + READ_BACK);
-        for node in catalogue.removed_nodes() {
-            if node != me {
-                gossip.evict(node, now.instant);
-            }
-        }
         let mut control = Self {
             me,
             facts,
@@ -337,6 +343,7 @@ impl Control {
             balanced: BTreeMap::new(),
             ejections: Ejections::default(),
             ejected_so_far: 0,
+            estates: Estates::default(),
             tunnels: Tunnels::default(),
             rotation: Rotation::new(stored.tunnel_keys, now.instant),
             problems: BTreeSet::new(),
@@ -356,6 +363,7 @@ impl Control {
         };
         control.note_conflicts();
         control.introduce(now);
+        control.look_at_estates(now);
         control
     }
 

@@ -59,6 +59,13 @@ pub fn node(catalogue: &Catalogue, reference: &str) -> Result<NodeId, ApiError> 
     find("node", reference, names.into_iter())
 }
 
+/// A node that was removed.
+pub fn removed_node(catalogue: &Catalogue, reference: &str) -> Result<NodeId, ApiError> {
+    let removed = catalogue.removed_nodes();
+    let names: Vec<_> = removed.map(|id| (id, catalogue.node_name(id))).collect();
+    find("node", reference, names.into_iter())
+}
+
 /// An endpoint that serves a service.
 pub fn backend(
     catalogue: &Catalogue,

@@ -8,7 +8,7 @@ use super::{
     Control, HostFacts, Now, Responder,
     catalogue::Presence,
     names,
-    records::{CLUSTER, Kind, SpaceKey, encode},
+    records::{CLUSTER, Kind, RemovalFact, SpaceKey, encode},
 };
 use crate::api::{ApiError, Timestamp, types::*};
 
@@ -80,13 +80,31 @@ impl Control {
         })
     }
 
-    pub(super) fn remove_node(
+    /// Answers once what it owned has been taken over, or it is clear that this has to wait.
+    pub(super) fn start_remove_node(
+        &mut self,
+        reference: &str,
+        query: &NodeRemoveQuery,
+        responder: Responder<NodeRemoveResponse>,
+        now: Now,
+    ) {
+        match self.remove_node(reference, query, now) {
+            Ok(response) => self.once_taken_over(response, responder, now),
+            Err(error) => self.reply(responder, Err(error)),
+        }
+    }
+
+    fn remove_node(
         &mut self,
         reference: &str,
         query: &NodeRemoveQuery,
         now: Now,
     ) -> Result<NodeRemoveResponse, ApiError> {
-        let id = names::node(&self.catalogue, reference)?;
+        // Of one that was removed before, the operator may still say that it is dead.
+        let id = match names::node(&self.catalogue, reference) {
+            Err(_) if query.force => names::removed_node(&self.catalogue, reference),
+            found => found,
+        }?;
         let name = self.catalogue.node_name(id);
         if id == self.me {
             return Err(ApiError::invalid(format!("`{name}` is this node"))
@@ -103,7 +121,8 @@ impl Control {
             .all_endpoints()
             .filter(|(_, _, endpoint)| endpoint.node == id)
             .count() as u32;
-        self.publish(Kind::Removal.key(CLUSTER, id.0), encode(&()), now)?;
+        let fact = RemovalFact { forced: query.force };
+        self.publish(Kind::Removal.key(CLUSTER, id.0), encode(&fact), now)?;
         self.settle(now);
         Ok(NodeRemoveResponse {
             id,
@@ -111,6 +130,7 @@ impl Control {
             forced: query.force,
             endpoints_removed,
             blocks_reclaimed: 0,
+            still_owned: None,
         })
     }
 
@@ -227,6 +247,7 @@ impl Control {
     pub(super) fn all_problems(&self, now: Now) -> Vec<String> {
         let mut problems: Vec<String> = self.problems.iter().cloned().collect();
         problems.extend(self.tunnel_problems(now));
+        problems.extend(self.estate_problems());
         let names: Vec<_> = self
             .catalogue
             .nodes()

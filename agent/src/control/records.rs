@@ -35,6 +35,10 @@ pub enum Kind {
     Removal = 8,
     Drain = 9,
     Ingress = 11,
+    /// Numbers that its author has from a node that was removed.
+    Holding = 12,
+    /// What its author believes a removed node to own, and who is to take it over.
+    Consent = 13,
 }
 
 impl Kind {
@@ -50,8 +54,16 @@ impl Kind {
             8 => Self::Removal,
             9 => Self::Drain,
             11 => Self::Ingress,
+            12 => Self::Holding,
+            13 => Self::Consent,
             _ => return None,
         })
+    }
+
+    /// Whether what is said so is of no use to anybody once its author was removed from the cluster: it is about what the author
+    /// has, or lets others in.
+    pub fn ends_with_its_author(self) -> bool {
+        matches!(self, Self::Endpoint | Self::Ingress | Self::Token | Self::Consent)
     }
 
     pub fn key(self, scope: NetworkId, name: impl Into<Vec<u8>>) -> Key {
@@ -268,6 +280,30 @@ pub struct GrantFact {
     pub version: u64,
 }
 
+/// That its author has numbers from a node that was removed: taken over with the word of all, or given while it was a member
+/// and nobody else heard of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldingFact {
+    pub space: SpaceKey,
+    pub from: NodeId,
+    pub version: u64,
+}
+
+/// That a node was removed, by its author.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovalFact {
+    /// It rests on an operator's word, where too few nodes are left to agree.
+    pub forced: bool,
+}
+
+/// What a removed node owns, as its author knows, who hears nothing from it any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsentFact {
+    pub heir: NodeId,
+    /// A digest of all the numbers.
+    pub estate: [u8; 16],
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenFact {
     /// SHA-256 of the token's secret; the secret itself is never stored.
@@ -340,12 +376,21 @@ pub fn ingress_key(network: NetworkId) -> Key {
 
 /// One record per granted block: a later grant of the same block by the same node replaces it.
 pub fn grant_key(space: SpaceKey, block: Block) -> Key {
-    let name = postcard::to_allocvec(&(space_tag(space), block)).expect("a block always encodes");
-    Kind::Grant.key(space.scope(), name)
+    block_key(Kind::Grant, space, block)
 }
 
-/// The block that a grant record's key names.
-pub fn grant_block(key: &Key) -> Option<Block> {
+/// One record per block, as with grants.
+pub fn holding_key(space: SpaceKey, block: Block) -> Key {
+    block_key(Kind::Holding, space, block)
+}
+
+fn block_key(kind: Kind, space: SpaceKey, block: Block) -> Key {
+    let name = postcard::to_allocvec(&(space_tag(space), block)).expect("a block always encodes");
+    kind.key(space.scope(), name)
+}
+
+/// The block that the key of a grant or a holding names.
+pub fn block_of_key(key: &Key) -> Option<Block> {
     postcard::from_bytes::<((u8, u8), Block)>(&key.name)
         .ok()
         .map(|(_, block)| block)
@@ -409,6 +454,6 @@ mod tests {
         let block = Block::new(5 << 70, 70).unwrap();
         let key = grant_key(SpaceKey::Addresses(NetworkId([1; 16]), 2), block);
         assert!(key.name.len() <= 64);
-        assert_eq!(grant_block(&key), Some(block));
+        assert_eq!(block_of_key(&key), Some(block));
     }
 }

@@ -1,8 +1,9 @@
 //! Every space of numbers this node knows, and the negotiations for more of them.
 
+mod estates;
 mod quests;
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, net::IpAddr, time::Instant};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -11,12 +12,15 @@ use weft_ipam::{AllocateError, Block, ClaimError, Conflict, Grant, Merged, Space
 use weft_types::{NetworkId, NodeId, ServiceId};
 
 use self::quests::Quest;
-pub(super) use self::quests::Wire;
+pub(super) use self::{estates::Estates, quests::Wire};
 use super::{
     ClusterFacts,
     catalogue::Catalogue,
     pools::{self, block_of, number, unusable},
-    records::{EndpointSpec, GrantFact, Kind, NetworkSpec, SpaceKey, decode, grant_block, grant_key},
+    records::{
+        EndpointSpec, GrantFact, HoldingFact, Kind, NetworkSpec, ServiceSpec, SpaceKey, block_of_key, decode,
+        grant_key, holding_key,
+    },
 };
 
 /// What is durable of a space beside the records.
@@ -35,7 +39,7 @@ pub(super) struct Spaces {
     quests: BTreeMap<SpaceKey, Quest>,
     lean_until: BTreeMap<SpaceKey, Instant>,
     /// VIPs that this node has in use, by service: what to give back when the service changes.
-    vips: BTreeMap<ServiceId, (NetworkId, Vec<std::net::IpAddr>)>,
+    vips: BTreeMap<ServiceId, (NetworkId, Vec<IpAddr>)>,
     next_request: u64,
     stopped: bool,
     /// Conflicts to make durable, and sentences to show.
@@ -77,7 +81,7 @@ impl Spaces {
             self.make_spaces(id, spec);
         }
         let mut durable: BTreeMap<SpaceKey, (Vec<_>, Vec<_>)> = BTreeMap::new();
-        for (key, grant) in records.filter_map(grant_of) {
+        for (key, grant) in records.filter_map(|record| grant_of(record, catalogue)) {
             durable.entry(key).or_default().0.push(grant);
         }
         for (key, kept) in kept {
@@ -100,34 +104,48 @@ impl Spaces {
         for (id, spec) in catalogue.networks() {
             self.restore_network(id, spec, catalogue);
         }
+        self.restore_vips(catalogue);
+    }
+
+    fn restore_vips(&mut self, catalogue: &Catalogue) {
         for (id, service) in catalogue.all_services() {
-            if service.vips_from == self.me && !service.vips.is_empty() {
-                self.vips.insert(id, (service.network, service.vips.clone()));
+            let held = self.held_vips(service.network, service, catalogue);
+            if !held.is_empty() {
+                self.vips.insert(id, (service.network, held));
             }
         }
     }
 
+    /// Whether a number that `by` took into use is this node's to keep so. What a removed node took is its who owns it now.
+    fn keeps(&self, key: SpaceKey, number: u128, by: NodeId, catalogue: &Catalogue) -> bool {
+        let owner = || self.spaces.get(&key)?.owner_of(number);
+        by == self.me || (catalogue.is_removed(by) && owner() == Some(self.me))
+    }
+
+    /// The virtual addresses of a service that are this node's to keep in use.
+    fn held_vips(&self, network: NetworkId, service: &ServiceSpec, catalogue: &Catalogue) -> Vec<IpAddr> {
+        let Some(spec) = catalogue.network(network) else {
+            return Vec::new();
+        };
+        let is_held = |vip: &IpAddr| {
+            let key = address_space(network, spec, *vip);
+            key.is_some_and(|key| self.keeps(key, number(*vip), service.vips_from, catalogue))
+        };
+        service.vips.iter().copied().filter(is_held).collect()
+    }
+
     fn restore_network(&mut self, id: NetworkId, spec: &NetworkSpec, catalogue: &Catalogue) {
-        let mut used = Vec::new();
-        if spec.creator == self.me {
-            used.push((SpaceKey::Vnis, Block::single(spec.vni.get().into())));
-            let pooled = spec
-                .subnets
-                .iter()
-                .filter_map(|subnet| Some((subnet.net, subnet.pooled?)));
-            used.extend(pooled.map(|(net, units)| (super::networks::subnets_space(net), units)));
-        }
+        let mut used = self.made_of(spec, catalogue);
         let endpoints = catalogue
             .endpoints(id)
             .filter(|(_, endpoint)| endpoint.node == self.me);
         let addresses = endpoints.flat_map(|(_, endpoint)| endpoint.spec.addresses.iter().map(IpNet::addr));
-        let services = catalogue
-            .services(id)
-            .filter(|(_, service)| service.vips_from == self.me);
-        let vips = services.flat_map(|(_, service)| service.vips.iter().copied());
+        let services = catalogue.services(id);
+        let vips = services.flat_map(|(_, service)| self.held_vips(id, service, catalogue));
         let ingress = catalogue.ingress(id, self.me).into_iter();
         let ingress = ingress.flat_map(|ingress| ingress.addresses.iter().map(IpNet::addr));
-        for address in addresses.chain(vips).chain(ingress) {
+        let addresses: Vec<IpAddr> = addresses.chain(vips).chain(ingress).collect();
+        for address in addresses {
             if let Some(key) = address_space(id, spec, address) {
                 used.push((key, Block::single(number(address))));
             }
@@ -174,29 +192,42 @@ impl Spaces {
         self.make_spaces(id, spec);
         for (key, grant) in records
             .filter(|record| record.key.scope == id)
-            .filter_map(grant_of)
+            .filter_map(|record| grant_of(record, catalogue))
         {
             self.merge(key, grant);
         }
         self.restore_network(id, spec, catalogue);
     }
 
-    pub(super) fn remove_network(&mut self, id: NetworkId, spec: &NetworkSpec, now: Instant) {
+    pub(super) fn remove_network(
+        &mut self,
+        id: NetworkId,
+        spec: &NetworkSpec,
+        catalogue: &Catalogue,
+        now: Instant,
+    ) {
         self.spaces.retain(|key, _| key.scope() != id);
         self.quests.retain(|key, _| key.scope() != id);
-        if spec.creator == self.me {
-            self.release(SpaceKey::Vnis, spec.vni.get().into(), now);
-            for subnet in &spec.subnets {
-                if let Some(units) = subnet.pooled {
-                    self.release_block(super::networks::subnets_space(subnet.net), units, now);
-                }
-            }
+        for (key, block) in self.made_of(spec, catalogue) {
+            self.release_block(key, block, now);
         }
     }
 
+    /// The numbers of the cluster that a network is made of, as far as they are this node's to keep in use.
+    fn made_of(&self, spec: &NetworkSpec, catalogue: &Catalogue) -> Vec<(SpaceKey, Block)> {
+        let pooled = spec
+            .subnets
+            .iter()
+            .filter_map(|subnet| Some((super::networks::subnets_space(subnet.net), subnet.pooled?)));
+        let vni = (SpaceKey::Vnis, Block::single(spec.vni.get().into()));
+        let all = pooled.chain([vni]);
+        all.filter(|(key, block)| self.keeps(*key, block.first(), spec.creator, catalogue))
+            .collect()
+    }
+
     /// Takes a record that may be a grant. True if it gave this node something.
-    pub(super) fn learn(&mut self, record: &Record) -> bool {
-        grant_of(record).is_some_and(|(key, grant)| self.merge(key, grant))
+    pub(super) fn learn(&mut self, record: &Record, catalogue: &Catalogue) -> bool {
+        grant_of(record, catalogue).is_some_and(|(key, grant)| self.merge(key, grant))
     }
 
     fn merge(&mut self, key: SpaceKey, grant: Grant<NodeId>) -> bool {
@@ -225,10 +256,8 @@ impl Spaces {
         catalogue: &Catalogue,
         now: Instant,
     ) {
-        let held = match catalogue.service(network, id) {
-            Some(service) if service.vips_from == self.me => service.vips.clone(),
-            _ => Vec::new(),
-        };
+        let service = catalogue.service(network, id);
+        let held = service.map_or_else(Vec::new, |service| self.held_vips(network, service, catalogue));
         let before = self.vips.remove(&id).map(|(_, vips)| vips).unwrap_or_default();
         if let Some(spec) = catalogue.network(network) {
             for vip in before.iter().filter(|vip| !held.contains(vip)) {
@@ -256,7 +285,7 @@ impl Spaces {
     pub(super) fn release_addresses(
         &mut self,
         network: NetworkId,
-        addresses: impl Iterator<Item = std::net::IpAddr>,
+        addresses: impl Iterator<Item = IpAddr>,
         catalogue: &Catalogue,
         now: Instant,
     ) {
@@ -328,6 +357,12 @@ impl Spaces {
         }
     }
 
+    /// The newest grants of each space.
+    fn grants(&self) -> impl Iterator<Item = (SpaceKey, Grant<NodeId>)> {
+        let spaces = self.spaces.iter();
+        spaces.flat_map(|(key, space)| space.grants().into_iter().map(|grant| (*key, grant)))
+    }
+
     pub(super) fn shares(&self, key: SpaceKey) -> BTreeMap<NodeId, u128> {
         self.spaces.get(&key).map(Space::shares).unwrap_or_default()
     }
@@ -373,24 +408,40 @@ fn complain(key: SpaceKey, conflict: &Conflict<NodeId>) -> String {
     format!("two contradicting grants in {key:?}: {conflict}; nothing is allocated from that block any more")
 }
 
-fn grant_of(record: &Record) -> Option<(SpaceKey, Grant<NodeId>)> {
-    if Kind::of(&record.key) != Some(Kind::Grant) {
-        return None;
+/// What a record says of who owns what. What somebody has from a node that was removed counts when that is known.
+fn grant_of(record: &Record, catalogue: &Catalogue) -> Option<(SpaceKey, Grant<NodeId>)> {
+    let value = record.value.as_deref()?;
+    let block = block_of_key(&record.key);
+    match Kind::of(&record.key)? {
+        Kind::Grant => {
+            let GrantFact { space, to, version } = decode(value)?;
+            let grant = Grant {
+                block: block?,
+                from: record.author,
+                to,
+                version,
+            };
+            // Nobody takes anything over from itself.
+            let is_real = grant_key(space, grant.block) == record.key && !grant.is_taken_over();
+            is_real.then_some((space, grant))
+        }
+        Kind::Holding => {
+            let HoldingFact { space, from, version } = decode(value)?;
+            let grant = Grant {
+                block: block?,
+                from,
+                to: record.author,
+                version,
+            };
+            let is_real = holding_key(space, grant.block) == record.key && catalogue.is_removed(from);
+            is_real.then_some((space, grant))
+        }
+        _ => None,
     }
-    let fact: GrantFact = decode(record.value.as_deref()?)?;
-    let block = grant_block(&record.key)?;
-    let agrees = grant_key(fact.space, block) == record.key;
-    let grant = Grant {
-        block,
-        from: record.author,
-        to: fact.to,
-        version: fact.version,
-    };
-    agrees.then_some((fact.space, grant))
 }
 
 /// The space that an address of a network belongs to.
-fn address_space(id: NetworkId, spec: &NetworkSpec, address: std::net::IpAddr) -> Option<SpaceKey> {
+fn address_space(id: NetworkId, spec: &NetworkSpec, address: IpAddr) -> Option<SpaceKey> {
     let index = spec
         .subnets
         .iter()

@@ -22,6 +22,10 @@ impl Control {
             Some(self.next_look),
             self.checks.poll_timeout(),
             self.spaces.poll_timeout(),
+            // Whoever reads back looks when that is over.
+            self.estates
+                .poll_timeout()
+                .filter(|_| self.reading_back.is_none()),
             self.polls.poll_timeout(),
             self.drains.poll_timeout(),
             self.slow_start.poll_timeout(),
@@ -70,6 +74,7 @@ impl Control {
             self.forget_orphaned_drains(now);
             self.finish_key_change(now);
         }
+        self.settle_estates(now);
         self.ask_hosts(now);
         self.check_what_is_due(now);
         self.seek_on(now);

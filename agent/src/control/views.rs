@@ -31,6 +31,8 @@ pub struct HostState {
     pub overlay: plan::Desired,
     /// What the process that encrypts is told; `None` where there is nothing for it to do.
     pub tunnels: Option<Box<weft_wireguard::Desired>>,
+    /// The largest packet inside the tunnels.
+    pub tunnel_mtu: u32,
     pub sandboxes: Vec<SandboxTables>,
     /// What comes in by published ports.
     pub entries: Vec<EntryTable>,
@@ -67,6 +69,7 @@ impl Control {
         self.tunnels.expect(tunnels.as_ref(), now);
         HostState {
             tunnels: tunnels.map(Box::new),
+            tunnel_mtu: self.tunnel_mtu(),
             generation: self.generation,
             overlay: self.overlay(),
             sandboxes: self.sandbox_tables(),
@@ -154,6 +157,7 @@ impl Control {
     fn overlay_network(&self, id: NetworkId, spec: &NetworkSpec) -> plan::Network {
         let mut endpoints = BTreeMap::new();
         let mut remotes = BTreeMap::new();
+        let mut nodes = BTreeMap::new();
         for (endpoint_id, endpoint) in self.catalogue.endpoints(id) {
             if endpoint.node == self.me {
                 endpoints.insert(endpoint_id, local_endpoint(&endpoint.spec, spec));
@@ -169,6 +173,7 @@ impl Control {
                     vtep: fact.vtep,
                 };
                 remotes.insert(endpoint_id, remote);
+                nodes.insert(endpoint_id, endpoint.node);
             }
         }
         for (node, ingress) in self.catalogue.ingresses(id).filter(|(node, _)| *node != self.me) {
@@ -181,17 +186,18 @@ impl Control {
                 // Ids are random, and the beginning of a node's is no endpoint's.
                 if let Some(id) = node.0.first_chunk() {
                     remotes.insert(EndpointId(*id), remote);
+                    nodes.insert(EndpointId(*id), node);
                 }
             }
         }
-        plan::Network {
+        let mut network = plan::Network {
             ingress: self.overlay_ingress(id),
             name: spec.name.clone(),
             vni: spec.vni,
             mtu: spec.mtu,
             vtep: self.settings.vtep,
             vxlan_port: self.settings.vxlan_port,
-            encrypted: spec.encrypted,
+            encryption: None,
             subnets: spec
                 .subnets
                 .iter()
@@ -204,7 +210,11 @@ impl Control {
             service_addresses: self.dns_servers(spec),
             endpoints,
             remotes,
+        };
+        if spec.encrypted {
+            self.encrypt(&mut network, &nodes);
         }
+        network
     }
 
     /// The addresses at which names are answered, in the families that endpoints have.

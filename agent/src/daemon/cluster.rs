@@ -125,6 +125,7 @@ impl Daemon {
             domain: crate::options::DOMAIN.to_owned(),
             health_commands: self.options.health_commands,
             wireguard_port: self.options.wireguard_port,
+            encrypter: self.encrypter.clone(),
             encrypt: self.options.encrypt,
             rotate_keys: self.options.rotate_keys,
             run_dir: self.options.run_dir.clone(),

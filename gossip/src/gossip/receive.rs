@@ -1,6 +1,9 @@
 //! What arrives: opened, checked, and only then believed.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use weft_types::NodeId;
 
@@ -14,6 +17,9 @@ use crate::{
     wire::{self, AuthorSet, Body, Card, MAX_RUMOURS, Offer},
 };
 
+/// How often an evicted node that speaks is told why nobody answers.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
+
 impl Gossip {
     pub(super) fn receive(&mut self, from: SocketAddr, packet: &[u8], now: Instant) {
         self.stats.packets_received += 1;
@@ -25,6 +31,11 @@ impl Gossip {
         let Some(opened) = self.open(Channel::Packet, packet) else {
             return;
         };
+        if self.is_evicted(&opened.from) {
+            self.stats.evicted += 1;
+            self.tell_why(&opened.from, from, now);
+            return;
+        }
         let sender = Short::from(&opened.from);
         let known = self.peers.get(&sender).filter(|peer| peer.node == opened.from);
         let current = known.map(|peer| peer.card.session);
@@ -71,10 +82,28 @@ impl Gossip {
         self.dispatch(&opened, sender, current, body, now);
     }
 
-    /// Opens a seal, counts what does not open, and refuses those with whom this node does not speak.
+    /// One that was evicted while it was away is to hear of it, and not to wonder why nobody answers.
+    fn tell_why(&mut self, node: &NodeId, from: SocketAddr, now: Instant) {
+        let Some(evicted) = self.evicted.get_mut(&Short::from(node)) else {
+            return;
+        };
+        let is_told = |last: Instant| now.saturating_duration_since(last) < TELL_AGAIN;
+        if evicted.told.is_some_and(is_told) {
+            return;
+        }
+        if let Some(why) = evicted.why.clone() {
+            evicted.told = Some(now);
+            let body = Body::Rumour {
+                records: vec![why],
+                offers: Vec::new(),
+            };
+            self.send_packet(Some(node), from, &wire::encode(&body));
+        }
+    }
+
+    /// Opens a seal, and counts what does not open.
     pub(super) fn open(&mut self, channel: Channel, sealed: &[u8]) -> Option<Opened> {
         match self.sealer.open(channel, sealed) {
-            Ok(opened) if self.evicted.contains(&opened.from) => self.stats.evicted += 1,
             // Our own name in another's packet: a reflection, or a clone. Clones are found by their cards.
             Ok(opened) if opened.from == self.node => self.stats.forged += 1,
             Ok(opened) => return Some(opened),
@@ -181,8 +210,7 @@ impl Gossip {
         rounds: u8,
         now: Instant,
     ) -> bool {
-        if record.author == self.node || self.evicted.contains(&record.author) || !self.store.is_news(&record)
-        {
+        if record.author == self.node || !self.store.is_news(&record) {
             return false;
         }
         if !record.is_bounded() {
@@ -200,7 +228,7 @@ impl Gossip {
                 false
             }
             Applied::New(previous) => {
-                if record.key == Key::card() {
+                if record.key == Key::card() && !self.is_evicted(&record.author) {
                     self.take_card(&record, now);
                 }
                 let author = Short::from(&record.author);
@@ -218,9 +246,6 @@ impl Gossip {
         let Some(author) = set.records.first().map(|record| record.author) else {
             return;
         };
-        if self.evicted.contains(&author) {
-            return;
-        }
         if set
             .records
             .iter()

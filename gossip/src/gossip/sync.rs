@@ -130,7 +130,11 @@ impl Gossip {
 
     /// What is held and believed of `node`, for others to compare with.
     pub(super) fn entry(&self, node: Short) -> Entry {
-        self.store.entry(node, self.membership.liveness(node))
+        let liveness = match self.evicted.contains_key(&node) {
+            true => Liveness::Unknown,
+            false => self.membership.liveness(node),
+        };
+        self.store.entry(node, liveness)
     }
 
     pub(super) fn handle_digest(&mut self, from: Short, root: u64) {
@@ -242,10 +246,7 @@ impl Gossip {
 
     fn compare(&mut self, theirs: &Entry, findings: &mut Findings, now: Instant) {
         let node = theirs.node;
-        if self.evicted.iter().any(|evicted| Short::from(evicted) == node) {
-            return;
-        }
-        let tell = self.compare_liveness(node, theirs.liveness, now);
+        let tell = !self.evicted.contains_key(&node) && self.compare_liveness(node, theirs.liveness, now);
         let mine = self.entry(node);
         let differ = mine.highest != theirs.highest || mine.live != theirs.live;
         let (whole, theirs_whole) = (mine.complete == mine.highest, theirs.complete == theirs.highest);
@@ -414,6 +415,10 @@ impl Gossip {
 
     pub(super) fn answer_pull(&mut self, frame: &[u8], now: Instant) -> Option<Vec<u8>> {
         let opened = self.open(Channel::Request, frame)?;
+        if self.is_evicted(&opened.from) {
+            self.stats.evicted += 1;
+            return None;
+        }
         let pull = wire::decode::<Pull>(&opened.body).filter(|_| opened.authentic);
         let Some(Pull { id, range }) = pull else {
             self.stats.malformed += 1;
@@ -437,6 +442,10 @@ impl Gossip {
         let Some(opened) = self.open(Channel::Response, frame) else {
             return;
         };
+        if self.is_evicted(&opened.from) {
+            self.stats.evicted += 1;
+            return;
+        }
         let peer = Short::from(&opened.from);
         let chunk = wire::decode::<Chunk>(&opened.body).filter(|_| opened.authentic);
         let Some(Chunk {

@@ -6,4 +6,5 @@ mod merge;
 mod model;
 mod negotiation;
 mod planted;
+mod taking_over;
 mod world;

@@ -203,7 +203,7 @@ fn the_messages_survive_the_wire() {
         block,
         from: [7u8; 32],
         to: [8u8; 32],
-        version: crate::MAX_VERSION,
+        version: u64::MAX,
     };
     let reply = Reply {
         id: u64::MAX,

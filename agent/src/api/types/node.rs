@@ -123,4 +123,6 @@ pub struct NodeRemoveResponse {
     pub endpoints_removed: u32,
     /// Blocks of numbers that this node owns instead now.
     pub blocks_reclaimed: u32,
+    /// Why numbers that it owned are not taken over yet, if that is so.
+    pub still_owned: Option<String>,
 }

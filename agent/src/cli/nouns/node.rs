@@ -235,8 +235,10 @@ fn show_rotated(answer: &NodeRotateKeyResponse) -> String {
 }
 
 fn show_removed(answer: &NodeRemoveResponse) -> String {
+    let still_owned = answer.still_owned.iter();
+    let still_owned: String = still_owned.map(|why| format!("{why}\n")).collect();
     format!(
-        "removed node {} ({}){}: {} forgotten, {} of numbers reclaimed\n",
+        "removed node {} ({}){}: {} forgotten, {} of numbers reclaimed\n{still_owned}",
         answer.name,
         answer.id.short(),
         if answer.forced {
