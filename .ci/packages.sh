@@ -1,4 +1,5 @@
-# Sourced by ./demo and ./check: `need PACKAGE…` installs the Debian packages that are not there yet.
+# Sourced by ./demo and ./check: `need PACKAGE…` installs the Debian packages that are not there yet, with
+# NEED_OPTIONS for apt-get.
 
 need() {
     local package missing=()
@@ -17,7 +18,7 @@ need() {
     fi
     echo "== installing ${missing[*]}"
     "${sudo[@]}" apt-get update -qq
-    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq ${NEED_OPTIONS:-} "${missing[@]}" >/dev/null
 }
 
 # The toolchain that rust-toolchain.toml names, and a linker.

@@ -57,6 +57,18 @@ pub enum DatapathChoice {
     Ebpf,
 }
 
+/// What encrypts what goes to other hosts on encrypted networks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum WireguardChoice {
+    /// The kernel's WireGuard where there is one, else the process `weft tunnels`.
+    #[default]
+    Auto,
+    /// The process `weft tunnels`.
+    Userspace,
+    /// The kernel's WireGuard, or the agent does not start.
+    Kernel,
+}
+
 /// Who starts the process that encrypts, and starts it again when it ends.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum TunnelsStart {
@@ -100,6 +112,8 @@ pub struct AgentOptions {
     pub encrypt: bool,
     /// How old the key of this node may get, with which encrypted networks reach it.
     pub rotate_keys: Option<Duration>,
+    /// What encrypts; changed by a restart, which interrupts encrypted networks for a moment.
+    pub wireguard: WireguardChoice,
     /// Who starts the process that encrypts.
     pub tunnels: TunnelsStart,
     /// Where Docker finds its driver.
@@ -130,6 +144,7 @@ impl Default for AgentOptions {
             wireguard_port: DEFAULT_WIREGUARD_PORT,
             encrypt: false,
             rotate_keys: None,
+            wireguard: WireguardChoice::Auto,
             tunnels: TunnelsStart::Agent,
             docker_plugin: DockerPlugin::Auto,
             docker_socket: DEFAULT_DOCKER_SOCKET.into(),

@@ -10,5 +10,7 @@ pub mod netns;
 pub mod nft;
 pub mod route;
 pub mod segments;
+mod socket;
 pub mod tap;
 pub mod testing;
+pub mod wireguard;

@@ -12,6 +12,7 @@ use std::{
     },
     panic::resume_unwind,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     thread,
 };
 
@@ -174,6 +175,23 @@ impl Netns {
             let _ = fs::remove_file(path);
         }
         made
+    }
+
+    /// The namespace that a path of [`create_at`](Self::create_at) keeps, made if there is none; whoever asks at the same
+    /// time in this process gets the same one.
+    pub fn ensure_at(path: impl AsRef<Path>) -> Result<Self, NetnsError> {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _one_at_a_time = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = path.as_ref();
+        match Self::open(path) {
+            Err(NetnsError::NotFound { .. }) => Self::create_at(path),
+            // A crash between making the file and the mount.
+            Err(NetnsError::NotANetns { .. }) => {
+                Self::remove_at(path)?;
+                Self::create_at(path)
+            }
+            opened => opened,
+        }
     }
 
     /// Takes a path of [`create_at`](Self::create_at) away, and with it the folder it is in if we made

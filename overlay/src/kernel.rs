@@ -35,7 +35,7 @@ use weft_types::{EndpointId, NetworkId};
 
 pub use self::{
     error::{Cause, KernelError, OpError},
-    names::{TUNNEL, namespace_path},
+    names::{TUNNEL, namespace_path, wireguard_path},
 };
 use crate::plan::{Desired, Gate, HostPorts, Observed, ObservedNetwork, Plan, Sandbox, Uplink, plan};
 
@@ -50,6 +50,8 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Kernel {
     netns_dir: PathBuf,
+    /// Keeps the namespace of the kernel's WireGuard.
+    wireguard: PathBuf,
     host: Netns,
     route: RouteSocket,
     nft: Nft,
@@ -128,6 +130,7 @@ impl Kernel {
         let netns_dir = names::netns_dir(&options.run_dir);
         Ok(Self {
             netns_dir,
+            wireguard: names::wireguard_path(&options.run_dir),
             host,
             route,
             nft,

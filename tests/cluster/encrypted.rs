@@ -3,131 +3,27 @@
 
 use std::{
     net::{IpAddr, UdpSocket},
-    os::unix::net::UnixStream,
     process::Command,
     time::{Duration, Instant},
 };
 
-use netns_harness::{CaptureOptions, Inside, Sandbox};
-use nix::{
-    sys::{
-        signal::{Signal, kill},
-        socket::{getsockopt, sockopt::PeerCredentials},
-    },
-    unistd::Pid,
-};
-use serde_json::Value;
-use weft_netlink::{
-    netns::Netns,
-    route::{Batch, RouteSocket, delete_link},
-    tap,
-    testing::skip,
-};
+use netns_harness::{Inside, Sandbox};
+use nix::sys::signal::{Signal, kill};
 
 use super::{
     bed::{Bed, COMMAND, Endpoint, Node, alone, items, report, soon, text},
     http::{HttpServer, Requests},
+    secret::{
+        CANARY, HOSTS, OPEN, delete_links, encryption, end, has_tap, process_of, tunnels, unseen, watched,
+    },
     traffic::{Caller, PORT, Server, Stream, all_go_on, answering, call},
 };
-
-/// Replicas have it in their names, which they tell everybody who calls.
-pub const CANARY: &str = "canary-7f21c0ffee";
-/// The same on a network that is not encrypted: it shows that a canary is seen.
-const OPEN: &str = "canary-0pen0pen00";
-const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
-
-/// Whether a TAP device can be made here; says so if not.
-pub fn has_tap() -> bool {
-    let made = Netns::create().map(|netns| netns.run(|| tap::create_persistent("t", 9)));
-    match made {
-        Ok(Ok(Err(error @ tap::TapError::Open(_)))) => {
-            skip(format_args!("it needs TAP devices: {error}"));
-            false
-        }
-        _ => true,
-    }
-}
-
-/// Does something while every host's underlay is watched, and says how often each canary was seen meanwhile.
-fn watched<T>(bed: &Bed, phase: &str, work: impl FnOnce() -> T) -> (T, [u64; 2]) {
-    let captures = [CANARY, OPEN].map(|canary| {
-        let on = |node: &Node| {
-            let options = CaptureOptions::new().containing(canary);
-            node.host.capture("eth0", options).unwrap()
-        };
-        bed.nodes()
-            .filter(|node| node.host.is_up())
-            .map(on)
-            .collect::<Vec<_>>()
-    });
-    let done = work();
-    let mut frames = 0;
-    let seen = captures.map(|captures| {
-        let each = captures.into_iter().map(|capture| {
-            let seen = capture.stop().unwrap();
-            assert_eq!(seen.missed, 0, "{phase}: too many frames to look at");
-            frames += seen.frames / 2;
-            seen.matched
-        });
-        each.sum::<u64>()
-    });
-    println!(
-        "{phase}: {frames} frames on the underlay, {} with the canary, {} with the open one",
-        seen[0], seen[1]
-    );
-    (done, seen)
-}
-
-/// The same, where nothing may be seen.
-pub fn unseen<T>(bed: &Bed, phase: &str, work: impl FnOnce() -> T) -> T {
-    let (done, [secret, _]) = watched(bed, phase, work);
-    assert_eq!(secret, 0, "{phase}: the canary was seen");
-    done
-}
-
-/// The process that encrypts on a host.
-pub fn process_of(node: &Node) -> Option<Pid> {
-    let stream = node
-        .host
-        .run(|| UnixStream::connect("/run/weft/tunnels.sock"))
-        .unwrap();
-    let peer = getsockopt(&stream.ok()?, PeerCredentials).unwrap();
-    Some(Pid::from_raw(peer.pid()))
-}
-
-pub fn encryption(node: &Node) -> Value {
-    node.json("status")["encryption"].clone()
-}
-
-/// Waits until this host has had a handshake with so many others, and says nothing is wrong.
-pub fn tunnels(node: &Node, count: usize) {
-    soon(format!("{count} tunnels of {}", node.host.name()), || {
-        let encryption = encryption(node);
-        let shaken = items(encryption.get("tunnels").unwrap_or(&Value::Array(Vec::new())))
-            .map(|tunnel| tunnel["handshake_ms_ago"].is_u64())
-            .collect::<Vec<_>>();
-        match node.problems() {
-            problems if problems.is_empty() && shaken == vec![true; count] => Ok(()),
-            problems => Err(format!("{encryption}, {problems:?}")),
-        }
-    });
-}
 
 fn dig(from: &Sandbox, name: &str) -> Vec<IpAddr> {
     let mut dig = Command::new("dig");
     dig.args(["+short", "@169.254.53.53", name]);
     let said = from.exec(&mut dig, COMMAND).unwrap();
     said.stdout.lines().filter_map(|line| line.parse().ok()).collect()
-}
-
-/// Has all that is left of a test's processes end.
-pub fn end(bed: Bed) {
-    for node in bed.nodes().filter(|node| node.host.is_up()) {
-        if let Some(pid) = process_of(node) {
-            kill(pid, Signal::SIGKILL).unwrap();
-        }
-    }
-    bed.close();
 }
 
 fn replica(node: &Node, name: &str, network: &str) -> Endpoint {
@@ -278,24 +174,11 @@ fn an_encrypted_network_carries_everything_and_shows_nothing_in_any_phase() {
 
         unseen(&bed, "the device deleted under the datapath", || {
             let before = process_of(&bed["h1"]);
-            let delete = || {
-                let space = std::fs::read_dir("/run/weft/netns")
-                    .unwrap()
-                    .map(|entry| entry.unwrap().path());
-                for netns in space.map(|path| Netns::open(path).unwrap()) {
-                    let mut route = RouteSocket::open(&netns).unwrap();
-                    let links = route.links().unwrap();
-                    let mut batch = Batch::new();
-                    batch.add(
-                        links
-                            .iter()
-                            .filter(|link| link.kind == "tun")
-                            .map(|link| delete_link(link.index)),
-                    );
-                    route.execute(batch).unwrap();
-                }
-            };
-            bed["h1"].host.run(delete).unwrap();
+            let spaces = bed["h1"].host.run(|| {
+                let entries = std::fs::read_dir("/run/weft/netns").unwrap();
+                entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+            });
+            delete_links(&bed["h1"], &spaces.unwrap(), |link| link.kind == "tun");
             soon("h2 again", || {
                 client.sandbox.ping(replicas[2].address(), Duration::from_secs(1))
             });

@@ -1,37 +1,15 @@
 //! Hosts change their keys for encrypted networks: no packet is lost, nothing is seen, and the old keys are gone.
 
-use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
-    path::Path,
-    time::Instant,
-};
+use std::{net::SocketAddr, path::Path, time::Instant};
 
-use netns_harness::Inside;
-use weft_tests::{
-    flow::Flow,
-    keys::{copies, is_answered},
-};
+use weft_tests::keys::{copies, is_answered};
 use weft_wireguard::Secret32;
 
 use super::{
-    bed::{Bed, Endpoint, Node, alone, items, report, soon, text},
-    encrypted::{CANARY, encryption, end, has_tap, process_of, tunnels, unseen},
-    traffic::{Server, Stream},
+    bed::{Bed, Node, alone, report, soon},
+    secret::{HOSTS, end, ends, flow, has_tap, make_secret, process_of, unseen, uses},
+    traffic::Stream,
 };
-
-const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
-
-fn flow(from: &Endpoint, to: &Endpoint) -> Flow {
-    let bind = |endpoint: &Endpoint, address: IpAddr| {
-        let bound = endpoint.sandbox.run(|| UdpSocket::bind((address, 0)));
-        bound.unwrap().unwrap()
-    };
-    Flow::start(
-        bind(from, [0; 4].into()),
-        bind(to, to.address()),
-        CANARY.as_bytes(),
-    )
-}
 
 /// The first key of a host, as it is in its file: after the version and the number.
 fn first_key(node: &Node) -> [u8; 32] {
@@ -53,25 +31,6 @@ fn files_with(dir: &Path, bytes: &[u8]) -> Vec<String> {
         .collect()
 }
 
-/// Waits until a host has so manieth key, no change goes on, and all others say that they use it.
-fn uses(bed: &Bed, name: &str, epoch: u64) {
-    soon(format!("key {epoch} of {name}"), || {
-        let own = encryption(&bed[name]);
-        if own["epoch"] != epoch || !own["change"].is_null() {
-            return Err(own.to_string());
-        }
-        for other in HOSTS.iter().filter(|other| **other != name) {
-            let seen = encryption(&bed[*other]);
-            let mut tunnels = items(&seen["tunnels"]);
-            let tunnel = tunnels.find(|tunnel| tunnel["node_name"] == name);
-            if tunnel.is_none_or(|tunnel| tunnel["epoch"] != epoch) {
-                return Err(format!("{other}: {seen}"));
-            }
-        }
-        Ok(())
-    });
-}
-
 #[test]
 fn keys_change_under_load_and_no_packet_is_lost_or_seen() {
     if !has_tap() {
@@ -79,23 +38,8 @@ fn keys_change_under_load_and_no_packet_is_lost_or_seen() {
     }
     alone(|| {
         let bed = Bed::cluster(&HOSTS);
-        bed["h1"].weft("network create --opt encrypted secret");
-        bed.everywhere("the network", |node| {
-            match items(&node.json("network ls")).count() {
-                1 => Ok(()),
-                count => Err(count),
-            }
-        });
-        let mut ends: Vec<_> = HOSTS
-            .map(|name| bed[name].connected(&format!("end-{name}"), "secret", ""))
-            .into();
-        for end in &mut ends {
-            let name = format!("{CANARY}-{}", text(&end.said["name"]));
-            end.server = Some(Server::start(&end.sandbox, &name));
-        }
-        for name in HOSTS {
-            tunnels(&bed[name], 2);
-        }
+        make_secret(&bed);
+        let ends = ends(&bed, "");
         let [one, two, three] = &ends[..] else {
             panic!("three hosts");
         };

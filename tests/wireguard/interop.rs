@@ -13,14 +13,25 @@ use crate::{
 /// A host that has nothing of ours.
 struct Foreign {
     number: u8,
-    _process: Process,
+    _process: Option<Process>,
     container: Netns,
 }
 
+/// What a host that has nothing of ours speaks WireGuard with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Go,
+    Kernel,
+}
+
 /// Whether the programs are here; where every test has to run they are.
-fn has_programs() -> bool {
-    let missing: Vec<_> = ["wireguard-go", "wg"]
-        .into_iter()
+fn has_programs(kind: Kind) -> bool {
+    let programs: &[_] = match kind {
+        Kind::Go => &["wireguard-go", "wg"],
+        Kind::Kernel => &["wg"],
+    };
+    let missing: Vec<_> = programs
+        .iter()
         .filter(|program| Command::new(program).arg("--version").output().is_err())
         .collect();
     assert!(
@@ -39,17 +50,24 @@ fn base64(bytes: &[u8]) -> String {
 
 impl Foreign {
     /// The node of a number, that knows the one of another.
-    fn new(host: &Host, number: u8, other: u8) -> Self {
+    fn new(kind: Kind, host: &Host, number: u8, other: u8) -> Self {
         let pod: Sandbox = host.sandbox("foreign").unwrap();
-        let mut go = Command::new("wireguard-go");
-        go.args(["-f", "wg0"]).env("WG_PROCESS_FOREGROUND", "1");
-        let process = host.spawn(&mut go, Output::Keep).unwrap();
+        let process = (kind == Kind::Go).then(|| {
+            let mut go = Command::new("wireguard-go");
+            go.args(["-f", "wg0"]).env("WG_PROCESS_FOREGROUND", "1");
+            host.spawn(&mut go, Output::Keep).unwrap()
+        });
+        if kind == Kind::Kernel {
+            let mut add = Command::new("ip");
+            add.args("link add wg0 type wireguard".split(' '));
+            host.exec(&mut add, PATIENCE).unwrap().success().unwrap();
+        }
         let up = || {
             let mut show = Command::new("wg");
             show.args(["show", "wg0"]);
             host.exec(&mut show, PATIENCE).unwrap().success().map(drop)
         };
-        eventually("wireguard-go", PATIENCE, LOOK_EVERY, up).unwrap();
+        eventually("a WireGuard device", PATIENCE, LOOK_EVERY, up).unwrap();
         let lines = format!(
             "set -e
              umask 077
@@ -103,13 +121,26 @@ impl Talks for Foreign {
 
 #[test]
 fn wireguard_go_and_the_kernels_vxlan_are_understood_both_ways() {
+    understands(Kind::Go);
+}
+
+/// `.ci/guest 6.12 wireguard interop` has it.
+#[test]
+fn the_kernels_wireguard_is_understood_both_ways() {
+    match weft_wireguard::probe_kernel() {
+        Ok(()) => understands(Kind::Kernel),
+        Err(why) => println!("skipped: {why}"),
+    }
+}
+
+fn understands(kind: Kind) {
     isolated(|| {
-        if !has_tap() || !has_programs() {
+        if !has_tap() || !has_programs(kind) {
             return;
         }
         let bed = Bed::new(2);
         let (one, two) = (&bed.nodes[0], &bed.nodes[1]);
-        let foreign = Foreign::new(&two.host, 2, 1);
+        let foreign = Foreign::new(kind, &two.host, 2, 1);
         one.apply(bed.desired(1));
         // Begun here, and by the other side.
         one.asks(&foreign, false).unwrap();

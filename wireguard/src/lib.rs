@@ -13,6 +13,7 @@ pub mod fuzz;
 mod headers;
 mod icmp;
 mod join;
+mod kernel;
 mod link;
 mod peer;
 mod probing;
@@ -27,5 +28,6 @@ pub use control::{
     Answer, Client, ClientError, Desired, Dropped, KeyPair, Network, NetworkStatus, PairStatus, Peer,
     PeerStatus, Request, Status,
 };
+pub use kernel::{Kernel, KernelError, probe as probe_kernel, remove as remove_kernel};
 pub use process::{RunError, run};
 pub use secret::Secret32;

@@ -346,7 +346,7 @@ fn pairs_of(wanted: &control::Peer, identities: &[Arc<Identity>]) -> Vec<Pair> {
 }
 
 /// What would make the state mean two things.
-fn check(desired: &Desired) -> Result<(), String> {
+pub fn check(desired: &Desired) -> Result<(), String> {
     let own: Vec<_> = desired.private_keys.iter().map(Secret32::public_key).collect();
     let mut keys = BTreeMap::new();
     let mut vteps = HashSet::from([desired.vtep]);

@@ -23,6 +23,7 @@ use crate::{
     options::{
         AgentOptions, DEFAULT_DATA_DIR, DEFAULT_DOCKER_SOCKET, DEFAULT_GOSSIP_PORT, DEFAULT_RUN_DIR,
         DEFAULT_VXLAN_PORT, DEFAULT_WIREGUARD_PORT, DatapathChoice, DockerPlugin, LogFormat, TunnelsStart,
+        WireguardChoice,
     },
 };
 use failure::Failure;
@@ -143,6 +144,9 @@ struct AgentArgs {
     /// The UDP port of WireGuard, by which encrypted networks reach this host
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_WIREGUARD_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     wireguard_port: u16,
+    /// What encrypts; a restart changes it, and encrypted networks stand still for a moment. Hosts of a cluster may differ
+    #[arg(long, value_enum, default_value_t)]
+    wireguard: WireguardChoice,
     /// Who starts `weft tunnels`, which encrypts: this agent when there is an encrypted network, or a service manager
     #[arg(long, value_name = "WHO", value_enum, default_value_t)]
     tunnels: TunnelsStart,
@@ -205,6 +209,7 @@ impl AgentArgs {
             wireguard_port: self.wireguard_port,
             encrypt: self.encrypt,
             rotate_keys: self.rotate_keys,
+            wireguard: self.wireguard,
             tunnels: self.tunnels,
             docker_socket: self.docker_socket,
             docker_plugin: match self.docker_plugin {

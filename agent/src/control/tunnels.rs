@@ -7,18 +7,25 @@ mod keys;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
 use ipnet::Ipv4Net;
 use ring::hkdf;
 use sha2::{Digest, Sha256};
-use weft_overlay::kernel::{TUNNEL, namespace_path};
-use weft_types::{Mac, NetworkId, NodeId};
+use weft_overlay::{
+    kernel::{TUNNEL, namespace_path},
+    plan::{self, Encryption},
+};
+use weft_types::{EndpointId, Mac, NetworkId, NodeId};
 use weft_wireguard::{Desired, KeyPair, Network, Peer, PeerStatus, Secret32, Status};
 
-use super::{Control, Now, catalogue::Presence, records::TunnelFact};
+use super::{
+    Control, Now,
+    catalogue::Presence,
+    records::{NetworkSpec, NodeFact, TunnelFact},
+};
 use crate::api::types::{EncryptionStatus, TunnelStatus};
 use keys::{End, ends, fingerprint};
 
@@ -29,7 +36,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What the process says is asked for this often, at least; later it is old.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// What the process that encrypts said last.
+/// What encrypts on this host, and why that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encrypter {
+    pub kind: Encryption,
+    pub reason: String,
+}
+
+/// What the process that encrypts, or the kernel, said last.
 #[derive(Debug)]
 pub struct TunnelReport {
     /// Else why it says nothing.
@@ -164,6 +178,39 @@ impl Control {
         })
     }
 
+    /// The largest packet inside the tunnels: what VXLAN and IPv4 add comes with each of the networks.
+    pub(super) fn tunnel_mtu(&self) -> u32 {
+        let here = self.networks_here();
+        let here = here.iter().filter_map(|id| self.catalogue.network(*id));
+        let mtus = here.filter(|spec| spec.encrypted).map(|spec| spec.mtu);
+        u32::from(mtus.max().unwrap_or(0)) + weft_overlay::overhead(ADDRESSES.network().into())
+    }
+
+    /// The address of a node that VXLAN of a network goes to, where the kernel has it.
+    pub(super) fn vtep_for(&self, spec: &NetworkSpec, fact: &NodeFact) -> IpAddr {
+        match self.settings.encrypter.kind {
+            Encryption::Kernel if spec.encrypted => fact.tunnel.address.into(),
+            _ => fact.vtep,
+        }
+    }
+
+    /// Has a network of the overlay encrypted by what encrypts on this host.
+    pub(super) fn encrypt(&self, network: &mut plan::Network, nodes: &BTreeMap<EndpointId, NodeId>) {
+        let kind = self.settings.encrypter.kind;
+        network.encryption = Some(kind);
+        if kind == Encryption::Process {
+            return;
+        }
+        // The kernel's VXLAN is between the addresses inside the tunnels. Who has none is not reached.
+        network.vtep = self.tunnel_address().into();
+        let ends = ends(&self.catalogue);
+        network.remotes.retain(|id, remote| {
+            let end = nodes.get(id).and_then(|node| ends.get(node));
+            end.map(|end| remote.vtep = end.fact.tunnel.address.into())
+                .is_some()
+        });
+    }
+
     /// How this host encrypts, with the tunnels of all networks or of one.
     pub(super) fn encryption(&self, network: Option<NetworkId>, now: Now) -> Option<EncryptionStatus> {
         self.tunnels.needed_since?;
@@ -183,7 +230,12 @@ impl Control {
         tunnels.sort_by(|one, other| (&one.node_name, one.node_id).cmp(&(&other.node_name, other.node_id)));
         let status = self.tunnels.status(now);
         Some(EncryptionStatus {
-            datapath: "userspace".to_owned(),
+            datapath: match self.settings.encrypter.kind {
+                Encryption::Process => "userspace",
+                Encryption::Kernel => "kernel",
+            }
+            .to_owned(),
+            reason: self.settings.encrypter.reason.clone(),
             running: status.is_some_and(|(status, _)| status.generation > 0),
             port: self.settings.wireguard_port,
             address: self.tunnel_address(),
@@ -238,8 +290,12 @@ impl Control {
                 return Vec::new();
             }
             let why = why.unwrap_or_else(|| "it has not answered".to_owned());
+            let what = match self.settings.encrypter.kind {
+                Encryption::Process => "the process `weft tunnels` does not run",
+                Encryption::Kernel => "the kernel's WireGuard does not do what it is told",
+            };
             return vec![format!(
-                "nothing leaves this host on encrypted networks, because the process `weft tunnels` does not run: {why}"
+                "nothing leaves this host on encrypted networks, because {what}: {why}"
             )];
         };
         let mut problems: Vec<_> = match &self.tunnels.report {

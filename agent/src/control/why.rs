@@ -236,7 +236,7 @@ impl Control {
                     node: self.catalogue.node_name(endpoint.node),
                     node_state: self.node_state(endpoint.node),
                     is_here: endpoint.node == self.me,
-                    vtep: node.and_then(|node| Some(node.fact.as_ref()?.vtep)),
+                    vtep: node.and_then(|node| Some(self.vtep_for(spec, node.fact.as_ref()?))),
                     mac: endpoint.spec.mac,
                     addresses: endpoint.spec.addresses.iter().map(IpNet::addr).collect(),
                     state: self.backend_state(network, id, endpoint),

@@ -107,6 +107,10 @@ impl World {
                 domain: "weft.internal".to_owned(),
                 health_commands: false,
                 wireguard_port: 51820,
+                encrypter: crate::control::Encrypter {
+                    kind: weft_overlay::plan::Encryption::Process,
+                    reason: "it was asked for".to_owned(),
+                },
                 encrypt: false,
                 rotate_keys: None,
                 run_dir: "/run/weft".into(),

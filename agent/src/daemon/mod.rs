@@ -41,7 +41,7 @@ use weft_wireguard::Secret32;
 
 use crate::{
     api::ApiError,
-    control::{HealthResult, HostFacts, Now, Responder, TunnelReport, docker::DockerCommand},
+    control::{Encrypter, HealthResult, HostFacts, Now, Responder, TunnelReport, docker::DockerCommand},
     docker::{self, Door, Owner, Plugin, Watcher},
     metrics::{Snapshot, Work},
     options::{AgentOptions, DockerPlugin, LogFormat},
@@ -116,6 +116,7 @@ struct Daemon {
     names: Names,
     resolvers: ResolverFiles,
     tunnels: TunnelsThread,
+    encrypter: Encrypter,
     prober: Prober,
     events: EventLog,
     started: Now,
@@ -157,6 +158,7 @@ impl Daemon {
                 changed,
             )
         });
+        let encrypter = tunnels::choose(options.wireguard, &options.run_dir)?;
         let mut daemon = Self {
             node_name,
             store,
@@ -170,7 +172,8 @@ impl Daemon {
             host,
             names: Names::new(&options.dns)?,
             resolvers: ResolverFiles::new(resolv::ROOT),
-            tunnels: TunnelsThread::start(&options)?,
+            tunnels: TunnelsThread::start(&options, encrypter.kind)?,
+            encrypter,
             prober: Prober::new(options.health_commands),
             events,
             started: now(),
@@ -330,7 +333,7 @@ impl Daemon {
                 .send_modify(|generation| *generation = state.generation);
             self.names.publish(&state);
             // Who is out of the cluster is out of this at once. What needs a device that is still to be made waits for it.
-            self.tunnels.apply(state.tunnels.take());
+            self.tunnels.apply(state.tunnels.take(), state.tunnel_mtu);
             self.host.apply(state);
             self.resolvers.set(membership.control.resolvers());
         }
@@ -373,7 +376,7 @@ impl Daemon {
 impl Daemon {
     /// Leaves nothing of ours on the host.
     fn clear_host(&mut self) {
-        self.tunnels.apply(None);
+        self.tunnels.apply(None, 0);
         self.host.clear();
         self.resolvers.set(BTreeMap::new());
     }

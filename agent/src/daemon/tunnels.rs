@@ -7,7 +7,7 @@
 use std::{
     net::Ipv4Addr,
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     time::{Duration, Instant},
@@ -21,12 +21,13 @@ use nix::{
     unistd::Pid,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use weft_wireguard::{Client, ClientError, Desired, Status};
+use weft_overlay::{kernel::wireguard_path, plan::Encryption};
+use weft_wireguard::{Client, ClientError, Desired, Kernel, Status, probe_kernel, remove_kernel};
 
 use super::host::sentence;
 use crate::{
-    control::TunnelReport,
-    options::{AgentOptions, TunnelsStart},
+    control::{Encrypter, TunnelReport},
+    options::{AgentOptions, TunnelsStart, WireguardChoice},
 };
 
 /// How often the process is asked how things are; so soon it is noticed that it is gone.
@@ -40,11 +41,53 @@ const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How often one looks for a socket that is on its way.
 const GLANCE: Duration = Duration::from_millis(5);
 
+/// Where the process listens, in the run directory.
+const SOCKET: &str = "tunnels.sock";
+/// How often the kernel is while a key changes: an address goes over to the newer key when that has carried a handshake.
+const OFTEN: Duration = Duration::from_millis(20);
+
 enum Order {
     /// `None`: there is nothing to encrypt.
-    Apply(Option<Box<Desired>>),
+    Apply(Option<Box<Desired>>, u32),
     /// What could not be done before may be possible now.
     LookAgain,
+}
+
+/// What encrypts on this host.
+pub(super) fn choose(choice: WireguardChoice, run_dir: &Path) -> anyhow::Result<Encrypter> {
+    let is_at_work = UnixStream::connect(run_dir.join(SOCKET)).is_ok();
+    let probed = match choice {
+        WireguardChoice::Userspace => Ok(()),
+        WireguardChoice::Kernel | WireguardChoice::Auto => probe_kernel().map_err(|error| sentence(&error)),
+    };
+    let encrypter = decide(choice, probed, is_at_work)?;
+    tracing::info!(kind = ?encrypter.kind, reason = encrypter.reason, "encrypted networks");
+    Ok(encrypter)
+}
+
+/// An upgrade changes nothing over while packets flow: peers may take no handshake of the kernel's for as long as 27 s, as
+/// its times are that much before those of the process.
+fn decide(
+    choice: WireguardChoice,
+    probed: Result<(), String>,
+    is_at_work: bool,
+) -> anyhow::Result<Encrypter> {
+    let asked = || "it was asked for".to_owned();
+    let (kind, reason) = match (choice, probed) {
+        (WireguardChoice::Userspace, _) => (Encryption::Process, asked()),
+        (WireguardChoice::Kernel, Ok(())) => (Encryption::Kernel, asked()),
+        (WireguardChoice::Kernel, Err(why)) => anyhow::bail!(
+            "the kernel's WireGuard was asked for and cannot be used: {why}; without `--wireguard kernel` the process \
+             `weft tunnels` encrypts"
+        ),
+        (WireguardChoice::Auto, Err(why)) => (Encryption::Process, why),
+        (WireguardChoice::Auto, Ok(())) if is_at_work => (
+            Encryption::Process,
+            "the kernel has WireGuard, but the process carries packets already".to_owned(),
+        ),
+        (WireguardChoice::Auto, Ok(())) => (Encryption::Kernel, "this kernel has WireGuard".to_owned()),
+    };
+    Ok(Encrypter { kind, reason })
 }
 
 /// The owner's end. The thread ends when this is dropped; the process goes on.
@@ -54,15 +97,23 @@ pub(super) struct TunnelsThread {
 }
 
 impl TunnelsThread {
-    pub(super) fn start(options: &AgentOptions) -> anyhow::Result<Self> {
+    pub(super) fn start(options: &AgentOptions, kind: Encryption) -> anyhow::Result<Self> {
         let (orders, receiver) = channel();
         let (sender, said) = unbounded_channel();
+        let path = wireguard_path(&options.run_dir);
+        let kernel = match kind {
+            Encryption::Process => None,
+            Encryption::Kernel => Some(Kernel::new(path, options.vxlan_port)?),
+        };
         let keeper = Keeper {
             run_dir: options.run_dir.clone(),
             start: options.tunnels,
             port: options.wireguard_port,
             wanted: None,
+            mtu: 0,
             is_told: true,
+            kernel,
+            is_alone: false,
             client: None,
             child: None,
             started: None,
@@ -75,8 +126,9 @@ impl TunnelsThread {
         Ok(Self { orders, said })
     }
 
-    pub(super) fn apply(&self, desired: Option<Box<Desired>>) {
-        self.order(Order::Apply(desired));
+    /// `mtu` is the largest packet inside the tunnels.
+    pub(super) fn apply(&self, desired: Option<Box<Desired>>, mtu: u32) {
+        self.order(Order::Apply(desired, mtu));
     }
 
     pub(super) fn look_again(&self) {
@@ -107,8 +159,14 @@ struct Keeper {
     port: u16,
     /// What the process is to do; `None` for nothing, be it that nobody has said anything yet.
     wanted: Option<Box<Desired>>,
+    /// The largest packet inside the tunnels.
+    mtu: u32,
     /// Whether it was told, if there is one.
     is_told: bool,
+    /// What encrypts, if that is not the process.
+    kernel: Option<Kernel>,
+    /// Whether the other of the two, which an agent before this one may have used, is known to be gone.
+    is_alone: bool,
     client: Option<Client>,
     /// The process, if it was this agent that started it.
     child: Option<Child>,
@@ -130,9 +188,9 @@ impl Keeper {
                 Ok(first) => {
                     for order in std::iter::once(first).chain(orders.try_iter()) {
                         match order {
-                            Order::Apply(wanted) => {
+                            Order::Apply(wanted, mtu) => {
                                 self.is_told = false;
-                                self.wanted = wanted;
+                                (self.wanted, self.mtu) = (wanted, mtu);
                             }
                             Order::LookAgain => again = true,
                         }
@@ -141,7 +199,7 @@ impl Keeper {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            if again && !self.failed.is_empty() {
+            if again && (!self.failed.is_empty() || self.kernel.is_some()) {
                 self.is_told = false;
             }
             self.reap();
@@ -149,7 +207,10 @@ impl Keeper {
                 self.rest();
                 continue;
             }
-            let status = self.look_after();
+            let status = self.be_alone().and_then(|()| match self.kernel {
+                Some(_) => self.look_after_kernel(),
+                None => self.look_after(),
+            });
             if let Err(reason) = &status {
                 self.client = None;
                 self.is_told = false;
@@ -186,6 +247,40 @@ impl Keeper {
             self.is_told = false;
         }
         Ok(status)
+    }
+
+    /// Has the kernel do what is wanted, and asks it how things are.
+    fn look_after_kernel(&mut self) -> Result<Status, String> {
+        let (Some(kernel), Some(wanted)) = (&mut self.kernel, &self.wanted) else {
+            return Err("nothing is wanted".to_owned());
+        };
+        if !self.is_told || Kernel::is_changing(wanted) {
+            kernel.apply(wanted, self.mtu).map_err(|error| sentence(&error))?;
+            self.is_told = true;
+        }
+        kernel.status(wanted).map_err(|error| sentence(&error))
+    }
+
+    /// Ends what encrypted before, if that was the other of the two: they want the same UDP port.
+    fn be_alone(&mut self) -> Result<(), String> {
+        if self.is_alone {
+            return Ok(());
+        }
+        match (&self.kernel, self.start) {
+            (None, _) => {
+                remove_kernel(&wireguard_path(&self.run_dir)).map_err(|error| sentence(&error))?;
+            }
+            (Some(_), TunnelsStart::Agent) => {
+                self.end();
+                if UnixStream::connect(self.socket()).is_ok() {
+                    return Err("the process `weft tunnels` of before has not ended yet".to_owned());
+                }
+            }
+            // It goes on without a part in anything, at any port.
+            (Some(_), TunnelsStart::Service) => self.tell_nothing(0),
+        }
+        self.is_alone = true;
+        Ok(())
     }
 
     /// Connects to the process, and starts it first where that is ours to do.
@@ -237,6 +332,10 @@ impl Keeper {
         if self.is_starting() {
             return Some(GLANCE);
         }
+        let is_changing = |wanted: &Desired| self.kernel.is_some() && Kernel::is_changing(wanted);
+        if self.wanted.as_deref().is_some_and(is_changing) {
+            return Some(OFTEN);
+        }
         let idle = self.is_told && self.wanted.is_none() && self.child.is_none();
         (!idle).then_some(LOOK_EVERY)
     }
@@ -249,27 +348,40 @@ impl Keeper {
             return;
         }
         self.is_told = true;
+        let removed = match &mut self.kernel {
+            Some(kernel) => kernel.remove(),
+            None => remove_kernel(&wireguard_path(&self.run_dir)),
+        };
+        if let Err(error) = removed {
+            tracing::warn!(
+                error = sentence(&error),
+                "the WireGuard device of the kernel stays"
+            );
+        }
         match self.start {
             TunnelsStart::Agent => self.end(),
-            TunnelsStart::Service => {
-                let nothing = Desired {
-                    generation: 0,
-                    private_keys: Vec::new(),
-                    port: self.port,
-                    vtep: Ipv4Addr::UNSPECIFIED,
-                    peers: Vec::new(),
-                    networks: Vec::new(),
-                };
-                // Whoever is not there does nothing already.
-                if let Ok(mut client) = Client::connect(&self.socket())
-                    && let Err(error) = client.apply(nothing, PATIENCE)
-                {
-                    tracing::warn!(
-                        error = sentence(&error),
-                        "the process of the tunnels keeps what it had"
-                    );
-                }
-            }
+            TunnelsStart::Service => self.tell_nothing(self.port),
+        }
+    }
+
+    /// Has a process that is not ours to end do nothing.
+    fn tell_nothing(&self, port: u16) {
+        let nothing = Desired {
+            generation: 0,
+            private_keys: Vec::new(),
+            port,
+            vtep: Ipv4Addr::UNSPECIFIED,
+            peers: Vec::new(),
+            networks: Vec::new(),
+        };
+        // Whoever is not there does nothing already.
+        if let Ok(mut client) = Client::connect(&self.socket())
+            && let Err(error) = client.apply(nothing, PATIENCE)
+        {
+            tracing::warn!(
+                error = sentence(&error),
+                "the process of the tunnels keeps what it had"
+            );
         }
     }
 
@@ -303,7 +415,7 @@ impl Keeper {
     }
 
     fn socket(&self) -> PathBuf {
-        self.run_dir.join("tunnels.sock")
+        self.run_dir.join(SOCKET)
     }
 }
 

@@ -11,7 +11,7 @@ use weft_netlink::{
     icmp::{Echo, Unanswered, ping},
     netns::Netns,
 };
-use weft_overlay::plan::{Far, ObservedNetwork};
+use weft_overlay::plan::{Carrier, Far, ObservedNetwork, Tunnel};
 
 use super::{
     doctor::{PATIENCE, names, services},
@@ -367,7 +367,8 @@ fn path(end: &End, encrypted: bool, address: IpAddr, kernel: &ObservedNetwork) -
         Some(Far::Vtep(vtep)) => vtep.to_string(),
         Some(Far::Process) => "the encrypted tunnels".to_owned(),
     };
-    let wanted = match encrypted {
+    let is_sealed = |tunnel: Tunnel| matches!(tunnel.carrier, Carrier::Vxlan { sealed: true, .. });
+    let wanted = match encrypted && !kernel.tunnel.is_some_and(is_sealed) {
         true => Some(Far::Process),
         false => end.vtep.map(Far::Vtep),
     };

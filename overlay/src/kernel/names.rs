@@ -17,6 +17,8 @@ pub(super) const INGRESS: &str = "in0";
 pub(super) const INGRESS_PORT: &str = "in0-port";
 pub(super) const INGRESS_ALIAS: &str = "weft:ingress";
 pub(super) const VXLAN_ALIAS: &str = "weft:vxlan";
+/// Of a VXLAN device whose socket is in the namespace of the tunnels. What is not marked so is taken to be in the open.
+pub(super) const SEALED_ALIAS: &str = "weft:vxlan in wireguard";
 pub(super) const TAP_ALIAS: &str = "weft:tap";
 /// What every alias of ours starts with.
 pub(super) const MARK: &str = "weft:";
@@ -105,6 +107,11 @@ impl Kernel {
 /// The path that keeps a network's namespace where this is the run directory.
 pub fn namespace_path(run_dir: &Path, network: NetworkId) -> PathBuf {
     netns_dir(run_dir).join(network.short())
+}
+
+/// The path that keeps the namespace of the kernel's WireGuard where this is the run directory.
+pub fn wireguard_path(run_dir: &Path) -> PathBuf {
+    netns_dir(run_dir).join("wireguard")
 }
 
 pub(super) fn netns_dir(run_dir: &Path) -> PathBuf {

@@ -243,6 +243,7 @@ fn observe_network(
                     vni: options.vni,
                     local: options.local,
                     port: options.port,
+                    sealed: link.alias.as_deref() == Some(names::SEALED_ALIAS),
                 },
                 None if link.kind == "tun" => Carrier::Tap,
                 None => return None,

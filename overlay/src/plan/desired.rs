@@ -35,13 +35,12 @@ pub struct Network {
     pub vni: Vni,
     /// The largest packet of its endpoints, the same on all hosts.
     pub mtu: u16,
-    /// This host's address on the underlay.
+    /// This host's address on the underlay; with [`Encryption::Kernel`] the one inside the tunnels, as of all other hosts.
     pub vtep: IpAddr,
     /// The UDP port of VXLAN.
     pub vxlan_port: u16,
-    /// Whether its frames are encrypted on their way to other hosts: its bridge then leads to a TAP device, and the kernel
-    /// has no VXLAN device for it.
-    pub encrypted: bool,
+    /// What encrypts its frames on their way to other hosts, if anything does.
+    pub encryption: Option<Encryption>,
     /// Its address ranges, each with the gateway that every host carries.
     pub subnets: Vec<Subnet>,
     /// Whether it has no way out.
@@ -55,6 +54,15 @@ pub struct Network {
     pub remotes: BTreeMap<EndpointId, RemoteEndpoint>,
     /// The way in, if ports of this host lead into it. A network without a way out has none.
     pub ingress: Option<Ingress>,
+}
+
+/// What encrypts the frames of a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encryption {
+    /// A process: the network's bridge leads to a TAP device, and the kernel has no VXLAN device for it.
+    Process,
+    /// The kernel's WireGuard: the socket of the VXLAN device is in a namespace that nothing else leads out of.
+    Kernel,
 }
 
 /// An address range of a network.
@@ -125,7 +133,7 @@ pub struct RemoteEndpoint {
     pub mac: Mac,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// The underlay address of its host.
+    /// The address of its host, of the kind that [`Network::vtep`] is.
     pub vtep: IpAddr,
 }
 
@@ -153,10 +161,11 @@ impl Desired {
                 let addresses = local.addresses.iter().map(IpNet::addr).collect();
                 rules.links.insert(id.short(), addresses);
             }
-            rules
-                .members
-                .extend(network.remotes.values().map(|remote| remote.vtep));
-            if !network.encrypted {
+            if network.encryption != Some(Encryption::Kernel) {
+                let vteps = network.remotes.values().map(|remote| remote.vtep);
+                rules.members.extend(vteps);
+            }
+            if network.encryption.is_none() {
                 rules.ports.insert(network.vxlan_port);
                 rules.guarded.insert(network.vxlan_port);
                 rules.local.insert(network.vtep);
@@ -202,9 +211,9 @@ impl Network {
                     .flat_map(|local| local.addresses.iter().map(|net| (net.addr(), local.mac))),
             )
             .collect();
-        let far = |remote: &RemoteEndpoint| match self.encrypted {
-            true => Far::Process,
-            false => Far::Vtep(remote.vtep),
+        let far = |remote: &RemoteEndpoint| match self.encryption {
+            Some(Encryption::Process) => Far::Process,
+            Some(Encryption::Kernel) | None => Far::Vtep(remote.vtep),
         };
         let mut fdb: BTreeMap<_, _> = remotes.map(|remote| (remote.mac, Some(far(remote)))).collect();
         self.endpoints.values().for_each(|local| {
@@ -219,12 +228,13 @@ impl Network {
             }),
             addresses: gateways.chain(services).collect(),
             tunnel: Some(Tunnel {
-                carrier: match self.encrypted {
-                    true => Carrier::Tap,
-                    false => Carrier::Vxlan {
+                carrier: match self.encryption {
+                    Some(Encryption::Process) => Carrier::Tap,
+                    encryption => Carrier::Vxlan {
                         vni: self.vni,
                         local: self.vtep,
                         port: self.vxlan_port,
+                        sealed: encryption.is_some(),
                     },
                 },
                 mtu,

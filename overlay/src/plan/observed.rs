@@ -145,6 +145,9 @@ pub enum Carrier {
         local: IpAddr,
         /// The UDP port.
         port: u16,
+        /// Whether its UDP socket is in the namespace of the tunnels, where there is no way but WireGuard; else it is on the
+        /// underlay.
+        sealed: bool,
     },
     /// A TAP device, whose frames a process encrypts. It alone knows what they look like on the wire, and without it
     /// none leaves.
@@ -284,7 +287,15 @@ impl fmt::Display for Bridge {
 impl fmt::Display for Tunnel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.carrier {
-            Carrier::Vxlan { vni, local, port } => write!(f, "vxlan vni {vni} local {local} port {port}")?,
+            Carrier::Vxlan {
+                vni,
+                local,
+                port,
+                sealed,
+            } => {
+                write!(f, "vxlan vni {vni} local {local} port {port}")?;
+                f.write_str(if sealed { " in wireguard" } else { "" })?;
+            }
             Carrier::Tap => f.write_str("tap")?,
         }
         write!(f, " mtu {}", self.mtu)

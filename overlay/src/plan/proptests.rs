@@ -106,21 +106,21 @@ fn desired_network() -> impl Strategy<Value = Network> {
             1..3_u8,
             any::<bool>(),
             any::<bool>(),
-            any::<bool>(),
+            option::of(prop_oneof![Just(Encryption::Process), Just(Encryption::Kernel)]),
         ),
         collection::btree_map(endpoint_id(), local(), 0..4),
         collection::btree_map(endpoint_id(), remote(), 0..4),
         option::of(ingress()),
     )
         .prop_map(
-            |((vni, mtu, subnets, internal, services, encrypted), endpoints, remotes, ingress)| Network {
+            |((vni, mtu, subnets, internal, services, encryption), endpoints, remotes, ingress)| Network {
                 ingress,
                 name: format!("n{vni}"),
                 vni: Vni::try_from(vni).unwrap(),
                 mtu,
                 vtep: IpAddr::from([192, 0, 2, 1]),
                 vxlan_port: 4789,
-                encrypted,
+                encryption,
                 subnets: [("10.0.0.0/24", "10.0.0.1"), ("fd00::/64", "fd00::1")][..subnets.into()]
                     .iter()
                     .map(|(net, gateway)| Subnet {
@@ -189,10 +189,11 @@ fn observed_network() -> impl Strategy<Value = ObservedNetwork> {
         name: "n1".to_owned(),
         up,
     });
-    let vxlan = (1..3_u32, vtep()).prop_map(|(vni, local)| Carrier::Vxlan {
+    let vxlan = (1..3_u32, vtep(), any::<bool>()).prop_map(|(vni, local, sealed)| Carrier::Vxlan {
         vni: Vni::try_from(vni).unwrap(),
         local,
         port: 4789,
+        sealed,
     });
     let tunnel = (prop_oneof![vxlan, Just(Carrier::Tap)], 1400..1402_u32)
         .prop_map(|(carrier, mtu)| Tunnel { carrier, mtu });

@@ -54,7 +54,7 @@ fn network(vni: u32) -> Network {
         mtu: 1450,
         vtep: ip("192.0.2.1"),
         vxlan_port: 4789,
-        encrypted: false,
+        encryption: None,
         subnets: vec![
             Subnet {
                 net: "10.0.0.0/24".parse().unwrap(),
@@ -173,7 +173,7 @@ fn the_last_endpoint_takes_everything_along() {
 fn an_encrypted_network_has_a_tap_and_its_entries_lead_there() {
     let mut desired = desired();
     let network = desired.networks.get_mut(&APP).unwrap();
-    (network.encrypted, network.mtu) = (true, 1370);
+    (network.encryption, network.mtu) = (Some(Encryption::Process), 1370);
     insta::assert_snapshot!(text(&desired, &Observed::default()));
     let observed = applied(&desired);
     assert_eq!(text(&desired, &observed), "");
@@ -188,6 +188,50 @@ fn an_encrypted_network_has_a_tap_and_its_entries_lead_there() {
         ops: vec![Op::Host(HostOp::SetRules(members))],
     };
     assert_eq!(plan(&desired, &observed), expected);
+}
+
+#[test]
+fn in_the_kernels_wireguard_a_network_has_a_vxlan_device_that_is_nowhere_else() {
+    let mut desired = desired();
+    let network = desired.networks.get_mut(&APP).unwrap();
+    (network.encryption, network.mtu) = (Some(Encryption::Kernel), 1370);
+    network.vtep = ip("100.64.0.1");
+    for remote in network.remotes.values_mut() {
+        remote.vtep = ip("100.64.0.2");
+    }
+    insta::assert_snapshot!(text(&desired, &Observed::default()));
+    let mut observed = applied(&desired);
+    assert_eq!(text(&desired, &observed), "");
+    // Addresses inside the tunnels are nobody's on the underlay.
+    let rules = observed.host.rules.clone().unwrap();
+    assert!(
+        !rules.members.contains(&ip("100.64.0.2")) && rules.ports.is_empty(),
+        "{rules:?}"
+    );
+    // One in the open is never taken for it, nor a TAP device.
+    for carrier in [
+        Carrier::Vxlan {
+            vni: desired.networks[&APP].vni,
+            local: ip("100.64.0.1"),
+            port: 4789,
+            sealed: false,
+        },
+        Carrier::Tap,
+    ] {
+        observed
+            .networks
+            .get_mut(&APP)
+            .unwrap()
+            .tunnel
+            .as_mut()
+            .unwrap()
+            .carrier = carrier;
+        let text = text(&desired, &observed);
+        assert!(
+            text.contains("delete tunnel\n") && text.contains(" in wireguard mtu 1370\n"),
+            "{text}"
+        );
+    }
 }
 
 #[test]

@@ -6,8 +6,10 @@ use weft_types::NodeId;
 /// How a host encrypts what goes to others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EncryptionStatus {
-    /// What encrypts: `userspace`, the process `weft tunnels`.
+    /// What encrypts: `userspace`, the process `weft tunnels`, or `kernel`, the kernel's WireGuard.
     pub datapath: String,
+    /// Why that one.
+    pub reason: String,
     /// Whether it does; nothing leaves this host on encrypted networks while it does not.
     pub running: bool,
     /// The UDP port of WireGuard.

@@ -12,8 +12,9 @@ pub(super) fn add_encryption(facts: &mut Facts, encryption: Option<&EncryptionSt
     facts.add(
         "encryption",
         format!(
-            "{}{state}, at {} inside the tunnels, UDP port {}, key {} (number {}), {} packets refused",
+            "{} ({}){state}, at {} inside the tunnels, UDP port {}, key {} (number {}), {} packets refused",
             encryption.datapath,
+            encryption.reason,
             encryption.address,
             encryption.port,
             short(&encryption.fingerprint),

@@ -99,13 +99,48 @@ fn the_process_is_told_of_encrypted_networks_here_and_of_nodes_that_share_them()
     let kinds: BTreeMap<_, _> = overlay
         .networks
         .values()
-        .map(|network| (network.name.as_str(), (network.encrypted, network.mtu)))
+        .map(|network| (network.name.as_str(), (network.encryption, network.mtu)))
         .collect();
     assert_eq!(
         kinds,
-        BTreeMap::from([("plain", (false, 1450)), ("secret", (true, 1370))])
+        BTreeMap::from([
+            ("plain", (None, 1450)),
+            ("secret", (Some(Encryption::Process), 1370))
+        ])
     );
     assert_eq!(overlay.guarded, [4789].into());
+}
+
+#[test]
+fn in_the_kernels_wireguard_vxlan_is_between_the_addresses_inside_the_tunnels() {
+    let mut world = World::of(2);
+    create(&mut world, "secret", true);
+    create(&mut world, "plain", false);
+    for node in 0..2 {
+        connect(&mut world, node, "secret", &format!("s{node}"));
+        connect(&mut world, node, "plain", &format!("p{node}"));
+    }
+    let addresses = [0, 1].map(|node| IpAddr::from(address(&world, node)));
+    let control = &mut world.nodes[0].control;
+    control.settings.encrypter.kind = Encryption::Kernel;
+    let now = Now {
+        instant: Instant::now(),
+        unix_millis: 0,
+    };
+    let state = control.host_state(now);
+    assert_eq!(state.tunnel_mtu, 1420);
+    let network = |name: &str| {
+        let mut networks = state.overlay.networks.values();
+        networks.find(|network| network.name == name).unwrap()
+    };
+    let (secret, plain) = (network("secret"), network("plain"));
+    assert_eq!(secret.encryption, Some(Encryption::Kernel));
+    assert_eq!(secret.vtep, addresses[0]);
+    assert!(secret.remotes.values().all(|remote| remote.vtep == addresses[1]));
+    assert_eq!((secret.remotes.len(), plain.remotes.len()), (1, 1));
+    assert_eq!(plain.vtep, IpAddr::from([192, 0, 2, 1]));
+    let status = control.encryption(None, now).unwrap();
+    assert_eq!(status.datapath, "kernel");
 }
 
 #[test]

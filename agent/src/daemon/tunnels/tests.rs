@@ -102,11 +102,14 @@ fn desired(generation: u64) -> Box<Desired> {
 }
 
 fn keeper(dir: &Path) -> TunnelsThread {
-    TunnelsThread::start(&AgentOptions {
-        run_dir: dir.to_owned(),
-        tunnels: TunnelsStart::Service,
-        ..AgentOptions::default()
-    })
+    TunnelsThread::start(
+        &AgentOptions {
+            run_dir: dir.to_owned(),
+            tunnels: TunnelsStart::Service,
+            ..AgentOptions::default()
+        },
+        Encryption::Process,
+    )
     .unwrap()
 }
 
@@ -119,7 +122,7 @@ async fn until(thread: &mut TunnelsThread, is_so: impl Fn(&TunnelReport) -> bool
 async fn what_is_wanted_is_told_once_and_again_to_who_comes_anew() {
     let dir = tempfile::tempdir().unwrap();
     let mut thread = keeper(dir.path());
-    thread.apply(Some(desired(1)));
+    thread.apply(Some(desired(1)), 1420);
     until(
         &mut thread,
         |report| matches!(&report.status, Err(why) if why.contains("weft-tunnels.service")),
@@ -130,14 +133,14 @@ async fn what_is_wanted_is_told_once_and_again_to_who_comes_anew() {
     assert_eq!(fake.told.recv_timeout(SOON).unwrap().generation, 1);
     until(&mut thread, |report| report.status.is_ok()).await;
     assert!(fake.told.try_recv().is_err(), "nothing has changed");
-    thread.apply(Some(desired(2)));
+    thread.apply(Some(desired(2)), 1420);
     assert_eq!(fake.told.recv_timeout(SOON).unwrap().generation, 2);
 
     // It goes and comes again, and knows nothing.
     let stream = fake.stream.recv_timeout(SOON).unwrap();
     stream.shutdown(std::net::Shutdown::Both).unwrap();
     assert_eq!(fake.told.recv_timeout(SOON).unwrap().generation, 2);
-    thread.apply(None);
+    thread.apply(None, 1420);
     let nothing = fake.told.recv_timeout(SOON).unwrap();
     assert!(nothing.networks.is_empty() && nothing.peers.is_empty());
 }
@@ -147,7 +150,7 @@ async fn what_could_not_be_done_is_said_and_tried_again_when_the_kernel_has_chan
     let dir = tempfile::tempdir().unwrap();
     let fake = Fake::serve(&dir.path().join("tunnels.sock"), 1);
     let mut thread = keeper(dir.path());
-    thread.apply(Some(desired(1)));
+    thread.apply(Some(desired(1)), 1420);
     until(&mut thread, |report| report.failed == ["there is no vx0"]).await;
     assert_eq!(fake.told.recv_timeout(SOON).unwrap().generation, 1);
     thread.look_again();
@@ -159,4 +162,37 @@ async fn what_could_not_be_done_is_said_and_tried_again_when_the_kernel_has_chan
     thread.look_again();
     until(&mut thread, |report| report.status.is_ok()).await;
     assert!(fake.told.try_recv().is_err());
+}
+
+#[test]
+fn without_a_choice_the_kernel_encrypts_unless_the_process_is_at_work() {
+    use WireguardChoice::{Auto, Kernel, Userspace};
+    let decided = |choice, has_kernel: bool, is_at_work| {
+        let probed = has_kernel.then_some(()).ok_or("none".to_owned());
+        decide(choice, probed, is_at_work)
+            .map(|encrypter| encrypter.kind)
+            .ok()
+    };
+    for is_at_work in [false, true] {
+        for has_kernel in [false, true] {
+            assert_eq!(
+                decided(Userspace, has_kernel, is_at_work),
+                Some(Encryption::Process)
+            );
+            assert_eq!(
+                decided(Kernel, has_kernel, is_at_work),
+                has_kernel.then_some(Encryption::Kernel)
+            );
+        }
+        assert_eq!(decided(Auto, false, is_at_work), Some(Encryption::Process));
+    }
+    assert_eq!(decided(Auto, true, false), Some(Encryption::Kernel));
+    assert_eq!(decided(Auto, true, true), Some(Encryption::Process));
+    let refused = decide(Kernel, Err("none".to_owned()), false)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("cannot be used: none; without `--wireguard kernel`"),
+        "{refused}"
+    );
 }

@@ -219,18 +219,34 @@ impl Run<'_> {
         // The bridge must be there before it is named.
         self.flush();
         match tunnel.carrier {
-            Carrier::Vxlan { vni, local, port } => {
+            Carrier::Vxlan {
+                vni,
+                local,
+                port,
+                sealed,
+            } => {
                 let options = VxlanOptions { vni, local, port };
-                self.add_vxlan(id, options, tunnel.mtu)
+                self.add_vxlan(id, options, sealed, tunnel.mtu)
             }
             Carrier::Tap => self.add_tap(id, tunnel.mtu),
         }
     }
 
-    fn add_vxlan(&mut self, id: NetworkId, options: VxlanOptions, mtu: u32) -> Result<(), Cause> {
+    fn add_vxlan(
+        &mut self,
+        id: NetworkId,
+        options: VxlanOptions,
+        sealed: bool,
+        mtu: u32,
+    ) -> Result<(), Cause> {
+        // Where nothing leads out of until WireGuard is there, which has its own life.
+        let mut tunnels = match sealed {
+            true => Some(RouteSocket::open(&Netns::ensure_at(&self.kernel.wireguard)?)?),
+            false => None,
+        };
         let space = self.space(id)?;
         let bridge = space.links.bridge;
-        // Made by the host's socket, and so with its UDP socket on the underlay, but born here.
+        // Made by a socket of the host or of the tunnels, and so with its UDP socket there, but born here.
         let link = NewLink::vxlan(TUNNEL, options)
             .index(TUNNEL_INDEX)
             .mtu(mtu)
@@ -239,7 +255,8 @@ impl Run<'_> {
             .netns(space.netns.as_fd());
         let mut batch = Batch::new();
         batch.add(link);
-        if let Err(error) = self.kernel.route.execute(batch) {
+        let maker = tunnels.as_mut().unwrap_or(&mut self.kernel.route);
+        if let Err(error) = maker.execute(batch) {
             return Err(match error {
                 BatchError::Refused(mut refusals) if !refusals.is_empty() => {
                     Cause::Refused(refusals.swap_remove(0))
@@ -253,7 +270,10 @@ impl Run<'_> {
         self.push(
             Target::Space(id),
             SetLink::index(TUNNEL_INDEX)
-                .alias(names::VXLAN_ALIAS)
+                .alias(match sealed {
+                    true => names::SEALED_ALIAS,
+                    false => names::VXLAN_ALIAS,
+                })
                 .port(TUNNEL_PORT),
         );
         Ok(())

@@ -200,7 +200,7 @@ pub(super) fn network(id: NetworkId, vtep: IpAddr) -> Network {
         mtu: crate::overlay_mtu(1500, vtep).unwrap(),
         vtep,
         vxlan_port: 4789,
-        encrypted: false,
+        encryption: None,
         subnets: vec![
             Subnet {
                 net: "10.9.0.0/24".parse().unwrap(),

@@ -38,7 +38,7 @@ fn encrypted(hosts: u8) -> Option<super::bed::Lab> {
     }
     for host in &mut lab.hosts {
         let network = host.desired.networks.get_mut(&APP).unwrap();
-        network.encrypted = true;
+        network.encryption = Some(crate::plan::Encryption::Process);
         network.mtu = crate::encrypted_mtu(1500).unwrap();
     }
     Some(lab)
@@ -133,6 +133,104 @@ fn an_encrypted_network_leads_to_a_tap_and_nothing_of_it_leaves_without_the_proc
         host.desired.networks.clear();
     }
     lab.reconcile();
+    let after: Vec<_> = lab.hosts.iter().map(TestHost::objects).collect();
+    assert_eq!(before, after);
+}
+
+/// Stands for the WireGuard devices of two hosts: a link that joins the namespaces of their tunnels.
+fn join_tunnels(one: &TestHost, other: &TestHost) {
+    let netns = [one, other].map(|host| Netns::open(names::wireguard_path(&host.dir)).unwrap());
+    let peer = VethPeer::new("wg0").netns(netns[1].as_fd());
+    let mut batch = Batch::new();
+    batch.add(NewLink::veth("wg0", peer));
+    RouteSocket::open(&netns[0]).unwrap().execute(batch).unwrap();
+    for (number, netns) in (1..).zip(&netns) {
+        let mut socket = RouteSocket::open(netns).unwrap();
+        let link = socket
+            .links()
+            .unwrap()
+            .into_iter()
+            .find(|link| link.name == "wg0")
+            .unwrap();
+        let address = weft_netlink::route::Address {
+            link: link.index,
+            net: format!("100.64.0.{number}/10").parse().unwrap(),
+            prefix_route: true,
+        };
+        let mut batch = Batch::new();
+        batch.add(address.add());
+        batch.add(SetLink::index(link.index).up());
+        socket.execute(batch).unwrap();
+    }
+}
+
+#[test]
+fn in_the_kernels_wireguard_frames_leave_by_the_namespace_of_the_tunnels_alone() {
+    let Some(mut lab) = Lab::new(2) else { return };
+    let before: Vec<_> = lab.hosts.iter().map(TestHost::objects).collect();
+    for host in 0..2 {
+        let n = 10 * (host + 1) + 1;
+        lab.attach(host.into(), APP, n, n, false);
+    }
+    let seal = |host: &mut TestHost| {
+        let inside = |address: std::net::IpAddr| match address {
+            std::net::IpAddr::V4(v4) if v4.octets()[0] != 100 => [100, 64, 0, v4.octets()[3]].into(),
+            other => other,
+        };
+        for network in host.desired.networks.values_mut() {
+            network.encryption = Some(crate::plan::Encryption::Kernel);
+            network.mtu = crate::encrypted_mtu(1500).unwrap();
+            network.vtep = inside(network.vtep);
+            for remote in network.remotes.values_mut() {
+                remote.vtep = inside(remote.vtep);
+            }
+        }
+    };
+    lab.hosts.iter_mut().for_each(seal);
+    lab.reconcile();
+    let link = tunnel(&lab.hosts[0]);
+    assert_eq!(
+        (link.index, link.kind.as_str(), link.mtu, link.alias.as_deref()),
+        (TUNNEL_INDEX, "vxlan", 1370, Some("weft:vxlan in wireguard"))
+    );
+    // No VXLAN socket on the underlay: a program can have the port.
+    drop(bind(&lab.hosts[0].netns, "0.0.0.0:4789"));
+    assert!(!lab.reaches(11, 21, "10.9.0.21"));
+    join_tunnels(&lab.hosts[0], &lab.hosts[1]);
+    assert!(lab.reaches(11, 21, "10.9.0.21"));
+    assert!(lab.reaches(21, 11, "fd00:9::b"));
+    for host in &mut lab.hosts {
+        host.restart();
+        host.assert_unchanged();
+    }
+    // Without its mark nobody knows where its socket is, and it is made anew.
+    let space = lab.hosts[0].kernel.namespace(APP).unwrap().unwrap();
+    let mut batch = Batch::new();
+    batch.add(SetLink::index(TUNNEL_INDEX).alias("weft:vxlan"));
+    RouteSocket::open(&space).unwrap().execute(batch).unwrap();
+    drop(space);
+    lab.hosts[0].restart();
+    lab.hosts[0].reconcile();
+    assert_eq!(
+        tunnel(&lab.hosts[0]).alias.as_deref(),
+        Some("weft:vxlan in wireguard")
+    );
+    assert!(lab.reaches(11, 21, "10.9.0.21"));
+    // The namespace goes, and the device with it; it is made anew, and leads nowhere.
+    for host in &lab.hosts {
+        Netns::remove_at(names::wireguard_path(&host.dir)).unwrap();
+    }
+    lab.hosts[0].restart();
+    lab.hosts[0].reconcile();
+    assert!(!lab.reaches(11, 21, "10.9.0.21"));
+    for host in &mut lab.hosts {
+        host.desired.networks.clear();
+        host.kernel.resync();
+    }
+    lab.reconcile();
+    for host in &lab.hosts {
+        Netns::remove_at(names::wireguard_path(&host.dir)).unwrap();
+    }
     let after: Vec<_> = lab.hosts.iter().map(TestHost::objects).collect();
     assert_eq!(before, after);
 }
