@@ -303,6 +303,12 @@ impl Catalogue {
         self.nodes.get(&id).filter(|_| !self.is_removed(id))
     }
 
+    /// Whether it said good-bye itself.
+    pub fn has_left(&self, id: NodeId) -> bool {
+        let node = self.nodes.get(&id);
+        node.is_some_and(|node| node.presence == Presence::Left)
+    }
+
     pub fn is_removed(&self, id: NodeId) -> bool {
         self.removals.contains_key(&id)
     }
@@ -327,7 +333,7 @@ impl Catalogue {
             .copied()
     }
 
-    /// Whether its removal rests on an operator's word.
+    /// Whether its removal rests on an operator's word, or its own.
     pub fn is_forced_out(&self, removed: NodeId) -> bool {
         let mut by = self.removals.get(&removed).into_iter().flat_map(BTreeMap::values);
         by.any(|removal| removal.forced)

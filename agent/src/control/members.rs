@@ -6,7 +6,7 @@ use weft_types::{NetworkId, NodeId};
 use super::{
     Control, Now,
     catalogue::{Catalogue, Change, Presence},
-    records::{CLUSTER, Kind, NetworkSpec, NodeFact, Register, TunnelFact, encode, network_key},
+    records::{CLUSTER, Kind, NetworkSpec, NodeFact, Register, RemovalFact, TunnelFact, encode, network_key},
     spaces::Wire,
 };
 use crate::api::types::{ClusterJoinResponse, EventKind};
@@ -104,6 +104,7 @@ impl Control {
                 tracing::debug!("caught up with a peer");
                 self.caught_up = true;
                 self.end_reading_back(now);
+                self.remove_who_left(now);
                 self.look_ahead(now);
                 self.joined_if_complete();
             }
@@ -167,7 +168,9 @@ impl Control {
                         }
                     }
                     self.look_at_estates(now);
-                    self.node_event(EventKind::NodeLeft, node);
+                    if !self.catalogue.has_left(node) {
+                        self.node_event(EventKind::NodeLeft, node);
+                    }
                 }
             }
             Change::NetworkCreated(id) => {
@@ -264,6 +267,31 @@ impl Control {
             self.host_changed();
             self.look_at_estates(now);
             self.node_event(kind, member.node);
+            self.remove_who_left(now);
+        }
+    }
+
+    /// Who said good-bye never comes back as the same node. The first of those who answer writes that down, so that nothing
+    /// of it stays: not its name, nor the numbers that it could not give away because they were in use.
+    fn remove_who_left(&mut self, now: Now) {
+        let is_first = !self
+            .catalogue
+            .nodes()
+            .any(|(id, node)| id < self.me && matches!(node.presence, Presence::Alive | Presence::Suspect));
+        if !is_first || self.removed || self.leaving.is_some() || self.reading_back.is_some() {
+            return;
+        }
+        let left = self.catalogue.nodes();
+        let left: Vec<NodeId> = left
+            .filter(|(_, node)| node.presence == Presence::Left)
+            .map(|(id, _)| id)
+            .collect();
+        for node in left {
+            // By its own word, which nobody else can say.
+            let fact = RemovalFact { forced: true };
+            if let Err(error) = self.publish(Kind::Removal.key(CLUSTER, node.0), encode(&fact), now) {
+                tracing::warn!(%error, "that a node has left cannot be told to the others");
+            }
         }
     }
 

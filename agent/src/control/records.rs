@@ -292,7 +292,7 @@ pub struct HoldingFact {
 /// That a node was removed, by its author.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemovalFact {
-    /// It rests on an operator's word, where too few nodes are left to agree.
+    /// It rests on an operator's word, where too few nodes are left to agree, or on its own that it leaves.
     pub forced: bool,
 }
 
