@@ -5,7 +5,6 @@ use std::{
     fmt, fs,
     io::Write as _,
     process::Command,
-    sync::mpsc::{RecvTimeoutError, channel},
     time::{Duration, Instant},
 };
 
@@ -14,7 +13,7 @@ use nix::sys::signal::kill;
 use rand::{Rng, RngExt, seq::IndexedRandom};
 
 use crate::{
-    bed::{COMMAND, Node, soon},
+    bed::{COMMAND, Node, soon, wait},
     churn, damage,
     secret::process_of,
     world::World,
@@ -394,10 +393,4 @@ fn fill_disk(node: &Node, hold: Duration) {
             ended => Err(ended.stderr),
         }
     });
-}
-
-/// Lets time pass.
-pub fn wait(time: Duration) {
-    let (_open, nothing) = channel::<()>();
-    assert_eq!(nothing.recv_timeout(time), Err(RecvTimeoutError::Timeout));
 }

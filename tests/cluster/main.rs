@@ -4,6 +4,7 @@ mod applied;
 mod bed;
 mod counts;
 mod crash;
+mod cycles;
 mod doctor;
 mod drain;
 mod eject;
