@@ -1,5 +1,7 @@
 //! What gossip reports: members that come and go, records that arrive, messages between two nodes.
 
+use std::time::Duration;
+
 use weft_gossip::{Event as GossipEvent, Gossip, Member, MemberState, Record};
 use weft_types::{NetworkId, NodeId};
 
@@ -10,6 +12,9 @@ use super::{
     spaces::Wire,
 };
 use crate::api::types::{ClusterJoinResponse, EventKind};
+
+/// How long a record of another node may wait for company on its way to the disk.
+const SAVE_AFTER: Duration = Duration::from_millis(500);
 
 impl Control {
     /// Drains gossip until nothing follows any more.
@@ -88,7 +93,7 @@ impl Control {
                     self.turn.commit.push(record);
                     self.resume(now);
                 } else {
-                    self.unsaved_since.get_or_insert(now.instant);
+                    self.save_at.get_or_insert(now.instant + SAVE_AFTER);
                     self.unsaved.push(record);
                 }
             }
@@ -267,6 +272,10 @@ impl Control {
             self.host_changed();
             self.look_at_estates(now);
             self.node_event(kind, member.node);
+            if presence == Presence::Left {
+                // It never says so again.
+                self.save_at = Some(now.instant);
+            }
             self.remove_who_left(now);
         }
     }

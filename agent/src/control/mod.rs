@@ -263,7 +263,8 @@ pub struct Control {
     generation: u64,
     /// Records of others that are not on the disk yet.
     unsaved: Vec<Record>,
-    unsaved_since: Option<Instant>,
+    /// When they will be.
+    save_at: Option<Instant>,
     next_look: Instant,
     /// Who waits for this node to have caught up with the cluster it joins, and until when.
     joining: Option<(Instant, Responder<ClusterJoinResponse>)>,
@@ -350,7 +351,7 @@ impl Control {
             host_problems: BTreeSet::new(),
             generation: 1,
             unsaved: Vec::new(),
-            unsaved_since: None,
+            save_at: None,
             next_look: now.instant,
             joining: None,
             caught_up: false,
@@ -399,7 +400,7 @@ impl Control {
         if !self.turn.commit.is_empty() {
             // What is committed may build on what others said: an endpoint on its network, say.
             self.turn.commit.append(&mut self.unsaved);
-            self.unsaved_since = None;
+            self.save_at = None;
         }
         std::mem::take(&mut self.turn)
     }

@@ -4,8 +4,6 @@ use std::time::{Duration, Instant};
 
 use super::{Control, Now, catalogue::Presence};
 
-/// How long a record of another node may wait for company on its way to the disk.
-const SAVE_AFTER: Duration = Duration::from_millis(500);
 /// How often this node looks whether it still owns free numbers of every kind.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -18,7 +16,7 @@ impl Control {
             self.away.poll_timeout(),
             self.joining.as_ref().map(|(until, _)| *until),
             self.leaving.as_ref().map(|(at, ..)| *at),
-            self.unsaved_since.map(|since| since + SAVE_AFTER),
+            self.save_at,
             Some(self.next_look),
             self.checks.poll_timeout(),
             self.spaces.poll_timeout(),
@@ -58,8 +56,8 @@ impl Control {
             self.grace_until = None;
             self.give_up_the_unheard(now);
         }
-        if due(self.unsaved_since.map(|since| since + SAVE_AFTER)) {
-            self.unsaved_since = None;
+        if due(self.save_at) {
+            self.save_at = None;
             self.turn.commit.append(&mut self.unsaved);
         }
         if self.slow_start.handle_timeout(now.instant) {
