@@ -10,8 +10,8 @@ use rand_chacha::ChaCha12Rng;
 use weft_types::NodeId;
 
 use crate::{
-    CARD_KIND, Config, Event, Identity, Key, KeyId, KeyRing, MAX_MESSAGE, MAX_NAME, MAX_VALUE, Member, MemberState, Output,
-    PutError, Record, SendError, Stats,
+    CARD_KIND, Config, Event, Identity, Key, KeyId, KeyRing, MAX_MESSAGE, MAX_NAME, MAX_VALUE, Member,
+    MemberState, Output, PutError, Record, SendError, Stats,
     identity::Short,
     membership::{Id, Membership},
     replay::ReplayGuard,

@@ -41,10 +41,7 @@ impl Identity {
     /// key.
     pub fn seal_for(&self, to: &NodeId, context: &[u8], text: &[u8]) -> Option<Vec<u8>> {
         let (key, nonce, aad) = self.for_two(to, (&self.node(), to), context)?;
-        let payload = Payload {
-            msg: text,
-            aad: &aad,
-        };
+        let payload = Payload { msg: text, aad: &aad };
         key.encrypt(&nonce.into(), payload).ok()
     }
 

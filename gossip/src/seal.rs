@@ -128,7 +128,8 @@ impl Sealer {
         sealed.extend_from_slice(&nonce);
         let aad = associated(&self.cluster, channel, key.hint);
         key.cipher
-            .encrypt_in_place(&nonce.into(), &aad, &mut inner).ok()?;
+            .encrypt_in_place(&nonce.into(), &aad, &mut inner)
+            .ok()?;
         sealed.extend_from_slice(&inner);
         Some(sealed.into())
     }
@@ -312,11 +313,8 @@ mod tests {
 
         // For a member that has only that one, it does.
         let old_key = GossipKey([3; 32]).id();
-        both.keys.set(
-            ring(4)
-                .and(GossipKey([3; 32]))
-                .with_member(old.node, old_key),
-        );
+        both.keys
+            .set(ring(4).and(GossipKey([3; 32])).with_member(old.node, old_key));
         let packet = both.seal(Channel::Packet, Some(&old.node), b"hello").unwrap();
         assert_eq!(old.open(Channel::Packet, &packet).unwrap().key, old_key);
         let packet = both.seal(Channel::Packet, None, b"hello").unwrap();
