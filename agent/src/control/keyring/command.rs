@@ -167,8 +167,8 @@ impl Control {
             .any(|node| self.lives(node) && node != self.me);
         if has_peers && is_alone && self.gossip.stats().foreign > 0 {
             problems.push(
-                "no other node answers, and what arrives is sealed by a key that this node does not have. Was it removed, or its \
-                 data directory set back, and the gossip key changed since? Then `weft leave` here and join again"
+                "no other node answers, and what arrives is sealed by a key that this node does not have. Was its data directory \
+                 set back to a time before the gossip key changed? Then `weft leave` here, `weft node rm` there, and join again"
                     .to_owned(),
             );
         }

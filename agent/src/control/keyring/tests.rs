@@ -274,11 +274,7 @@ fn a_key_that_was_made_beside_a_removal_is_followed_by_one_that_the_removed_has_
 
 #[test]
 fn whatever_step_a_crash_comes_at_the_change_goes_on() {
-    for crash in [
-        Crash::BeforeTheKeys,
-        Crash::BeforeTheRecords,
-        Crash::BeforeThePackets,
-    ] {
+    for crash in [Crash::AtOnce, Crash::KeysSaved, Crash::Committed] {
         // Of who makes the key, and of one who takes it.
         for victim in [1, 2] {
             println!("node {victim} stops {crash:?}");
@@ -294,7 +290,7 @@ fn whatever_step_a_crash_comes_at_the_change_goes_on() {
                     .all(|node| ring(&world, *node).newest_first().last().unwrap().epoch == 1)
             );
             world.restart(victim);
-            let is_lost = victim == 1 && crash == Crash::BeforeTheKeys;
+            let is_lost = victim == 1 && crash == Crash::AtOnce;
             until_settled(&mut world, &[0, 1, 2]);
             assert_eq!(ring(&world, 0).newest().epoch, if is_lost { 1 } else { 2 });
             all_hear_all(&mut world, &[0, 1, 2], "after");
@@ -442,11 +438,7 @@ fn through_any_life_all_end_with_one_key_and_hear_each_other() {
                 }
                 6 => world.heal(),
                 _ => {
-                    let step = [
-                        Crash::BeforeTheKeys,
-                        Crash::BeforeTheRecords,
-                        Crash::BeforeThePackets,
-                    ];
+                    let step = [Crash::AtOnce, Crash::KeysSaved, Crash::Committed];
                     world.faults.crash = Some((node, step[chance.random_range(0..3)]));
                 }
             }

@@ -33,9 +33,9 @@ pub(in crate::control) struct Disk {
 /// How far an agent gets with a turn that changes its keys of gossip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::control) enum Crash {
-    BeforeTheKeys,
-    BeforeTheRecords,
-    BeforeThePackets,
+    AtOnce,
+    KeysSaved,
+    Committed,
 }
 
 #[derive(Default)]
@@ -109,9 +109,9 @@ impl Faults {
             .crash
             .take_if(|(of, _)| *of == node && turn.gossip_keys.is_some());
         let crash = crash.map(|(_, crash)| crash);
-        if crash != Some(Crash::BeforeTheKeys) {
+        if crash != Some(Crash::AtOnce) {
             disk.save_keys(turn);
-            if crash != Some(Crash::BeforeTheRecords) {
+            if crash != Some(Crash::KeysSaved) {
                 disk.commit(turn);
             }
         }
