@@ -35,8 +35,8 @@ pub(super) struct Keyring {
     /// The members that are to have the newest key, as far as this run has found. That the one who made it was removed
     /// changes nothing for them.
     entitled: BTreeSet<NodeId>,
-    /// Who was let in by this node, with all of its keys, and when.
-    admitted: BTreeMap<NodeId, Instant>,
+    /// Who was let in by this node, when, and the newest key it got then.
+    admitted: BTreeMap<NodeId, (Instant, KeyId)>,
     look_at: Option<Instant>,
     /// Since when this run has known that the key changes.
     changing_since: Option<Instant>,
@@ -88,8 +88,8 @@ impl Keyring {
     }
 
     pub(super) fn note_admitted(&mut self, node: NodeId, now: Instant) {
-        self.admitted.insert(node, now);
-        self.look_now(now);
+        self.admitted.insert(node, (now, self.ring.newest().id()));
+        self.look_soon(now);
     }
 
     fn is_changing(&self) -> bool {
@@ -129,30 +129,34 @@ impl Keyring {
         })
     }
 
-    /// The members that are to have the newest key. Of the first key all are: nobody is heard without it. Of a later one those
-    /// who have it, those it is offered to, and who was let in by one of them. Others may have come with an older key that a
-    /// removed node has kept.
+    /// The members that are to have the newest key.
     fn entitled(&self, ground: Ground<'_>) -> BTreeSet<NodeId> {
-        let Ground {
-            catalogue,
-            me,
-            founder,
-        } = ground;
-        let is_out = |node: &NodeId| catalogue.is_removed(*node);
+        let catalogue = ground.catalogue;
         let mut members: BTreeSet<NodeId> = catalogue.members().collect();
-        members.insert(me);
+        members.insert(ground.me);
         let arriving = self
             .admitted
             .keys()
             .filter(|node| catalogue.node(**node).is_none());
-        members.extend(arriving.copied().filter(|node| !is_out(node)));
+        members.extend(arriving.copied().filter(|node| !catalogue.is_removed(*node)));
+        if let Some(trusted) = self.trusted(ground) {
+            members.retain(|node| trusted.contains(node));
+        }
+        members
+    }
 
+    /// Those who may have the newest key and give it on, be they members or have left: of the first key all, `None`, for nobody
+    /// was ever heard without it. Of a later one those who have it, those it is offered to, and who was let in by one of them.
+    /// Others may have come with an older key that a removed node has kept.
+    fn trusted(&self, ground: Ground<'_>) -> Option<BTreeSet<NodeId>> {
+        let said = ground.catalogue.gossip_keys();
+        let is_out = |node: &NodeId| ground.catalogue.is_removed(*node);
         let keys = self.ring.newest_first();
         for (place, key) in keys.iter().enumerate() {
             if key.epoch == FIRST {
-                return members;
+                return None;
             }
-            let offered: BTreeSet<NodeId> = catalogue.gossip_keys().offered(key.id()).collect();
+            let offered: BTreeSet<NodeId> = said.offered(key.id()).collect();
             let found = match place {
                 0 => self.entitled.clone(),
                 _ => BTreeSet::new(),
@@ -162,26 +166,24 @@ impl Keyring {
                 continue;
             }
             let mut trusted: BTreeSet<NodeId> = found.into_iter().chain(offered).collect();
-            trusted.extend(self.provers(key, ground).chain([me, founder]));
+            trusted.extend(self.provers(key, ground).chain([ground.me, ground.founder]));
             trusted.extend(self.admitted.keys());
             trusted.retain(|node| !is_out(node));
             loop {
-                let admissions = catalogue.gossip_keys().admissions();
-                let more: Vec<NodeId> = admissions
+                let more: Vec<NodeId> = said
+                    .admissions()
                     .filter(|(node, by)| {
                         !trusted.contains(node) && !by.is_disjoint(&trusted) && !is_out(node)
                     })
                     .map(|(node, _)| node)
                     .collect();
                 if more.is_empty() {
-                    break;
+                    return Some(trusted);
                 }
                 trusted.extend(more);
             }
-            members.retain(|node| trusted.contains(node));
-            return members;
         }
-        members
+        None
     }
 
     /// Those who are to have the newest key and are not known to.
@@ -225,12 +227,16 @@ impl Control {
     /// Does what follows from the records for the keys, if that is due. True if it was.
     pub(super) fn look_at_keys(&mut self, now: Now) -> bool {
         let is_due = self.keyring.poll_timeout().is_some_and(|at| at <= now.instant);
-        if !is_due || self.removed {
+        if !is_due {
             return false;
         }
         self.keyring.look_at = None;
-        let arrives = |since: &mut Instant| now.instant.saturating_duration_since(*since) < ARRIVES;
-        self.keyring.admitted.retain(|_, since| arrives(since));
+        if self.removed {
+            self.keyring.waiting.clear();
+            return false;
+        }
+        let arrives = |since: Instant| now.instant.saturating_duration_since(since) < ARRIVES;
+        self.keyring.admitted.retain(|_, (since, _)| arrives(*since));
         let before = self.keyring.ring.clone();
         while self.take_an_offered_key() {}
         if self.keyring.ring.newest() != before.newest() {
@@ -260,11 +266,12 @@ impl Control {
 
     /// Takes one key that this node is offered by somebody who may.
     fn take_an_offered_key(&mut self) -> bool {
-        let trusted = self.keyring.entitled(self.ground());
+        let trusted = self.keyring.trusted(self.ground());
+        let may_offer = |author: &NodeId| trusted.as_ref().is_none_or(|trusted| trusted.contains(author));
         let said = self.catalogue.gossip_keys();
         let found = said.offers().find_map(|(id, author, _, offer)| {
             let is_news = !self.keyring.ring.is_past(offer.epoch, id);
-            if author == self.me || !is_news || !trusted.contains(&author) {
+            if author == self.me || !is_news || !may_offer(&author) {
                 return None;
             }
             let (_, (key, tag)) = offer.to.iter().find(|(to, _)| *to == self.me)?;
@@ -304,6 +311,13 @@ impl Control {
         for node in self.catalogue.gossip_keys().offered(id) {
             lacking.remove(&node);
         }
+        // It got them with the answer.
+        lacking.retain(|node| {
+            self.keyring
+                .admitted
+                .get(node)
+                .is_none_or(|(_, newest)| *newest != id)
+        });
         let lacking: Vec<NodeId> = lacking.into_iter().collect();
         let said = self.catalogue.gossip_keys().offers();
         let own = said.filter(|(key, author, ..)| *key == id && *author == self.me);

@@ -199,6 +199,36 @@ fn a_stranger_with_the_old_key_is_not_heard_while_a_member_still_is() {
 }
 
 #[test]
+fn who_comes_in_by_the_old_key_gets_no_new_one_and_holds_nothing_up() {
+    let mut world = World::of(3);
+    let old = ring(&world, 0).clone();
+    world.stop(2);
+    world.pass(Duration::from_secs(10));
+    rotate(&mut world, 0);
+    // Whoever has kept the old key meets the one member that has no other yet, and is told of by it.
+    world.split(&[2]);
+    world.restart(2);
+    let stranger = world.intrude(2, old.clone());
+    world.pass(Duration::from_secs(10));
+    world.heal();
+    until_settled(&mut world, &[0, 1, 2]);
+    let of_stranger = id(&world, stranger);
+    assert!(
+        world.nodes[0].control.catalogue.node(of_stranger).is_some(),
+        "it is known"
+    );
+    assert_eq!(*ring(&world, stranger), old);
+
+    rotate(&mut world, 1);
+    until_settled(&mut world, &[0, 1, 2]);
+    assert_eq!(ring(&world, 0).newest().epoch, 3);
+    assert_eq!(*ring(&world, stranger), old);
+    network(&mut world, 0, "secret");
+    world.pass(Duration::from_secs(10));
+    assert!(!knows(&world, stranger, "secret"));
+}
+
+#[test]
 fn who_joins_meanwhile_has_all_keys_on_whatever_side_of_a_split() {
     let mut world = World::of(3);
     world.split(&[2]);
@@ -221,6 +251,44 @@ fn who_joins_meanwhile_has_all_keys_on_whatever_side_of_a_split() {
     world.restart(0);
     until_settled(&mut world, &[0, 1, 2, with_both, with_old]);
     all_hear_all(&mut world, &[0, 1, 2, with_both, with_old], "after");
+}
+
+#[test]
+fn the_change_outlives_who_made_the_key() {
+    for is_removed in [false, true] {
+        let mut world = World::of(5);
+        // Not the lowest of them, which would go on with it in any case.
+        let (away, maker) = (4, 3);
+        world.stop(away);
+        world.pass(Duration::from_secs(10));
+        rotate(&mut world, maker);
+        world.pass(Duration::from_secs(5));
+        if is_removed {
+            world.stop(maker);
+            remove(&mut world, 0, "h4");
+        } else {
+            world.done(maker, Command::Leave);
+            world.stop(maker);
+        }
+        world.pass(Duration::from_secs(10));
+        for node in 0..3 {
+            world.restart(node);
+        }
+        world.pass(Duration::from_secs(10));
+        assert_eq!(
+            ring(&world, 0).newest_first().len(),
+            2,
+            "the old one is kept for h5"
+        );
+        world.restart(away);
+        world.until(Duration::from_secs(60), |world| {
+            [0, 1, 2, away].iter().all(|node| {
+                let ring = ring(world, *node);
+                ring.newest().epoch == 2 && ring.newest_first().len() == 1
+            })
+        });
+        all_hear_all(&mut world, &[0, 1, 2, away], "after");
+    }
 }
 
 #[test]
@@ -394,6 +462,11 @@ fn tokens_outlive_changes_and_let_nobody_in_who_knows_only_what_is_stored() {
     until_settled(&mut world, &[0, 1]);
     let joined = world.join(1, Some(&token)).unwrap();
     assert_eq!(ring(&world, joined).newest().epoch, 2);
+    world.pass(Duration::from_secs(5));
+    assert!(
+        settled(&world, &[0, 1, joined]),
+        "what it got with the answer is not offered to it once more"
+    );
 
     // A member knows the join key and the public half, and not the secret.
     let mut guessed = token.clone();

@@ -163,9 +163,21 @@ impl World {
         let answer = control.handle_join_request(&frame, now).unwrap();
         self.carry_out();
         let welcome = admission::read_answer(&token, &identity, &answer)?;
-        let mut node = Node::new(n, welcome.facts, welcome.ring, now);
+        let node = Node::new(n, welcome.facts, welcome.ring, now);
+        Ok(self.add(node, via, welcome.members))
+    }
+
+    /// Somebody with an identity of his own, whom nobody let in, speaks to `via` by these keys.
+    pub(in crate::control) fn intrude(&mut self, via: usize, ring: Ring) -> usize {
+        let node = Node::new(self.nodes.len() as u8 + 1, super::facts(), ring, self.now);
+        let members = vec![self.address(via)];
+        self.add(node, via, members)
+    }
+
+    /// On the side of a split that `via` is on.
+    fn add(&mut self, mut node: Node, via: usize, members: Vec<SocketAddr>) -> usize {
         let (responder, joined) = Responder::new();
-        node.control.join(welcome.members, responder, now);
+        node.control.join(members, responder, self.now);
         self.nodes.push(node);
         let index = self.nodes.len() - 1;
         if let Some(group) = self.faults.groups.get(&via).copied() {
@@ -173,7 +185,7 @@ impl World {
         }
         let mut joined = Answer(joined);
         self.until(Duration::from_secs(10), |_| joined.get().is_some());
-        Ok(index)
+        index
     }
 
     /// Where a node listens.
