@@ -9,6 +9,7 @@ mod doctor;
 mod drain;
 mod eject;
 mod encrypted;
+mod gossip_key;
 mod health;
 mod http;
 mod kernel_wireguard;

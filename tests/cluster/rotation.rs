@@ -22,7 +22,7 @@ fn first_key(node: &Node) -> [u8; 32] {
 }
 
 /// The files below a directory that have some bytes in them.
-fn files_with(dir: &Path, bytes: &[u8]) -> Vec<String> {
+pub fn files_with(dir: &Path, bytes: &[u8]) -> Vec<String> {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let has = |path: &std::path::PathBuf| {
         let content = std::fs::read(path).unwrap_or_default();

@@ -3,6 +3,8 @@
 //! A pure function of the set of records, kept up to date one record at a time; the order in which
 //! they arrive does not matter.
 
+mod keys;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_gossip::Key;
@@ -12,6 +14,8 @@ use super::records::{
     CLUSTER, ConsentFact, DrainSpec, Drainee, EndpointSpec, IngressSpec, Kind, NetworkSpec, NodeFact,
     Register, RemovalFact, ServiceSpec, TokenFact, decode, endpoint_key, id_of, ingress_key,
 };
+
+pub use keys::SaidOfKeys;
 
 /// What this node thinks of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -78,6 +82,8 @@ pub enum Change {
     /// What removed nodes owned, or who says what of it.
     EstatesChanged,
     DrainChanged,
+    /// Who has which key of gossip, or is offered one.
+    KeysChanged,
 }
 
 /// One statement: a record without its proof.
@@ -105,6 +111,7 @@ pub struct Catalogue {
     /// What is said of each removed node, and by whom.
     consents: BTreeMap<NodeId, BTreeMap<NodeId, ConsentFact>>,
     drains: BTreeMap<Drainee, Contest<DrainSpec>>,
+    keys: SaidOfKeys,
     lamport: u64,
 }
 
@@ -159,6 +166,7 @@ impl Catalogue {
             Kind::TokenUse => {
                 let id = key.name.get(..8)?.try_into().ok()?;
                 let node = NodeId(value?.try_into().ok()?);
+                self.keys.apply_admission(author, node);
                 self.used_tokens
                     .entry(id)
                     .or_default()
@@ -192,6 +200,14 @@ impl Catalogue {
                 self.apply_register(said, drainee, |this| &mut this.drains)?;
                 Some(Change::DrainChanged)
             }
+            Kind::Keys => {
+                self.keys.apply_held(author, value);
+                Some(Change::KeysChanged)
+            }
+            Kind::KeyOffer => {
+                self.keys.apply_offer(author, key, value)?;
+                Some(Change::KeysChanged)
+            }
             Kind::Grant | Kind::Holding => None,
         }
     }
@@ -209,7 +225,9 @@ impl Catalogue {
         let tokens = tokens.map(|(id, _)| Kind::Token.key(CLUSTER, *id));
         let consents = self.consents.iter().filter(|(_, by)| by.contains_key(&node));
         let consents = consents.map(|(removed, _)| Kind::Consent.key(CLUSTER, removed.0));
-        let keys: Vec<Key> = endpoints.chain(ingresses).chain(tokens).chain(consents).collect();
+        let gossip = self.keys.of(node);
+        let all = endpoints.chain(ingresses).chain(tokens).chain(consents);
+        let keys: Vec<Key> = all.chain(gossip).collect();
         keys.iter()
             .filter_map(|key| self.apply(node, key, None))
             .collect()
@@ -311,6 +329,11 @@ impl Catalogue {
 
     pub fn is_removed(&self, id: NodeId) -> bool {
         self.removals.contains_key(&id)
+    }
+
+    /// What is said of the keys of gossip.
+    pub fn gossip_keys(&self) -> &SaidOfKeys {
+        &self.keys
     }
 
     pub fn removed_nodes(&self) -> impl Iterator<Item = NodeId> {

@@ -26,7 +26,7 @@ impl Control {
                     send => self.turn.send.push(send),
                 }
             }
-            let again = self.keep_ingresses(now) | self.sync_checks(now);
+            let again = self.keep_ingresses(now) | self.sync_checks(now) | self.look_at_keys(now);
             if !(self.answer_kept(now) || again) {
                 break;
             }
@@ -108,6 +108,7 @@ impl Control {
             GossipEvent::CaughtUp => {
                 tracing::debug!("caught up with a peer");
                 self.caught_up = true;
+                self.keyring.look_soon(now.instant);
                 self.end_reading_back(now);
                 self.remove_who_left(now);
                 self.look_ahead(now);
@@ -150,6 +151,15 @@ impl Control {
     }
 
     fn on_change(&mut self, change: Change, now: Now) {
+        if matches!(
+            change,
+            Change::KeysChanged | Change::TokensChanged | Change::Node(_)
+        ) {
+            self.keyring.look_soon(now.instant);
+        }
+        if change == Change::KeysChanged {
+            return;
+        }
         self.host_changed();
         self.note_for_checks(&change);
         self.ingresses_to_look_at |= !matches!(change, Change::IngressChanged | Change::TokensChanged);
@@ -157,6 +167,7 @@ impl Control {
             // It may have this node's address inside the tunnels, and keep it.
             Change::Node(node) if node != self.me => self.describe_itself(now),
             Change::Node(_) | Change::TokensChanged | Change::IngressChanged | Change::DrainChanged => {}
+            Change::KeysChanged => {}
             Change::NodeRemoved(node) => {
                 if node == self.me {
                     self.removed = true;
@@ -173,6 +184,7 @@ impl Control {
                         }
                     }
                     self.look_at_estates(now);
+                    self.keyring.look_now(now.instant);
                     if !self.catalogue.has_left(node) {
                         self.node_event(EventKind::NodeLeft, node);
                     }
@@ -270,6 +282,7 @@ impl Control {
             let served = before.is_some_and(|before| before != Presence::Unheard);
             self.believe(member.node, presence, served, now);
             self.host_changed();
+            self.keyring.look_soon(now.instant);
             self.look_at_estates(now);
             self.node_event(kind, member.node);
             if presence == Presence::Left {

@@ -17,6 +17,7 @@ mod endpoints;
 mod finding;
 mod happenings;
 mod health;
+mod keyring;
 mod measures;
 mod members;
 mod names;
@@ -29,6 +30,7 @@ mod pools;
 mod publish;
 pub mod records;
 mod refusals;
+mod ring;
 mod rotation;
 mod services;
 mod spaces;
@@ -72,6 +74,7 @@ pub use polls::CountOrder;
 pub use pools::Pools;
 use publish::Entering;
 pub use publish::{Entered, EntryTable, host_port};
+pub use ring::Ring;
 pub use rotation::TunnelKeys;
 pub use traffic::Traffic;
 pub use tunnels::{Encrypter, TunnelReport};
@@ -82,6 +85,7 @@ use catalogue::{Catalogue, Presence};
 use docker::Docker;
 use drain::Drains;
 use health::Checks;
+use keyring::{Ground, Keyring};
 use operations::Parked;
 use polls::Polls;
 use records::{SandboxSpec, SpaceKey};
@@ -96,10 +100,11 @@ pub struct ClusterFacts {
     pub id: ClusterId,
     /// The node that made the cluster and owned every number at first.
     pub founder: NodeId,
-    /// The keys that gossip is sealed with; the first seals, all open.
+    /// The key of gossip, where a version wrote this that could not change it. The keys are apart from this, see [`Ring`].
     pub keys: Vec<[u8; 32]>,
     pub pools: Pools,
-    /// What every pair of nodes makes the pre-shared key of its tunnel from. It is in no token.
+    /// What every pair of nodes makes the pre-shared key of its tunnel from, and what a key in tokens comes from. It does not
+    /// change with the keys of gossip.
     pub secret: Secret32,
 }
 
@@ -123,6 +128,8 @@ pub struct Settings {
     pub encrypt: bool,
     /// How old a WireGuard key may get.
     pub rotate_keys: Option<Duration>,
+    /// How old the cluster's key of gossip may get.
+    pub rotate_gossip_key: Option<Duration>,
     /// Below which the namespaces of networks are.
     pub run_dir: PathBuf,
     /// The host's own namespace.
@@ -142,6 +149,8 @@ pub struct Now {
 pub struct Stored {
     /// This node's keys for encrypted networks.
     pub tunnel_keys: TunnelKeys,
+    /// The keys of gossip.
+    pub ring: Ring,
     pub records: Vec<Record>,
     pub kept: Vec<(SpaceKey, Kept)>,
     /// The cluster's network behind each of Docker's on this host.
@@ -153,6 +162,8 @@ pub struct Stored {
 pub struct Turn {
     /// This node's keys for encrypted networks, where they have changed; to be on the disk before anything else.
     pub tunnel_keys: Option<TunnelKeys>,
+    /// The keys of gossip, likewise: no record says that this node has one that is not on the disk.
+    pub gossip_keys: Option<Ring>,
     /// Records that must be on the disk before anything below happens.
     pub commit: Vec<Record>,
     /// What is to be committed together with the records.
@@ -257,6 +268,7 @@ pub struct Control {
     estates: Estates,
     tunnels: Tunnels,
     rotation: Rotation,
+    keyring: Keyring,
     problems: BTreeSet<String>,
     /// Those of `problems` that the last report of the kernel named.
     host_problems: BTreeSet<String>,
@@ -270,6 +282,8 @@ pub struct Control {
     joining: Option<(Instant, Responder<ClusterJoinResponse>)>,
     /// Whether a peer has told this node all it knows.
     caught_up: bool,
+    /// Whether it was let in by others in this very run.
+    is_newcomer: bool,
     /// Who is to be told that this node has left, and when it goes.
     leaving: Option<(Instant, ClusterLeaveResponse, Responder<ClusterLeaveResponse>)>,
     removed: bool,
@@ -308,6 +322,14 @@ impl Control {
             .filter_map(|(_, node)| Some(node.fact.as_ref()?.gossip))
             .collect();
         let alone = peers.is_empty();
+        let is_newcomer = fresh && facts.founder != me;
+        let keyring = Keyring::new(stored.ring, now.instant);
+        let ground = Ground {
+            catalogue: &catalogue,
+            me,
+            founder: facts.founder,
+        };
+        gossip.set_keys(keyring.to_seal(ground));
         gossip.join(peers, now.instant);
         catalogue.set_presence(me, Presence::Alive, 0);
         let known: Vec<Record> = gossip.records().cloned().collect();
@@ -347,6 +369,7 @@ impl Control {
             estates: Estates::default(),
             tunnels: Tunnels::default(),
             rotation: Rotation::new(stored.tunnel_keys, now.instant),
+            keyring,
             problems: BTreeSet::new(),
             host_problems: BTreeSet::new(),
             generation: 1,
@@ -355,6 +378,7 @@ impl Control {
             next_look: now.instant,
             joining: None,
             caught_up: false,
+            is_newcomer,
             leaving: None,
             removed,
             turn: Turn {

@@ -18,6 +18,7 @@ impl Control {
             self.leaving.as_ref().map(|(at, ..)| *at),
             self.save_at,
             Some(self.next_look),
+            self.keyring.poll_timeout(),
             self.checks.poll_timeout(),
             self.spaces.poll_timeout(),
             // Whoever reads back looks when that is over.
@@ -71,6 +72,7 @@ impl Control {
             self.retry_ingresses();
             self.forget_orphaned_drains(now);
             self.finish_key_change(now);
+            self.rotate_old_gossip_key(now);
         }
         self.settle_estates(now);
         self.ask_hosts(now);
