@@ -23,6 +23,7 @@ pub mod fuzz;
 mod gossip;
 mod identity;
 mod membership;
+mod pace;
 mod record;
 mod replay;
 mod rumours;
