@@ -3,14 +3,21 @@
 //! A pure function of the set of records, kept up to date one record at a time; the order in which
 //! they arrive does not matter.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use weft_gossip::Key;
 use weft_types::{EndpointId, NetworkId, NodeId, ServiceId};
 
-use super::records::{
-    CLUSTER, ConsentFact, DrainSpec, Drainee, EndpointSpec, IngressSpec, Kind, NetworkSpec, NodeFact,
-    Register, RemovalFact, ServiceSpec, TokenFact, decode, endpoint_key, id_of, ingress_key,
+use super::{
+    claims::{Claims, Thing, of_place, of_service},
+    contest::{Contest, MAX_LAMPORT, Shared},
+    records::{
+        CLUSTER, ConsentFact, DrainSpec, Drainee, EndpointSpec, IngressSpec, Kind, NetworkSpec, NodeFact,
+        Register, RemovalFact, ServiceSpec, TokenFact, decode, endpoint_key, id_of, ingress_key,
+    },
 };
 
 /// What this node thinks of another.
@@ -32,25 +39,6 @@ pub struct Node {
     pub incarnation: u64,
 }
 
-/// The versions of one register, by author.
-#[derive(Debug)]
-struct Contest<T>(BTreeMap<NodeId, Register<T>>);
-
-impl<T> Contest<T> {
-    fn winner(&self) -> Option<&Register<T>> {
-        self.0
-            .iter()
-            .max_by_key(|(author, register)| (register.lamport, **author))
-            .map(|(_, register)| register)
-    }
-
-    fn live(&self) -> Option<&T> {
-        self.winner()
-            .filter(|register| !register.removed)
-            .map(|register| &register.value)
-    }
-}
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     pub node: NodeId,
@@ -65,6 +53,8 @@ pub enum Change {
     NetworkChanged(NetworkId),
     /// With what it was.
     NetworkRemoved(NetworkId, Box<NetworkSpec>),
+    /// Somebody says that it is gone, and it is in use.
+    NetworkContested(NetworkId),
     ServiceCreated(NetworkId, ServiceId),
     ServiceChanged(NetworkId, ServiceId),
     ServiceRemoved(NetworkId, ServiceId, String),
@@ -94,6 +84,8 @@ pub struct Catalogue {
     networks: BTreeMap<NetworkId, Contest<NetworkSpec>>,
     services: BTreeMap<(NetworkId, ServiceId), Contest<ServiceSpec>>,
     endpoints: BTreeMap<NetworkId, BTreeMap<EndpointId, Endpoint>>,
+    /// The network and the node of each of them.
+    places: BTreeMap<EndpointId, (NetworkId, NodeId)>,
     /// The endpoints that serve a service, by its name.
     serving: BTreeMap<NetworkId, BTreeMap<String, BTreeSet<EndpointId>>>,
     ingresses: BTreeMap<(NetworkId, NodeId), IngressSpec>,
@@ -105,7 +97,14 @@ pub struct Catalogue {
     /// What is said of each removed node, and by whom.
     consents: BTreeMap<NodeId, BTreeMap<NodeId, ConsentFact>>,
     drains: BTreeMap<Drainee, Contest<DrainSpec>>,
-    lamport: u64,
+    /// The latest time that each author has said.
+    clocks: BTreeMap<NodeId, u64>,
+    /// The virtual addresses that were really taken, and by whom.
+    taken: BTreeMap<(NetworkId, ServiceId), (NodeId, Vec<IpAddr>)>,
+    /// Who claims what only one can have.
+    claims: Claims,
+    /// What else came of a statement, see [`take_more`](Self::take_more).
+    more: Vec<Change>,
 }
 
 impl Catalogue {
@@ -119,33 +118,38 @@ impl Catalogue {
             Kind::Node => self.apply_node(said),
             Kind::Network => {
                 let id = NetworkId(id_of(key)?);
-                let (was, is) = self.apply_register(said, id, |this| &mut this.networks)?;
-                match (was, is) {
-                    (None, _) => Some(Change::NetworkCreated(id)),
-                    (Some(_), Some(_)) => Some(Change::NetworkChanged(id)),
-                    (Some(was), None) => Some(Change::NetworkRemoved(id, Box::new(was))),
-                }
+                let was = self.network(id).cloned();
+                self.apply_register(said, id, |this| &mut this.networks);
+                let change = self.network_change(id, was);
+                change.or_else(|| self.is_contested(id).then_some(Change::NetworkContested(id)))
             }
             Kind::Service => {
                 let id = ServiceId(id_of(key)?);
-                let name = self
-                    .service(scope, id)
-                    .map(|spec| spec.name.clone())
-                    .unwrap_or_default();
-                let (was, is) = self.apply_register(said, (scope, id), |this| &mut this.services)?;
-                Some(match (was, is) {
-                    (None, _) => Change::ServiceCreated(scope, id),
-                    (Some(_), Some(_)) => Change::ServiceChanged(scope, id),
-                    (Some(_), None) => Change::ServiceRemoved(scope, id, name),
-                })
+                let was = self.service(scope, id).cloned();
+                self.apply_register(said, (scope, id), |this| &mut this.services);
+                self.service_change(scope, id, was)
             }
-            Kind::Endpoint => self.apply_endpoint(said),
+            Kind::Endpoint => {
+                let was = self.network(scope).cloned();
+                let change = self.apply_endpoint(said);
+                let of_network = self.network_change(scope, was);
+                self.more.extend(of_network);
+                change
+            }
             Kind::Ingress => {
                 let place = (scope, author);
                 let was = match value.and_then(decode) {
                     Some(spec) => self.ingresses.insert(place, spec),
                     None => self.ingresses.remove(&place),
                 };
+                // What stays keeps its place among the claims.
+                if let Some(is) = self.ingresses.get(&place) {
+                    self.claims.add(author, of_place(scope, is.mac, &is.addresses));
+                }
+                if let Some(was) = &was {
+                    self.claims
+                        .remove(author, of_place(scope, was.mac, &was.addresses));
+                }
                 (was.as_ref() != self.ingresses.get(&place)).then_some(Change::IngressChanged)
             }
             Kind::Token => {
@@ -189,8 +193,9 @@ impl Catalogue {
             }
             Kind::Drain => {
                 let drainee = Drainee::of(key)?;
-                self.apply_register(said, drainee, |this| &mut this.drains)?;
-                Some(Change::DrainChanged)
+                let was = self.drain(drainee).cloned();
+                self.apply_register(said, drainee, |this| &mut this.drains);
+                (was.as_ref() != self.drain(drainee)).then_some(Change::DrainChanged)
             }
             Kind::Grant | Kind::Holding => None,
         }
@@ -210,54 +215,176 @@ impl Catalogue {
         let consents = self.consents.iter().filter(|(_, by)| by.contains_key(&node));
         let consents = consents.map(|(removed, _)| Kind::Consent.key(CLUSTER, removed.0));
         let keys: Vec<Key> = endpoints.chain(ingresses).chain(tokens).chain(consents).collect();
-        keys.iter()
-            .filter_map(|key| self.apply(node, key, None))
-            .collect()
+        let mut changes = Vec::new();
+        for key in keys {
+            changes.extend(self.apply(node, &key, None));
+            changes.append(&mut self.more);
+        }
+        changes
+    }
+
+    /// Takes note of what a service is now.
+    fn service_change(
+        &mut self,
+        network: NetworkId,
+        id: ServiceId,
+        was: Option<ServiceSpec>,
+    ) -> Option<Change> {
+        let is = self.service(network, id).cloned();
+        let taken = is
+            .as_ref()
+            .map(|is| (is.vips_from, self.taken_vips(network, id, is)));
+        let before = match taken.clone() {
+            Some(taken) => self.taken.insert((network, id), taken),
+            None => self.taken.remove(&(network, id)),
+        };
+        if was == is && before == taken {
+            return None;
+        }
+        for (node, vips) in &taken {
+            self.claims.add(*node, of_service(network, vips));
+        }
+        for (node, vips) in &before {
+            self.claims.remove(*node, of_service(network, vips));
+        }
+        Some(match (was, is) {
+            (None, _) => Change::ServiceCreated(network, id),
+            (Some(_), Some(_)) => Change::ServiceChanged(network, id),
+            (Some(was), None) => Change::ServiceRemoved(network, id, was.name),
+        })
+    }
+
+    /// The virtual addresses of a service of which the node that is said to have taken them says so itself.
+    fn taken_vips(&self, network: NetworkId, id: ServiceId, spec: &ServiceSpec) -> Vec<IpAddr> {
+        let contest = self.services.get(&(network, id));
+        let said = contest.and_then(|contest| contest.said_by(spec.vips_from));
+        let of_taker = said.filter(|said| said.value.vips_from == spec.vips_from);
+        let is_taken = |vip: &IpAddr| of_taker.is_some_and(|said| said.value.vips.contains(vip));
+        spec.vips.iter().copied().filter(is_taken).collect()
+    }
+
+    /// Who has taken which virtual addresses for a service.
+    pub fn taken(&self, network: NetworkId, id: ServiceId) -> Option<(NodeId, &[IpAddr])> {
+        let (node, vips) = self.taken.get(&(network, id))?;
+        Some((*node, vips))
+    }
+
+    pub fn claims(&self) -> &Claims {
+        &self.claims
+    }
+
+    /// What else came of what was applied.
+    pub fn take_more(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.more)
+    }
+
+    fn network_change(&self, id: NetworkId, was: Option<NetworkSpec>) -> Option<Change> {
+        match (was, self.network(id)) {
+            (was, is) if was.as_ref() == is => None,
+            (None, _) => Some(Change::NetworkCreated(id)),
+            (Some(_), Some(_)) => Some(Change::NetworkChanged(id)),
+            (Some(was), None) => Some(Change::NetworkRemoved(id, Box::new(was))),
+        }
+    }
+
+    /// Whether a node says itself that it has made a network.
+    pub fn has_made(&self, node: NodeId, id: NetworkId) -> bool {
+        let contest = self.networks.get(&id);
+        let said = contest.and_then(|contest| contest.said_by(node));
+        said.is_some_and(|said| said.value.creator == node)
+    }
+
+    /// Whether somebody says that a network is gone that is there because it is in use.
+    fn is_contested(&self, id: NetworkId) -> bool {
+        let contest = self.networks.get(&id);
+        contest
+            .is_some_and(|contest| contest.live(|_| false, |_| false).is_none() && self.network(id).is_some())
+    }
+
+    /// Whether a node has an endpoint on a network.
+    fn uses(&self, network: NetworkId, node: NodeId) -> bool {
+        let mut endpoints = self
+            .endpoints
+            .get(&network)
+            .into_iter()
+            .flat_map(BTreeMap::values);
+        endpoints.any(|endpoint| endpoint.node == node)
+    }
+
+    /// Those who name themselves the makers of a network that another has made, with that network.
+    pub fn pretenders(&self) -> impl Iterator<Item = (NodeId, NetworkId)> {
+        let networks = self.networks.iter();
+        networks.flat_map(|(id, contest)| contest.pretenders().map(|node| (node, *id)))
     }
 
     fn apply_node(&mut self, said: Said<'_>) -> Option<Change> {
+        let fact: Option<NodeFact> = said.value.and_then(decode);
         let node = self.nodes.entry(said.author).or_default();
-        node.fact = said.value.and_then(decode);
+        let was = std::mem::replace(&mut node.fact, fact.filter(NodeFact::is_plausible));
+        let keys = |fact: &NodeFact| {
+            fact.tunnel
+                .keys()
+                .map(|(key, _)| Thing::Key(key))
+                .collect::<Vec<_>>()
+        };
+        if let Some(fact) = &node.fact {
+            self.claims.add(said.author, keys(fact).into_iter());
+        }
+        if let Some(was) = &was {
+            self.claims.remove(said.author, keys(was).into_iter());
+        }
         Some(Change::Node(said.author))
     }
 
-    fn apply_register<K: Ord + Copy, T: Clone + PartialEq + serde::de::DeserializeOwned>(
+    fn apply_register<K: Ord + Copy, T: Shared + serde::de::DeserializeOwned>(
         &mut self,
         said: Said<'_>,
         id: K,
         table: impl Fn(&mut Self) -> &mut BTreeMap<K, Contest<T>>,
-    ) -> Option<(Option<T>, Option<T>)> {
+    ) {
         let register: Option<Register<T>> = said.value.and_then(decode);
-        if let Some(register) = &register {
-            self.lamport = self.lamport.max(register.lamport);
+        if let Some(register) = register
+            .as_ref()
+            .filter(|register| register.lamport <= MAX_LAMPORT)
+        {
+            let clock = self.clocks.entry(said.author).or_default();
+            *clock = register.lamport.max(*clock);
         }
-        let contest = table(self).entry(id).or_insert_with(|| Contest(BTreeMap::new()));
-        let was = contest.live().cloned();
-        match register {
-            Some(register) => contest.0.insert(said.author, register),
-            None => contest.0.remove(&said.author),
-        };
-        let is = contest.live().cloned();
-        if contest.0.is_empty() {
+        let contest = table(self).entry(id).or_default();
+        contest.set(said.author, said.key.scope, register);
+        if contest.is_empty() {
             table(self).remove(&id);
         }
-        (was != is).then_some((was, is))
     }
 
     fn apply_endpoint(&mut self, said: Said<'_>) -> Option<Change> {
         let network = said.key.scope;
         let id = EndpointId(id_of(said.key)?);
-        let endpoints = self.endpoints.entry(network).or_default();
         // An endpoint belongs to the node that made it; another author under its id is a forgery or
-        // a collision, and changes nothing.
-        if endpoints.get(&id).is_some_and(|known| known.node != said.author) {
+        // a collision, and changes nothing. So is the same id on another network.
+        let place = *self.places.get(&id).unwrap_or(&(network, said.author));
+        if place != (network, said.author) {
             return None;
         }
+        let endpoints = self.endpoints.entry(network).or_default();
         let serves = endpoints.get(&id).and_then(|known| known.spec.service.clone());
         let decoded: Option<EndpointSpec> = said.value.and_then(decode);
         let will_serve = decoded.as_ref().and_then(|spec| spec.service.clone());
         if serves != will_serve {
             index(&mut self.serving, network, id, serves, will_serve);
+        }
+        if let Some(spec) = &decoded {
+            self.claims
+                .add(said.author, of_place(network, spec.mac, &spec.addresses));
+        }
+        if let Some(was) = endpoints.get(&id) {
+            let spec = &was.spec;
+            self.claims
+                .remove(said.author, of_place(network, spec.mac, &spec.addresses));
+        }
+        match decoded {
+            Some(_) => drop(self.places.insert(id, place)),
+            None => drop(self.places.remove(&id)),
         }
         match decoded {
             Some(spec) => {
@@ -286,10 +413,31 @@ impl Catalogue {
         std::mem::replace(&mut node.presence, presence) != presence
     }
 
-    /// Counts one more event and returns its Lamport time.
-    pub fn tick(&mut self) -> u64 {
-        self.lamport += 1;
-        self.lamport
+    /// The Lamport time of something new: later than all that `me` has said, and all that others have, but for a single one
+    /// that may be far ahead of everybody for no good reason.
+    pub fn next_lamport(&self, me: NodeId) -> u64 {
+        let others = self.clocks.iter().filter(|(node, _)| **node != me);
+        let mut others: Vec<u64> = others.map(|(_, clock)| *clock).collect();
+        others.sort_unstable();
+        let measure = others.iter().rev().nth(1).or(others.first()).copied();
+        let own = self.clocks.get(&me).copied();
+        (own.max(measure).unwrap_or(0) + 1).min(MAX_LAMPORT)
+    }
+
+    /// A Lamport time for what this node says under a key that several may set: later than what was said there.
+    pub fn lamport_for(&self, key: &Key) -> u64 {
+        let id = id_of(key);
+        let last = match Kind::of(key) {
+            Some(Kind::Network) => id.and_then(|id| Some(self.networks.get(&NetworkId(id))?.next_lamport())),
+            Some(Kind::Service) => {
+                id.and_then(|id| Some(self.services.get(&(key.scope, ServiceId(id)))?.next_lamport()))
+            }
+            Some(Kind::Drain) => {
+                Drainee::of(key).and_then(|what| Some(self.drains.get(&what)?.next_lamport()))
+            }
+            _ => None,
+        };
+        last.unwrap_or(1)
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
@@ -354,29 +502,33 @@ impl Catalogue {
 
     pub fn networks(&self) -> impl Iterator<Item = (NetworkId, &NetworkSpec)> {
         self.networks
-            .iter()
-            .filter_map(|(id, contest)| Some((*id, contest.live()?)))
+            .keys()
+            .filter_map(|id| Some((*id, self.network(*id)?)))
     }
 
     pub fn network(&self, id: NetworkId) -> Option<&NetworkSpec> {
-        self.networks.get(&id)?.live()
+        self.networks
+            .get(&id)?
+            .live(|node| self.uses(id, node), |node| self.is_removed(node))
     }
 
     pub fn services(&self, network: NetworkId) -> impl Iterator<Item = (ServiceId, &ServiceSpec)> {
         let range = (network, ServiceId([0; 16]))..=(network, ServiceId([0xff; 16]));
-        self.services
-            .range(range)
-            .filter_map(|((_, id), contest)| Some((*id, contest.live()?)))
+        self.services.range(range).filter_map(|((_, id), contest)| {
+            Some((*id, contest.live(|_| false, |node| self.is_removed(node))?))
+        })
     }
 
     pub fn all_services(&self) -> impl Iterator<Item = (ServiceId, &ServiceSpec)> {
-        self.services
-            .iter()
-            .filter_map(|((_, id), contest)| Some((*id, contest.live()?)))
+        self.services.iter().filter_map(|((_, id), contest)| {
+            Some((*id, contest.live(|_| false, |node| self.is_removed(node))?))
+        })
     }
 
     pub fn service(&self, network: NetworkId, id: ServiceId) -> Option<&ServiceSpec> {
-        self.services.get(&(network, id))?.live()
+        self.services
+            .get(&(network, id))?
+            .live(|_| false, |node| self.is_removed(node))
     }
 
     pub fn endpoints(&self, network: NetworkId) -> impl Iterator<Item = (EndpointId, &Endpoint)> {
@@ -430,13 +582,15 @@ impl Catalogue {
     }
 
     pub fn drain(&self, drainee: Drainee) -> Option<&DrainSpec> {
-        self.drains.get(&drainee)?.live()
+        self.drains
+            .get(&drainee)?
+            .live(|_| false, |node| self.is_removed(node))
     }
 
     /// What this node's own word is needed for, or was once.
     pub fn drains_said_by(&self, author: NodeId) -> impl Iterator<Item = Drainee> {
         let said = move |(drainee, contest): (&Drainee, &Contest<DrainSpec>)| {
-            contest.0.contains_key(&author).then_some(*drainee)
+            contest.is_said_by(author).then_some(*drainee)
         };
         self.drains.iter().filter_map(said)
     }
@@ -456,13 +610,13 @@ impl Catalogue {
     }
 
     /// The name a network is known by. Where two networks got one name during a split, the older
-    /// (Lamport time, then id) keeps it and the other is `name~id`.
+    /// (Lamport time, then id) keeps it and the other is `name~id`. What a removed node has made comes last.
     pub fn display_name(&self, id: NetworkId) -> Option<String> {
         let spec = self.network(id)?;
         let keeps = self
             .networks()
             .filter(|(_, other)| other.name == spec.name)
-            .min_by_key(|(other_id, other)| (other.created, *other_id))
+            .min_by_key(|(other_id, other)| (self.is_removed(other.creator), other.created, *other_id))
             .is_some_and(|(winner, _)| winner == id);
         Some(if keeps {
             spec.name.clone()

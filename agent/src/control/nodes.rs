@@ -248,6 +248,7 @@ impl Control {
         let mut problems: Vec<String> = self.problems.iter().cloned().collect();
         problems.extend(self.tunnel_problems(now));
         problems.extend(self.estate_problems());
+        problems.extend(self.untruths(now));
         let names: Vec<_> = self
             .catalogue
             .nodes()

@@ -2,6 +2,7 @@
 
 mod estates;
 mod quests;
+mod unowned;
 
 use std::{collections::BTreeMap, net::IpAddr, time::Instant};
 
@@ -12,6 +13,7 @@ use weft_ipam::{AllocateError, Block, ClaimError, Conflict, Grant, Merged, Space
 use weft_types::{NetworkId, NodeId, ServiceId};
 
 use self::quests::Quest;
+use self::unowned::Unowned;
 pub(super) use self::{estates::Estates, quests::Wire};
 use super::{
     ClusterFacts,
@@ -42,6 +44,9 @@ pub(super) struct Spaces {
     vips: BTreeMap<ServiceId, (NetworkId, Vec<IpAddr>)>,
     next_request: u64,
     stopped: bool,
+    unowned: Unowned,
+    /// What this node was given, to make durable.
+    gained: Vec<(SpaceKey, Grant<NodeId>)>,
     /// Conflicts to make durable, and sentences to show.
     conflicts: Vec<(SpaceKey, Conflict<NodeId>)>,
     complaints: Vec<String>,
@@ -65,6 +70,8 @@ impl Spaces {
             // Distinct from the requests of an earlier start.
             next_request: seed,
             stopped: false,
+            unowned: Unowned::default(),
+            gained: Vec::new(),
             conflicts: Vec::new(),
             complaints: Vec::new(),
         }
@@ -76,14 +83,12 @@ impl Spaces {
         catalogue: &Catalogue,
         records: impl Iterator<Item = &'a Record> + Clone,
         kept: Vec<(SpaceKey, Kept)>,
+        now: Instant,
     ) {
         for (id, spec) in catalogue.networks() {
             self.make_spaces(id, spec);
         }
         let mut durable: BTreeMap<SpaceKey, (Vec<_>, Vec<_>)> = BTreeMap::new();
-        for (key, grant) in records.filter_map(|record| grant_of(record, catalogue)) {
-            durable.entry(key).or_default().0.push(grant);
-        }
         for (key, kept) in kept {
             let (grants, conflicts) = durable.entry(key).or_default();
             match kept {
@@ -91,10 +96,28 @@ impl Spaces {
                 Kept::Conflict(conflict) => conflicts.push(conflict),
             }
         }
-        for (key, (grants, conflicts)) in durable {
+        for record in records {
+            if let Some((key, grant)) = grant_of(record, catalogue) {
+                self.unowned
+                    .add((record.author, record.key.clone()), key, grant, now);
+            }
+        }
+        for key in self.spaces.keys() {
+            durable.entry(*key).or_default();
+        }
+        for (key, (mut grants, conflicts)) in durable {
             let Some(space) = self.spaces.get_mut(&key) else {
                 continue;
             };
+            // What was kept was believed when it came.
+            let mut believed = space.clone();
+            for grant in &grants {
+                drop(believed.merge(*grant));
+            }
+            while let Some(grant) = self.unowned.take(key, &believed) {
+                drop(believed.merge(grant));
+                grants.push(grant);
+            }
             self.complaints
                 .extend(conflicts.iter().map(|conflict| complain(key, conflict)));
             for reason in space.load(grants, conflicts) {
@@ -109,7 +132,7 @@ impl Spaces {
 
     fn restore_vips(&mut self, catalogue: &Catalogue) {
         for (id, service) in catalogue.all_services() {
-            let held = self.held_vips(service.network, service, catalogue);
+            let held = self.held_vips(id, service, catalogue);
             if !held.is_empty() {
                 self.vips.insert(id, (service.network, held));
             }
@@ -123,25 +146,27 @@ impl Spaces {
     }
 
     /// The virtual addresses of a service that are this node's to keep in use.
-    fn held_vips(&self, network: NetworkId, service: &ServiceSpec, catalogue: &Catalogue) -> Vec<IpAddr> {
-        let Some(spec) = catalogue.network(network) else {
+    fn held_vips(&self, id: ServiceId, service: &ServiceSpec, catalogue: &Catalogue) -> Vec<IpAddr> {
+        let network = service.network;
+        let taken = catalogue.taken(network, id);
+        let (Some(spec), Some((node, vips))) = (catalogue.network(network), taken) else {
             return Vec::new();
         };
         let is_held = |vip: &IpAddr| {
             let key = address_space(network, spec, *vip);
-            key.is_some_and(|key| self.keeps(key, number(*vip), service.vips_from, catalogue))
+            key.is_some_and(|key| self.keeps(key, number(*vip), node, catalogue))
         };
-        service.vips.iter().copied().filter(is_held).collect()
+        vips.iter().copied().filter(is_held).collect()
     }
 
     fn restore_network(&mut self, id: NetworkId, spec: &NetworkSpec, catalogue: &Catalogue) {
-        let mut used = self.made_of(spec, catalogue);
+        let mut used = self.made_of(id, spec, catalogue);
         let endpoints = catalogue
             .endpoints(id)
             .filter(|(_, endpoint)| endpoint.node == self.me);
         let addresses = endpoints.flat_map(|(_, endpoint)| endpoint.spec.addresses.iter().map(IpNet::addr));
         let services = catalogue.services(id);
-        let vips = services.flat_map(|(_, service)| self.held_vips(id, service, catalogue));
+        let vips = services.flat_map(|(service_id, service)| self.held_vips(service_id, service, catalogue));
         let ingress = catalogue.ingress(id, self.me).into_iter();
         let ingress = ingress.flat_map(|ingress| ingress.addresses.iter().map(IpNet::addr));
         let addresses: Vec<IpAddr> = addresses.chain(vips).chain(ingress).collect();
@@ -188,13 +213,11 @@ impl Spaces {
         spec: &NetworkSpec,
         catalogue: &Catalogue,
         records: impl Iterator<Item = &'a Record>,
+        now: Instant,
     ) {
         self.make_spaces(id, spec);
-        for (key, grant) in records
-            .filter(|record| record.key.scope == id)
-            .filter_map(|record| grant_of(record, catalogue))
-        {
-            self.merge(key, grant);
+        for record in records.filter(|record| record.key.scope == id) {
+            self.learn(record, catalogue, now);
         }
         self.restore_network(id, spec, catalogue);
     }
@@ -207,27 +230,62 @@ impl Spaces {
         now: Instant,
     ) {
         self.spaces.retain(|key, _| key.scope() != id);
+        self.unowned.forget_network(id);
         self.quests.retain(|key, _| key.scope() != id);
-        for (key, block) in self.made_of(spec, catalogue) {
-            self.release_block(key, block, now);
+        let mut others = Vec::new();
+        for (other, spec) in catalogue.networks() {
+            others.extend(self.made_of(other, spec, catalogue));
+        }
+        for (key, block) in self.made_of(id, spec, catalogue) {
+            let is_same =
+                |(of, other): &(SpaceKey, Block)| *of == key && (other.holds(&block) || block.holds(other));
+            if !others.iter().any(is_same) {
+                self.release_block(key, block, now);
+            }
         }
     }
 
     /// The numbers of the cluster that a network is made of, as far as they are this node's to keep in use.
-    fn made_of(&self, spec: &NetworkSpec, catalogue: &Catalogue) -> Vec<(SpaceKey, Block)> {
+    fn made_of(&self, id: NetworkId, spec: &NetworkSpec, catalogue: &Catalogue) -> Vec<(SpaceKey, Block)> {
         let pooled = spec
             .subnets
             .iter()
             .filter_map(|subnet| Some((super::networks::subnets_space(subnet.net), subnet.pooled?)));
         let vni = (SpaceKey::Vnis, Block::single(spec.vni.get().into()));
         let all = pooled.chain([vni]);
-        all.filter(|(key, block)| self.keeps(*key, block.first(), spec.creator, catalogue))
+        // What this node has made, it has said itself.
+        let is_real = spec.creator != self.me || catalogue.has_made(self.me, id);
+        all.filter(|(key, block)| is_real && self.keeps(*key, block.first(), spec.creator, catalogue))
             .collect()
     }
 
     /// Takes a record that may be a grant. True if it gave this node something.
-    pub(super) fn learn(&mut self, record: &Record, catalogue: &Catalogue) -> bool {
-        grant_of(record, catalogue).is_some_and(|(key, grant)| self.merge(key, grant))
+    pub(super) fn learn(&mut self, record: &Record, catalogue: &Catalogue, now: Instant) -> bool {
+        let place = (record.author, record.key.clone());
+        match grant_of(record, catalogue) {
+            Some((key, grant)) => self.believe(place, key, grant, now),
+            None => {
+                self.unowned.forget(&place);
+                false
+            }
+        }
+    }
+
+    /// Takes a grant if it is by the owner, and else when it turns out to be. True if this node has been given something.
+    fn believe(&mut self, place: unowned::Place, key: SpaceKey, grant: Grant<NodeId>, now: Instant) -> bool {
+        self.unowned.add(place, key, grant, now);
+        let mut given = false;
+        while let Some(grant) = self
+            .spaces
+            .get(&key)
+            .and_then(|space| self.unowned.take(key, space))
+        {
+            if self.merge(key, grant) {
+                given = true;
+                self.gained.push((key, grant));
+            }
+        }
+        given
     }
 
     fn merge(&mut self, key: SpaceKey, grant: Grant<NodeId>) -> bool {
@@ -257,7 +315,7 @@ impl Spaces {
         now: Instant,
     ) {
         let service = catalogue.service(network, id);
-        let held = service.map_or_else(Vec::new, |service| self.held_vips(network, service, catalogue));
+        let held = service.map_or_else(Vec::new, |service| self.held_vips(id, service, catalogue));
         let before = self.vips.remove(&id).map(|(_, vips)| vips).unwrap_or_default();
         if let Some(spec) = catalogue.network(network) {
             for vip in before.iter().filter(|vip| !held.contains(vip)) {
@@ -266,9 +324,24 @@ impl Spaces {
                 }
             }
         }
+        // What was given back when somebody changed the service comes back with the change undone.
+        if let Some(spec) = catalogue.network(network) {
+            for vip in held.iter().filter(|vip| !before.contains(vip)) {
+                let space = address_space(network, spec, *vip).and_then(|key| self.spaces.get_mut(&key));
+                drop(space.map(|space| space.claim(number(*vip))));
+            }
+        }
         if !held.is_empty() {
             self.vips.insert(id, (network, held));
         }
+    }
+
+    pub(super) fn space_of(&self, id: NetworkId, spec: &NetworkSpec, address: IpAddr) -> Option<SpaceKey> {
+        address_space(id, spec, address)
+    }
+
+    pub(super) fn owner_of(&self, key: SpaceKey, number: u128) -> Option<NodeId> {
+        self.spaces.get(&key)?.owner_of(number)
     }
 
     pub(super) fn release_endpoint(
