@@ -178,7 +178,11 @@ impl Control {
                     .add_network(id, &spec, &self.catalogue, self.gossip.records(), now.instant);
                 self.event(EventKind::NetworkCreated, id.to_string(), spec.name, []);
             }
-            Change::NetworkChanged(_) => {}
+            Change::NetworkChanged(id) => {
+                if let Some(spec) = self.catalogue.network(id) {
+                    self.spaces.make_spaces(id, spec);
+                }
+            }
             Change::NetworkContested(id) => {
                 let is_mine = self.local_endpoints().any(|(network, ..)| network == id);
                 if let (true, Some(spec)) = (is_mine, self.catalogue.network(id)) {

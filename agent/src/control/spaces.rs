@@ -190,9 +190,14 @@ impl Spaces {
         }
     }
 
-    fn make_spaces(&mut self, id: NetworkId, spec: &NetworkSpec) {
+    /// Only a member that lies gives a network other subnets than it had; whoever uses it has to have spaces for them.
+    pub(super) fn make_spaces(&mut self, id: NetworkId, spec: &NetworkSpec) {
         for (index, subnet) in spec.subnets.iter().enumerate() {
             let key = SpaceKey::Addresses(id, index as u8);
+            let known = self.spaces.get(&key).map(Space::universe);
+            if known == Some(block_of(subnet.net)) {
+                continue;
+            }
             let mut space = Space::new(self.me, block_of(subnet.net), spec.creator, self.seed);
             let kept = subnet
                 .aux

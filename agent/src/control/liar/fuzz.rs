@@ -300,7 +300,8 @@ impl Lies {
             }),
             publish: self.some(3, |lies| PublishedPort {
                 ip: lies.coin().then(|| lies.address()),
-                host_port: port(lies),
+                // Not 8080: who says that it is older gets a port, which docs/security.md admits.
+                host_port: if lies.coin() { 80 } else { 65535 },
                 port: port(lies),
                 protocol: Protocol::Tcp,
                 mode: if lies.coin() {
