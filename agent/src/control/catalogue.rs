@@ -241,10 +241,10 @@ impl Catalogue {
         if was == is && before == taken {
             return None;
         }
-        for (node, vips) in &taken {
+        if let Some((node, vips)) = &taken {
             self.claims.add(*node, of_service(network, vips));
         }
-        for (node, vips) in &before {
+        if let Some((node, vips)) = &before {
             self.claims.remove(*node, of_service(network, vips));
         }
         Some(match (was, is) {
@@ -269,7 +269,7 @@ impl Catalogue {
         Some((*node, vips))
     }
 
-    pub fn claims(&self) -> &Claims {
+    pub(super) fn claims(&self) -> &Claims {
         &self.claims
     }
 

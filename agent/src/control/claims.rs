@@ -11,11 +11,7 @@ use std::{
 use ipnet::IpNet;
 use weft_types::{Mac, NetworkId, NodeId, ServiceId};
 
-use super::{
-    Control, Now,
-    contest::is_usable,
-    records::{NetworkSpec, SpaceKey},
-};
+use super::{Control, Now, contest::is_usable, records::NetworkSpec};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Thing {
@@ -137,11 +133,6 @@ impl super::Spaces {
     pub(super) fn owner(&self, network: NetworkId, spec: &NetworkSpec, address: IpAddr) -> Option<NodeId> {
         let key = self.space_of(network, spec, address)?;
         self.owner_of(key, super::pools::number(address))
-    }
-
-    /// Whether what a network is made of belongs to its maker, as far as that is of the cluster.
-    pub(super) fn is_made_by_owner(&self, spec: &NetworkSpec) -> bool {
-        self.owner_of(SpaceKey::Vnis, spec.vni.get().into()) == Some(spec.creator)
     }
 }
 

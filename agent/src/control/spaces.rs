@@ -394,7 +394,10 @@ impl Spaces {
     ) -> Result<u128, (SpaceKey, Option<IpNet>, AllocateError<NodeId>)> {
         let range = within.map(|net| block_of(net).range());
         let lean = self.lean_until.get(&key).is_some_and(|until| now < *until);
-        let space = self.spaces.get_mut(&key).expect("a space of a known network");
+        // A member that lies can have a network be there without its numbers, and no agent is to end because of that.
+        let Some(space) = self.spaces.get_mut(&key) else {
+            return Err((key, within, AllocateError::Exhausted { quarantined: 0 }));
+        };
         space.allocate(range.clone(), now).or_else(|error| match error {
             AllocateError::NoFreeOwned { resting: true, .. } if lean => {
                 space.allocate_resting(range).ok_or((key, within, error))
@@ -408,7 +411,9 @@ impl Spaces {
         key: SpaceKey,
         number: u128,
     ) -> Result<(), (SpaceKey, Want, ClaimError<NodeId>)> {
-        let space = self.spaces.get_mut(&key).expect("a space of a known network");
+        let Some(space) = self.spaces.get_mut(&key) else {
+            return Err((key, Want::Number(number), ClaimError::OutOfRange { number }));
+        };
         space
             .claim(number)
             .map_err(|error| (key, Want::Number(number), error))
@@ -419,7 +424,10 @@ impl Spaces {
         key: SpaceKey,
         block: Block,
     ) -> Result<(), (SpaceKey, Want, ClaimError<NodeId>)> {
-        let space = self.spaces.get_mut(&key).expect("a space of a known network");
+        let Some(space) = self.spaces.get_mut(&key) else {
+            let number = block.first();
+            return Err((key, Want::Block(block), ClaimError::OutOfRange { number }));
+        };
         space
             .claim_block(block)
             .map_err(|error| (key, Want::Block(block), error))

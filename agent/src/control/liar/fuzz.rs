@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use rand::{RngExt, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 use weft_ipam::Block;
-use weft_types::Vni;
+use weft_types::{Mac, Vni};
 
 use super::*;
 use crate::{
@@ -291,7 +291,7 @@ impl Lies {
                 protocol: Protocol::Tcp,
                 count: port(lies),
             }),
-            health: self.coin().then(|| HealthCheck {
+            health: self.coin().then_some(HealthCheck {
                 test: HealthTest::Tcp { port: None },
                 interval_ms: 0,
                 timeout_ms: u32::MAX,

@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use serde_json::json;
 use weft_gossip::Key;
-use weft_types::{EndpointId, Mac, NetworkId, NodeId, ServiceId};
+use weft_types::{EndpointId, NetworkId, NodeId, ServiceId};
 
 use super::{
     Command,
@@ -254,11 +254,4 @@ fn spec(court: &Court, network: NetworkId) -> NetworkSpec {
         .network(network)
         .expect("it is there")
         .clone()
-}
-
-fn mac_of(court: &Court, network: NetworkId, node: usize) -> Mac {
-    let node = court.id(node);
-    let mut endpoints = court.world.nodes[0].control.catalogue.endpoints(network);
-    let (_, endpoint) = endpoints.find(|(_, endpoint)| endpoint.node == node).unwrap();
-    endpoint.spec.mac
 }
