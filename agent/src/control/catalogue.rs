@@ -117,7 +117,8 @@ impl Catalogue {
         match kind {
             Kind::Node => self.apply_node(said),
             Kind::Network => {
-                let id = NetworkId(id_of(key)?);
+                // The scope of what concerns the whole cluster is no network: its numbers would go with that.
+                let id = Some(NetworkId(id_of(key)?)).filter(|id| *id != CLUSTER)?;
                 let was = self.network(id).cloned();
                 self.apply_register(said, id, |this| &mut this.networks);
                 let change = self.network_change(id, was);
