@@ -112,6 +112,8 @@ pub struct AgentOptions {
     pub encrypt: bool,
     /// How old the key of this node may get, with which encrypted networks reach it.
     pub rotate_keys: Option<Duration>,
+    /// How old the key of the cluster may get, with which agents seal what they say to each other.
+    pub rotate_gossip_key: Option<Duration>,
     /// What encrypts; changed by a restart, which interrupts encrypted networks for a moment.
     pub wireguard: WireguardChoice,
     /// Who starts the process that encrypts.
@@ -144,6 +146,7 @@ impl Default for AgentOptions {
             wireguard_port: DEFAULT_WIREGUARD_PORT,
             encrypt: false,
             rotate_keys: None,
+            rotate_gossip_key: None,
             wireguard: WireguardChoice::Auto,
             tunnels: TunnelsStart::Agent,
             docker_plugin: DockerPlugin::Auto,

@@ -9,7 +9,7 @@ use crate::KeyRing;
 pub struct Config {
     /// The cluster. Packets and records of another are not even opened.
     pub cluster: ClusterId,
-    /// The keys packets are sealed and opened with.
+    /// The keys packets are sealed and opened with at first, see [`Gossip::set_keys`](crate::Gossip::set_keys).
     pub keys: KeyRing,
     /// Where peers reach this node, over UDP and TCP.
     pub advertise: SocketAddr,

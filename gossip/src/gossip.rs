@@ -10,8 +10,8 @@ use rand_chacha::ChaCha12Rng;
 use weft_types::NodeId;
 
 use crate::{
-    CARD_KIND, Config, Event, Identity, Key, MAX_MESSAGE, MAX_NAME, MAX_VALUE, Member, MemberState, Output,
-    PutError, Record, SendError, Stats,
+    CARD_KIND, Config, Event, Identity, Key, KeyId, KeyRing, MAX_MESSAGE, MAX_NAME, MAX_VALUE, Member,
+    MemberState, Output, PutError, Record, SendError, Stats,
     identity::Short,
     membership::{Id, Membership},
     pace::Pace,
@@ -243,6 +243,22 @@ impl Gossip {
         self.send_body(short, &body);
         self.settle(now);
         Ok(())
+    }
+
+    /// Seals and opens with these keys from now on.
+    pub fn set_keys(&mut self, ring: KeyRing) {
+        self.sealer.keys.set(ring);
+    }
+
+    /// Seals a text for one node alone, whoever has the keys of the cluster. `context` says what it is, and is never the same for
+    /// two texts. None if `to` is not a public key.
+    pub fn seal_for(&self, to: &NodeId, context: &[u8], text: &[u8]) -> Option<Vec<u8>> {
+        self.identity.seal_for(to, context, text)
+    }
+
+    /// Opens what `from` has sealed for this node.
+    pub fn open_from(&self, from: &NodeId, context: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
+        self.identity.open_from(from, context, sealed)
     }
 
     #[cfg(any(test, fuzzing))]
@@ -484,11 +500,16 @@ impl Gossip {
     }
 
     fn send_packet(&mut self, to: Option<&NodeId>, address: SocketAddr, body: &[u8]) {
+        self.send_packet_by(self.sealer.keys.id_for(to), to, address, body);
+    }
+
+    /// Answers go by the key that the question came by: who asks may have lost a newer one that it once said to have.
+    fn send_packet_by(&mut self, key: KeyId, to: Option<&NodeId>, address: SocketAddr, body: &[u8]) {
         if self.outputs.len() >= MAX_OUTPUTS || body.len() > wire::MAX_BODY {
             self.stats.packets_lost += 1;
             return;
         }
-        if let Some(bytes) = self.sealer.seal(Channel::Packet, to, body) {
+        if let Some(bytes) = self.sealer.seal_by(key, Channel::Packet, to, body) {
             self.stats.packets_sent += 1;
             self.stats.bytes_sent += bytes.len() as u64;
             self.outputs.push_back(Output::Packet { to: address, bytes });

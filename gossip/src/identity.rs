@@ -1,6 +1,9 @@
 use std::{collections::HashMap, fmt};
 
-use chacha20poly1305::{KeyInit, XChaCha20Poly1305};
+use chacha20poly1305::{
+    KeyInit, XChaCha20Poly1305,
+    aead::{Aead, Payload},
+};
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use sha2::{Digest, Sha256};
 use weft_types::NodeId;
@@ -29,9 +32,53 @@ impl Identity {
         NodeId(self.key.verifying_key().to_bytes())
     }
 
-    pub(crate) fn sign(&self, message: &[u8]) -> [u8; 64] {
+    /// Signs a message, which begins with what it is for.
+    pub fn sign(&self, message: &[u8]) -> [u8; 64] {
         self.key.sign(message).to_bytes()
     }
+
+    /// Seals a text for `to` alone. `context` says what it is, and is never the same for two texts. None if `to` is not a public
+    /// key.
+    pub fn seal_for(&self, to: &NodeId, context: &[u8], text: &[u8]) -> Option<Vec<u8>> {
+        let (key, nonce, aad) = self.for_two(to, (&self.node(), to), context)?;
+        let payload = Payload { msg: text, aad: &aad };
+        key.encrypt(&nonce.into(), payload).ok()
+    }
+
+    /// Opens what `from` has sealed for this node.
+    pub fn open_from(&self, from: &NodeId, context: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
+        let (key, nonce, aad) = self.for_two(from, (from, &self.node()), context)?;
+        let payload = Payload {
+            msg: sealed,
+            aad: &aad,
+        };
+        key.decrypt(&nonce.into(), payload).ok()
+    }
+
+    fn for_two(
+        &self,
+        other: &NodeId,
+        (from, to): (&NodeId, &NodeId),
+        context: &[u8],
+    ) -> Option<(XChaCha20Poly1305, [u8; 24], Vec<u8>)> {
+        let shared = shared(self.key.to_scalar_bytes(), other)?;
+        let key = Sha256::new()
+            .chain_update(b"weft text for one 1")
+            .chain_update(shared)
+            .finalize();
+        let aad = [&from.0, &to.0, context].concat();
+        let nonce = Sha256::digest(&aad)[..24].try_into().expect("24 of 32 bytes");
+        Some((XChaCha20Poly1305::new(&key), nonce, aad))
+    }
+}
+
+/// What two nodes alone can compute (X25519, RFC 7748); none if the other's id is not the public key of anybody.
+fn shared(secret: [u8; 32], other: &NodeId) -> Option<[u8; 32]> {
+    // A key of small order would give everybody the same.
+    let theirs = VerifyingKey::from_bytes(&other.0)
+        .ok()
+        .filter(|key| !key.is_weak())?;
+    Some(theirs.to_montgomery().mul_clamped(secret).to_bytes())
 }
 
 impl fmt::Debug for Identity {
@@ -41,7 +88,7 @@ impl fmt::Debug for Identity {
 }
 
 /// Whether `signature` over `message` was made with the key that `author`'s id is.
-pub(crate) fn verify(author: &NodeId, message: &[u8], signature: &[u8; 64]) -> bool {
+pub fn verify(author: &NodeId, message: &[u8], signature: &[u8; 64]) -> bool {
     VerifyingKey::from_bytes(&author.0).is_ok_and(|key| {
         key.verify_strict(message, &Signature::from_bytes(signature))
             .is_ok()
@@ -99,14 +146,9 @@ impl PairKeys {
     /// The key shared with `peer`; none if its id is not the public key of anybody.
     pub(crate) fn with(&mut self, peer: &NodeId) -> Option<&XChaCha20Poly1305> {
         if !self.known.contains_key(peer) {
-            // A key of small order would give everybody the same secret.
-            let theirs = VerifyingKey::from_bytes(&peer.0)
-                .ok()
-                .filter(|key| !key.is_weak())?;
-            let shared = theirs.to_montgomery().mul_clamped(self.secret);
             let key = Sha256::new()
                 .chain_update(b"weft pair 1")
-                .chain_update(shared.as_bytes())
+                .chain_update(shared(self.secret, peer)?)
                 .finalize();
             if self.known.len() >= self.limit {
                 // Only time is lost: every key can be computed again.
@@ -115,5 +157,25 @@ impl PairKeys {
             self.known.insert(*peer, XChaCha20Poly1305::new(&key));
         }
         self.known.get(peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_for_one_opens_there_alone_and_says_from_whom_and_what_it_is() {
+        let [one, two, three] = [1, 2, 3].map(|n| Identity::from_seed([n; 32]));
+        let sealed = one.seal_for(&two.node(), b"what", b"text").unwrap();
+        assert_eq!(two.open_from(&one.node(), b"what", &sealed).unwrap(), b"text");
+        assert!(two.open_from(&one.node(), b"else", &sealed).is_none());
+        assert!(two.open_from(&three.node(), b"what", &sealed).is_none());
+        assert!(three.open_from(&one.node(), b"what", &sealed).is_none());
+        // Nor does it come back as if the other had said it.
+        assert!(one.open_from(&two.node(), b"what", &sealed).is_none());
+        let mut weak = [0; 32];
+        weak[0] = 1;
+        assert!(one.seal_for(&NodeId(weak), b"what", b"text").is_none());
     }
 }

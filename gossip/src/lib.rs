@@ -22,6 +22,7 @@ mod event;
 pub mod fuzz;
 mod gossip;
 mod identity;
+mod keys;
 mod membership;
 mod pace;
 mod record;
@@ -37,9 +38,9 @@ pub use config::Config;
 pub use error::{PutError, SendError};
 pub use event::{Event, Member, MemberState, Output};
 pub use gossip::Gossip;
-pub use identity::Identity;
+pub use identity::{Identity, verify};
+pub use keys::{GossipKey, KeyId, KeyRing};
 pub use record::{CARD_KIND, Key, MAX_NAME, MAX_VALUE, Record, StateSum};
-pub use seal::{GossipKey, KeyRing};
 pub use stats::Stats;
 
 /// The most bytes an application datagram may carry.

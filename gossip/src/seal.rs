@@ -2,55 +2,16 @@ use std::fmt;
 
 use bytes::Bytes;
 use chacha20poly1305::{
-    KeyInit, XChaCha20Poly1305,
+    XChaCha20Poly1305,
     aead::{Aead, AeadInOut, Payload},
 };
 use rand::Rng;
-use sha2::{Digest, Sha256};
 use weft_types::{ClusterId, NodeId};
 
-use crate::identity::{Identity, PairKeys};
-
-/// A secret that every node of a cluster has. Whoever has it can join.
-#[derive(Clone, PartialEq, Eq)]
-pub struct GossipKey(pub [u8; 32]);
-
-impl fmt::Debug for GossipKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("GossipKey(secret)")
-    }
-}
-
-/// The keys of a cluster: the first seals, all of them open, so that a key can be replaced while the
-/// cluster runs.
-#[derive(Clone)]
-pub struct KeyRing {
-    keys: Vec<(u8, XChaCha20Poly1305)>,
-}
-
-impl KeyRing {
-    /// A ring with one key.
-    pub fn new(first: GossipKey) -> Self {
-        Self { keys: Vec::new() }.and(first)
-    }
-
-    /// The ring with one more key, which opens but does not seal.
-    pub fn and(mut self, key: GossipKey) -> Self {
-        // The byte on the wire saves trying every key; it says nothing useful about the key.
-        let hint = Sha256::new()
-            .chain_update(b"weft key hint 1")
-            .chain_update(key.0)
-            .finalize()[0];
-        self.keys.push((hint, XChaCha20Poly1305::new(&key.0.into())));
-        self
-    }
-}
-
-impl fmt::Debug for KeyRing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KeyRing({} keys)", self.keys.len())
-    }
-}
+use crate::{
+    identity::{Identity, PairKeys},
+    keys::{KeyId, KeyRing, Keys},
+};
 
 /// What a sealed box is for. Bound into the seal, so that none can be taken for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +39,8 @@ pub(crate) struct Opened {
     /// Which start of `from` sealed it.
     pub(crate) session: u64,
     pub(crate) counter: u64,
+    /// The key it was sealed by.
+    pub(crate) key: KeyId,
     /// Whether it was sealed for this very node, and therefore certainly by `from`.
     pub(crate) authentic: bool,
     pub(crate) body: Vec<u8>,
@@ -100,7 +63,7 @@ pub(crate) const OVERHEAD: usize = CLEAR + INNER + TAG;
 /// 8439) two of them would sooner or later use a nonce twice, which gives the key stream away.
 pub(crate) struct Sealer {
     cluster: ClusterId,
-    ring: KeyRing,
+    pub(crate) keys: Keys,
     node: NodeId,
     pub(crate) session: u64,
     counter: u64,
@@ -121,7 +84,7 @@ impl Sealer {
         let session = rng.next_u64();
         Self {
             cluster,
-            ring,
+            keys: Keys::new(ring, limit),
             node: identity.node(),
             session,
             counter: 0,
@@ -130,8 +93,19 @@ impl Sealer {
         }
     }
 
-    /// Seals `body` for `to`, or for whoever opens it. None if `to` is not a public key.
+    /// Seals `body` for `to`, or for whoever opens it, by the newest key that it has. None if `to` is not a public key.
     pub(crate) fn seal(&mut self, channel: Channel, to: Option<&NodeId>, body: &[u8]) -> Option<Bytes> {
+        self.seal_by(self.keys.id_for(to), channel, to, body)
+    }
+
+    /// The same by a key that is on the ring.
+    pub(crate) fn seal_by(
+        &mut self,
+        key: KeyId,
+        channel: Channel,
+        to: Option<&NodeId>,
+        body: &[u8],
+    ) -> Option<Bytes> {
         self.counter += 1;
         let mut nonce = [0; NONCE];
         nonce[..8].copy_from_slice(&self.session.to_be_bytes());
@@ -147,13 +121,15 @@ impl Sealer {
         inner.extend_from_slice(&tag);
         inner.extend_from_slice(body);
 
-        let (hint, key) = self.ring.keys.first()?;
+        let key = self.keys.get(key)?;
         let mut sealed = Vec::with_capacity(CLEAR + inner.len() + TAG);
         sealed.extend_from_slice(&MAGIC);
-        sealed.push(*hint);
+        sealed.push(key.hint);
         sealed.extend_from_slice(&nonce);
-        let aad = associated(&self.cluster, channel, *hint);
-        key.encrypt_in_place(&nonce.into(), &aad, &mut inner).ok()?;
+        let aad = associated(&self.cluster, channel, key.hint);
+        key.cipher
+            .encrypt_in_place(&nonce.into(), &aad, &mut inner)
+            .ok()?;
         sealed.extend_from_slice(&inner);
         Some(sealed.into())
     }
@@ -169,12 +145,13 @@ impl Sealer {
             msg: &sealed[CLEAR..],
             aad: &aad,
         };
-        let mut inner = self
-            .ring
-            .keys
-            .iter()
-            .filter(|(candidate, _)| *candidate == hint)
-            .find_map(|(_, key)| key.decrypt(&nonce.into(), payload_again(&payload)).ok())
+        let candidates = self.keys.all().iter().filter(|key| key.hint == hint);
+        let (key, mut inner) = candidates
+            .filter_map(|key| {
+                let inner = key.cipher.decrypt(&nonce.into(), payload_again(&payload)).ok()?;
+                Some((key.id, inner))
+            })
+            .next()
             .ok_or(Rejected::Foreign)?;
         let body = inner.split_off(INNER);
         let (head, tag) = inner.split_at(INNER - TAG);
@@ -200,6 +177,7 @@ impl Sealer {
             from,
             session,
             counter,
+            key,
             authentic,
             body,
         })
@@ -250,6 +228,7 @@ mod tests {
     use rand_chacha::ChaCha12Rng;
 
     use super::*;
+    use crate::GossipKey;
 
     fn sealer(seed: u8, cluster: u8, ring: KeyRing) -> Sealer {
         let identity = Identity::from_seed([seed; 32]);
@@ -330,6 +309,15 @@ mod tests {
         let packet = old.seal(Channel::Packet, Some(&both.node), b"hello").unwrap();
         assert!(both.open(Channel::Packet, &packet).is_ok());
         let packet = both.seal(Channel::Packet, Some(&old.node), b"hello").unwrap();
+        assert_eq!(old.open(Channel::Packet, &packet).unwrap_err(), Rejected::Foreign);
+
+        // For a member that has only that one, it does.
+        let old_key = GossipKey([3; 32]).id();
+        both.keys
+            .set(ring(4).and(GossipKey([3; 32])).with_member(old.node, old_key));
+        let packet = both.seal(Channel::Packet, Some(&old.node), b"hello").unwrap();
+        assert_eq!(old.open(Channel::Packet, &packet).unwrap().key, old_key);
+        let packet = both.seal(Channel::Packet, None, b"hello").unwrap();
         assert_eq!(old.open(Channel::Packet, &packet).unwrap_err(), Rejected::Foreign);
     }
 

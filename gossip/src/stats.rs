@@ -15,6 +15,8 @@ pub struct Stats {
     pub foreign: u64,
     /// Packets, frames and records that are not what they should be, although a member sealed them.
     pub malformed: u64,
+    /// Packets and frames by an old key from nodes that are not heard by it any more.
+    pub outdated: u64,
     /// Packets sealed in another's name and records not signed by their author.
     pub forged: u64,
     /// Packets taken before.

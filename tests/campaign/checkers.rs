@@ -45,7 +45,8 @@ fn found(node: &Node, flags: &str) -> Result<(), String> {
 
 fn all_alive(node: &Node, hosts: usize) -> Result<(), String> {
     let nodes = node.json("node ls");
-    let states: Vec<&str> = items(&nodes).map(|node| text(&node["state"])).collect();
+    let states = items(&nodes).map(|node| text(&node["state"]));
+    let states: Vec<&str> = states.filter(|state| *state != "left").collect();
     match states.len() == hosts && states.iter().all(|state| *state == "alive") {
         true => Ok(()),
         false => Err(format!("nodes are {states:?}")),

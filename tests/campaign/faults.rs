@@ -5,16 +5,17 @@ use std::{
     fmt, fs,
     io::Write as _,
     process::Command,
-    sync::mpsc::{RecvTimeoutError, channel},
     time::{Duration, Instant},
 };
 
 use netns_harness::{Host, Inside as _, Signal};
+use nix::sys::signal::kill;
 use rand::{Rng, RngExt, seq::IndexedRandom};
 
 use crate::{
-    bed::{COMMAND, Node, soon},
+    bed::{COMMAND, Node, soon, wait},
     churn, damage,
+    secret::process_of,
     world::World,
 };
 
@@ -35,10 +36,14 @@ pub enum Kind {
     Partition,
     MtuCut,
     HostCrashed,
+    HostLeft,
+    HostRemoved,
+    KeyChanged,
+    EncrypterKilled,
 }
 
 impl Kind {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 19] = [
         Self::AgentKilled,
         Self::AgentRestarted,
         Self::AllAgentsKilled,
@@ -54,6 +59,10 @@ impl Kind {
         Self::Partition,
         Self::MtuCut,
         Self::HostCrashed,
+        Self::HostLeft,
+        Self::HostRemoved,
+        Self::KeyChanged,
+        Self::EncrypterKilled,
     ];
 
     pub fn words(self) -> &'static str {
@@ -73,16 +82,21 @@ impl Kind {
             Self::Partition => "partition",
             Self::MtuCut => "MTU cut",
             Self::HostCrashed => "host crashed",
+            Self::HostLeft => "host left and joined",
+            Self::HostRemoved => "host died and was removed",
+            Self::KeyChanged => "key changed",
+            Self::EncrypterKilled => "encrypter killed",
         }
     }
 
     /// How often it is drawn, relative to the others: the slow ones less.
-    fn weight(self) -> u32 {
+    fn weight(self, is_encrypted: bool) -> u32 {
         match self {
+            Self::KeyChanged | Self::EncrypterKilled => 2 * u32::from(is_encrypted),
             Self::AgentKilled | Self::AgentRestarted | Self::KernelDamaged | Self::AddressReused => 4,
             Self::Churn | Self::CableFlapped | Self::OneWay | Self::MtuCut => 3,
             Self::AllAgentsKilled | Self::AgentFrozen | Self::DiskFull | Self::LinkDown | Self::Lossy => 2,
-            Self::Partition | Self::HostCrashed => 1,
+            Self::Partition | Self::HostCrashed | Self::HostLeft | Self::HostRemoved => 1,
         }
     }
 
@@ -93,7 +107,7 @@ impl Kind {
             Self::AgentFrozen => 4000,
             Self::CableFlapped | Self::LinkDown => 1000,
             Self::Lossy => 2000,
-            Self::OneWay | Self::Partition | Self::HostCrashed => 4000,
+            Self::OneWay | Self::Partition | Self::HostCrashed | Self::HostRemoved => 4000,
             Self::MtuCut => 500,
             _ => 0,
         })
@@ -132,8 +146,9 @@ pub struct Effect {
 const AFTER: Duration = Duration::from_secs(2);
 
 impl Fault {
-    pub fn draw(rng: &mut impl Rng, hosts: usize) -> Self {
-        let kind = *Kind::ALL.choose_weighted(rng, |kind| kind.weight()).unwrap();
+    pub fn draw(rng: &mut impl Rng, hosts: usize, is_encrypted: bool) -> Self {
+        let weight = |kind: &Kind| kind.weight(is_encrypted);
+        let kind = *Kind::ALL.choose_weighted(rng, weight).unwrap();
         let host = rng.random_range(0..hosts);
         let other = (host + rng.random_range(1..hosts)) % hosts;
         let mut side: BTreeSet<usize> = (0..hosts).filter(|_| rng.random_bool(0.5)).collect();
@@ -256,6 +271,35 @@ impl Fault {
                 effect.touch(self.host, world);
                 effect.dead.insert(self.host);
             }
+            Kind::HostLeft => {
+                world.leave(self.host);
+                world.join(self.host, self.other);
+                effect.touch(self.host, world);
+                effect.dead.insert(self.host);
+            }
+            Kind::HostRemoved => {
+                world.crash(self.host);
+                world.remove(self.host, self.other);
+                wait(self.hold);
+                world.boot_removed(self.host, self.detail.is_multiple_of(2));
+                world.join(self.host, self.other);
+                effect.touch(self.host, world);
+                effect.dead.insert(self.host);
+            }
+            Kind::KeyChanged => {
+                soon("a change of the key", || {
+                    match world.node(self.host).try_weft("node rotate-key") {
+                        // The one before is not over.
+                        ended if ended.code == 0 => Ok(()),
+                        ended => Err(ended.stderr),
+                    }
+                });
+            }
+            Kind::EncrypterKilled => {
+                let process = process_of(world.node(self.host)).expect("it encrypts");
+                kill(process, Signal::SIGKILL).unwrap();
+                effect.touch(self.host, world);
+            }
         }
         if effect.longest.is_zero() {
             effect.longest = begin.elapsed() + AFTER;
@@ -349,10 +393,4 @@ fn fill_disk(node: &Node, hold: Duration) {
             ended => Err(ended.stderr),
         }
     });
-}
-
-/// Lets time pass.
-pub fn wait(time: Duration) {
-    let (_open, nothing) = channel::<()>();
-    assert_eq!(nothing.recv_timeout(time), Err(RecvTimeoutError::Timeout));
 }

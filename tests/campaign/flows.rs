@@ -24,7 +24,9 @@ const LOOK_UP: Duration = Duration::from_millis(100);
 const MAGIC: &[u8; 8] = b"campaign";
 /// As long as the network takes them: every so many of a flow.
 const LONG_ONE_IN: u64 = 16;
-const LONG: usize = 1400;
+const LONG: usize = 1422;
+/// The same where it is encrypted.
+const LONG_ENCRYPTED: usize = 1362;
 const SHORT: usize = 64;
 /// Datagrams wait in it for a receiver that gets no processor.
 const BUFFER: usize = 8 << 20;
@@ -37,6 +39,7 @@ pub struct Ledger {
     endpoints: usize,
     flows: Vec<Flow>,
     addresses: Vec<IpAddr>,
+    long: usize,
     /// Which incarnation of the one that moves is sent to; zero while there is none.
     mover: AtomicU32,
     strays: Mutex<Vec<String>>,
@@ -74,7 +77,7 @@ pub struct Totals {
 
 impl Ledger {
     /// The last address is the one that moves.
-    pub fn new(addresses: Vec<IpAddr>) -> Arc<Self> {
+    pub fn new(addresses: Vec<IpAddr>, is_encrypted: bool) -> Arc<Self> {
         let endpoints = addresses.len() - 1;
         Arc::new(Self {
             began: Instant::now(),
@@ -83,6 +86,7 @@ impl Ledger {
                 .map(|_| Flow::default())
                 .collect(),
             addresses,
+            long: if is_encrypted { LONG_ENCRYPTED } else { LONG },
             mover: AtomicU32::new(0),
             strays: Mutex::default(),
         })
@@ -198,7 +202,7 @@ impl Ledger {
             let number = flow.sent.fetch_add(1, Relaxed);
             let datagram = write(from as u32, incarnation, number, self.began.elapsed());
             let length = if number.is_multiple_of(LONG_ONE_IN) {
-                LONG
+                self.long
             } else {
                 SHORT
             };

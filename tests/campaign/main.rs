@@ -17,6 +17,9 @@ mod heard;
 #[allow(dead_code, reason = "other tests do more with it")]
 mod http;
 mod report;
+#[path = "../cluster/secret.rs"]
+#[allow(dead_code, reason = "other tests do more with it")]
+mod secret;
 #[path = "../cluster/state.rs"]
 #[allow(dead_code, reason = "other tests do more with it")]
 mod state;
@@ -47,20 +50,24 @@ fn nothing_is_lost_that_was_promised_whatever_breaks() {
         let seed = setting("WEFT_CAMPAIGN_SEED", rand::random());
         let faults = setting("WEFT_CAMPAIGN_FAULTS", 15);
         let hosts = setting("WEFT_CAMPAIGN_HOSTS", if faults > 100 { 8 } else { 4 }) as usize;
+        // Every other seed, so that each run of CI has one or the other.
+        let is_encrypted = setting("WEFT_CAMPAIGN_ENCRYPTED", seed % 2) == 1;
         let only = std::env::var("WEFT_CAMPAIGN_ONLY").unwrap_or_default();
         let mut report = Report::new();
         report.say(&format!(
-            "WEFT_CAMPAIGN_SEED={seed} WEFT_CAMPAIGN_FAULTS={faults} WEFT_CAMPAIGN_HOSTS={hosts}"
+            "WEFT_CAMPAIGN_SEED={seed} WEFT_CAMPAIGN_FAULTS={faults} WEFT_CAMPAIGN_HOSTS={hosts} \
+             WEFT_CAMPAIGN_ENCRYPTED={}",
+            u8::from(is_encrypted)
         ));
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut world = World::new(hosts);
+        let mut world = World::new(hosts, is_encrypted);
         checkers::settles(&world);
         checkers::goes_on(&world);
         forget(&world);
         report.say("all is well, and now it begins");
         for number in 1..=faults {
             let fault = loop {
-                let fault = Fault::draw(&mut rng, hosts);
+                let fault = Fault::draw(&mut rng, hosts, is_encrypted);
                 if fault.to_string().contains(&only) {
                     break fault;
                 }

@@ -1,6 +1,6 @@
 //! The hosts of a campaign, and all that goes on between them.
 
-use std::{net::IpAddr, sync::Arc, thread::JoinHandle};
+use std::{fs, net::IpAddr, sync::Arc, thread::JoinHandle};
 
 use netns_harness::Sandbox;
 
@@ -9,6 +9,7 @@ use crate::{
     calls::{Client, Kind, Track},
     flows::{Ledger, MOVER, Speaker},
     http::HttpServer,
+    secret::end,
     traffic::Server,
 };
 
@@ -59,13 +60,14 @@ fn address(host: usize) -> IpAddr {
 }
 
 impl World {
-    pub fn new(hosts: usize) -> Self {
+    pub fn new(hosts: usize, is_encrypted: bool) -> Self {
         let names: Vec<String> = (1..=hosts).map(|n| format!("h{n}")).collect();
         let words: Vec<&str> = names.iter().map(String::as_str).collect();
         let bed = Bed::cluster_on_disks(DISK, &words);
         bed.all_well();
         let before = bed.nodes().map(Node::traces).collect();
-        bed["h1"].weft(&format!("network create --subnet {SUBNET} {NETWORK}"));
+        let encrypted = if is_encrypted { "--opt encrypted" } else { "" };
+        bed["h1"].weft(&format!("network create --subnet {SUBNET} {encrypted} {NETWORK}"));
         for service in ["echo", "web"] {
             bed["h1"].weft(&format!("service create --network {NETWORK} {service}"));
         }
@@ -78,7 +80,7 @@ impl World {
         let mut world = Self {
             bed,
             names,
-            ledger: Ledger::new(addresses),
+            ledger: Ledger::new(addresses, is_encrypted),
             tracks: tracks.collect(),
             places: (0..hosts).map(|_| None).collect(),
             mover: Mover::default(),
@@ -183,6 +185,11 @@ impl World {
             self.ledger.pause_mover();
         }
         self.node(host).host.crash().unwrap();
+        self.abandon(host);
+    }
+
+    /// Ends what runs on a host beside the agent.
+    fn abandon(&mut self, host: usize) {
         let place = self.places[host].take().expect("it is up");
         self.ending.extend(place.clients.into_iter().map(Client::retire));
         drop((place.speaker, place.server, place.http));
@@ -194,6 +201,70 @@ impl World {
     /// The host is switched on again, with its disk, and what ran on it is started anew.
     pub fn boot(&mut self, host: usize) {
         self.node(host).boot();
+        self.settle_in(host);
+    }
+
+    /// It is not heard of any more, by the word of another, and what it owned is somebody else's.
+    pub fn remove(&self, host: usize, by: usize) {
+        let line = format!("node rm {}", self.names[host]);
+        soon(&line, || match self.node(by).try_weft(&line) {
+            // Others may believe it alive for a while.
+            ended if ended.code == 0 => Ok(()),
+            ended => Err(ended.stderr),
+        });
+        for other in (0..self.hosts()).filter(|other| *other != host) {
+            soon(
+                format!("all to be well on {}", self.names[other]),
+                || match self.node(other).problems() {
+                    problems if problems.is_empty() => Ok(()),
+                    problems => Err(problems.join("; ")),
+                },
+            );
+        }
+    }
+
+    /// A removed host is switched on again, and hears of it if it has its disk still.
+    pub fn boot_removed(&self, host: usize, has_disk: bool) {
+        let node = self.node(host);
+        if !has_disk {
+            for entry in fs::read_dir(node.data_dir()).unwrap() {
+                let path = entry.unwrap().path();
+                match path.is_dir() {
+                    true => fs::remove_dir_all(path),
+                    false => fs::remove_file(path),
+                }
+                .unwrap();
+            }
+        }
+        node.boot();
+        soon(format!("{} in no cluster", self.names[host]), || {
+            match node.try_weft("node ls") {
+                ended if ended.stderr.contains("in no cluster") => Ok(()),
+                ended => Err(format!("{ended:?}")),
+            }
+        });
+    }
+
+    /// A host says good-bye while all goes on, and what ran on it ends.
+    pub fn leave(&mut self, host: usize) {
+        if self.mover.host == host {
+            self.ledger.pause_mover();
+        }
+        self.node(host).weft("leave");
+        self.abandon(host);
+        for sandbox in self.node(host).host.sandboxes() {
+            sandbox.remove().unwrap();
+        }
+    }
+
+    /// A host that is in no cluster joins this one.
+    pub fn join(&mut self, host: usize, by: usize) {
+        self.node(host).weft(&self.node(by).join_command(""));
+        self.settle_in(host);
+    }
+
+    /// What runs on a host is started anew.
+    fn settle_in(&mut self, host: usize) {
         let served = self.serve(host);
         self.inhabit(host, served);
         if self.mover.host == host {
@@ -239,6 +310,6 @@ impl World {
                 }
             });
         }
-        self.bed.close();
+        end(self.bed);
     }
 }

@@ -8,7 +8,10 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{RecvTimeoutError, channel},
+    },
     time::{Duration, Instant},
 };
 
@@ -41,6 +44,12 @@ pub fn within<T, E: Display>(
     look: impl FnMut() -> Result<T, E>,
 ) -> T {
     eventually(what, deadline, LOOK, look).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Lets time pass.
+pub fn wait(time: Duration) {
+    let (_open, nothing) = channel::<()>();
+    assert_eq!(nothing.recv_timeout(time), Err(RecvTimeoutError::Timeout));
 }
 
 /// Whether agents can use eBPF here; says so if not.
@@ -455,6 +464,13 @@ impl Node {
     pub fn has_agent(&self) -> bool {
         let agent = self.agent.lock().unwrap();
         agent.as_ref().is_some_and(|agent| agent.try_wait().is_none())
+    }
+
+    /// How many files, sockets and the like its agent has open.
+    pub fn agent_descriptors(&self) -> usize {
+        let agent = self.agent.lock().unwrap();
+        let pid = agent.as_ref().expect("an agent runs").pid();
+        fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
     }
 
     /// After a crash of the host.

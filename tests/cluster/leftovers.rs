@@ -10,7 +10,7 @@ use super::{
 };
 
 /// Waits until a host is as it was.
-fn back_to(bed: &Bed, name: &str, before: &[String]) {
+pub fn back_to(bed: &Bed, name: &str, before: &[String]) {
     soon(format!("{name} as it was before"), || {
         let now = bed[name].traces();
         let more: Vec<_> = now.iter().filter(|trace| !before.contains(trace)).collect();

@@ -34,9 +34,9 @@ fn ask(node: &Node, path: &str) -> (u16, String) {
 }
 
 /// The lines of each metric.
-type Metrics = BTreeMap<String, BTreeSet<String>>;
+pub type Metrics = BTreeMap<String, BTreeSet<String>>;
 
-fn metrics(node: &Node) -> Metrics {
+pub fn metrics(node: &Node) -> Metrics {
     let (status, text) = ask(node, "/metrics");
     assert_eq!(status, 200, "{text}");
     assert!(text.ends_with("# EOF\n"), "{text}");

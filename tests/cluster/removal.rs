@@ -80,6 +80,12 @@ fn what_a_removed_node_made_stays_and_what_it_had_goes() {
         // Who left in order holds nothing up, for those who were started since either.
         bed["h4"].weft("network disconnect app late");
         bed["h4"].weft("leave");
+        bed.on(&["h1", "h2", "h3"], "no h4", |node| {
+            match items(&node.json("node ls")).count() {
+                3 => Ok(()),
+                count => Err(count),
+            }
+        });
         bed["h1"].host.crash().unwrap();
         for name in ["h2", "h3"] {
             bed[name].kill_agent();

@@ -1,6 +1,12 @@
 //! Replicas are replaced one after the other, and nobody who uses the service notices.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use netns_harness::{Inside as _, Sandbox};
 
 use super::{
     bed::{Bed, Endpoint, alone},
@@ -42,8 +48,24 @@ struct Replica {
     server: HttpServer,
 }
 
-fn start(bed: &Bed, host: &str, name: &str) -> Replica {
+/// How long a tracked connection is remembered that has ended, in seconds; 120 unless told. The kernel has one table for all
+/// namespaces, and whoever counts walks all of it: here that of eight hosts, which would be too long by as much.
+const REMEMBERED: &str = "15";
+
+fn sandbox(bed: &Bed, host: &str, name: &str) -> Sandbox {
     let sandbox = bed[host].host.sandbox(name).unwrap();
+    let setting = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait";
+    let set = || match Path::new(setting).exists() {
+        true => fs::write(setting, REMEMBERED),
+        // A kernel that tracks nothing yet.
+        false => Ok(()),
+    };
+    sandbox.run(set).unwrap().unwrap();
+    sandbox
+}
+
+fn start(bed: &Bed, host: &str, name: &str) -> Replica {
+    let sandbox = sandbox(bed, host, name);
     // It listens before anybody hears of it.
     let server = HttpServer::start(&sandbox, name);
     Replica {
@@ -66,7 +88,7 @@ fn replace_all(datapath: &'static str) {
     let vip = bed["h1"].vip("web");
     let clients: Vec<Endpoint> = names
         .iter()
-        .map(|host| bed[host].connected(&format!("c-{host}"), "app", ""))
+        .map(|host| bed[host].connect(sandbox(&bed, host, &format!("c-{host}")), "app", ""))
         .collect();
     let loads = clients
         .iter()

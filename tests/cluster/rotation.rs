@@ -2,12 +2,15 @@
 
 use std::{net::SocketAddr, path::Path, time::Instant};
 
-use weft_tests::keys::{copies, is_answered};
+use weft_tests::{
+    flow::Flow,
+    keys::{copies, is_answered},
+};
 use weft_wireguard::Secret32;
 
 use super::{
     bed::{Bed, Node, alone, report, soon},
-    secret::{HOSTS, end, ends, flow, has_tap, make_secret, process_of, unseen, uses},
+    secret::{HOSTS, end, ends, flow, has_tap, make_secret, overflows, process_of, unseen, uses},
     traffic::Stream,
 };
 
@@ -19,7 +22,7 @@ fn first_key(node: &Node) -> [u8; 32] {
 }
 
 /// The files below a directory that have some bytes in them.
-fn files_with(dir: &Path, bytes: &[u8]) -> Vec<String> {
+pub fn files_with(dir: &Path, bytes: &[u8]) -> Vec<String> {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let has = |path: &std::path::PathBuf| {
         let content = std::fs::read(path).unwrap_or_default();
@@ -51,6 +54,7 @@ fn keys_change_under_load_and_no_packet_is_lost_or_seen() {
             Stream::open("h2", &one.sandbox, two.address()),
             Stream::open("h1", &three.sandbox, one.address()),
         ];
+        let overflown = overflows(&bed, &ends);
         let all_go_on = |more: u64| flows.iter().for_each(|flow| flow.goes_on(more));
         all_go_on(100);
         let processes = HOSTS.map(|name| process_of(&bed[name]).unwrap());
@@ -93,7 +97,14 @@ fn keys_change_under_load_and_no_packet_is_lost_or_seen() {
             bed["h1"].weft("node rotate-key");
             bed["h2"].weft("node rotate-key");
             bed["h1"].kill_agent();
-            all_go_on(300);
+            soon("the agent of h1 to be missed", || {
+                match bed["h2"].json("node inspect h1") {
+                    node if node["state"] == "away" => Ok(()),
+                    node => Err(node["state"].to_string()),
+                }
+            });
+            // Longer than a change takes: h1's tunnels go on by the key of h2 that they know.
+            all_go_on(1500);
             bed["h1"].restart_agent();
             uses(&bed, "h1", 3);
             uses(&bed, "h2", 2);
@@ -102,11 +113,16 @@ fn keys_change_under_load_and_no_packet_is_lost_or_seen() {
         report("two keys changed, with a crash", begun);
         assert_eq!(HOSTS.map(|name| process_of(&bed[name]).unwrap()), processes);
 
-        for flow in flows {
-            let (sent, lost) = flow.stop();
-            println!("{sent} datagrams, {} lost", lost.len());
-            assert_eq!(lost, [0; 0], "of {sent}");
+        // A machine that gives the process that encrypts no processor for half a second loses packets by any key.
+        let flows = flows.map(Flow::stop);
+        let overflown = overflows(&bed, &ends) - overflown;
+        let mut all_lost = 0;
+        for (sent, lost) in flows {
+            println!("{sent} datagrams, {} lost: {lost:?}", lost.len());
+            all_lost += lost.len() as u64;
         }
+        println!("{overflown} packets found a queue full");
+        assert!(all_lost <= overflown, "{all_lost} lost");
         for stream in streams {
             let name = stream.name.clone();
             let streamed = stream.close();

@@ -122,6 +122,13 @@ impl Client {
             .await
     }
 
+    /// Changes the key of gossip.
+    pub async fn token_rotate_key(&self) -> Result<GossipKeyStatus, ClientError> {
+        let request = TokenRotateKeyRequest {};
+        self.send("POST", routes::TOKENS_ROTATE_KEY, Some(&request), DEADLINE)
+            .await
+    }
+
     /// Has a node change its key.
     pub async fn node_rotate_key(&self, node: &str) -> Result<NodeRotateKeyResponse, ClientError> {
         let path = fill(routes::NODE_ROTATE_KEY, node);

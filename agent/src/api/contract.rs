@@ -31,7 +31,7 @@ macro_rules! for_every_type {
     ($check:ident) => {
         for_every_type!($check:
             ClusterInitRequest ClusterInitResponse ClusterJoinRequest ClusterJoinResponse ClusterLeaveRequest
-            ClusterLeaveResponse TokenCreateRequest TokenCreateResponse TokenInfo NodeInfo NodeDetail NodeShare
+            ClusterLeaveResponse TokenCreateRequest TokenCreateResponse TokenInfo TokenRotateKeyRequest GossipKeyStatus NodeInfo NodeDetail NodeShare
             NodeRemoveQuery NodeRemoveResponse NodeDrainRequest NodeDrainResponse NodeActivateRequest
             NodeActivateResponse NodeRotateKeyRequest NodeRotateKeyResponse EndpointDrainRequest EndpointDrainResponse EndpointActivateRequest
             EndpointActivateResponse BackendName ClientConnections Ejected NetworkCreateRequest Subnet NetworkSummary NetworkDetail

@@ -15,6 +15,8 @@ paths! {
     CLUSTER_LEAVE = "/v1/cluster/leave";
     /// Join tokens.
     TOKENS = "/v1/tokens";
+    /// Change the key of gossip.
+    TOKENS_ROTATE_KEY = "/v1/tokens/rotate-key";
     /// All nodes.
     NODES = "/v1/nodes";
     /// One node.
@@ -99,6 +101,7 @@ pub const ROUTES: &[Route] = &[
     route("POST", CLUSTER_LEAVE, "ClusterLeaveResponse").body("ClusterLeaveRequest"),
     route("POST", TOKENS, "TokenCreateResponse").body("TokenCreateRequest"),
     route("GET", TOKENS, "[TokenInfo]"),
+    route("POST", TOKENS_ROTATE_KEY, "GossipKeyStatus").body("TokenRotateKeyRequest"),
     route("GET", NODES, "[NodeInfo]"),
     route("GET", NODE, "NodeDetail"),
     route("DELETE", NODE, "NodeRemoveResponse").query("NodeRemoveQuery"),

@@ -141,6 +141,9 @@ struct AgentArgs {
     /// Change this host's key for encrypted networks when it is so old, 90d say; no packet is lost [default: only by `weft node rotate-key`]
     #[arg(long, value_name = "TIME", value_parser = key_age)]
     rotate_keys: Option<Duration>,
+    /// Change the cluster's gossip key when it is so old, 30d say; one agent of the cluster is enough [default: only by `weft token rotate-key`]
+    #[arg(long, value_name = "TIME", value_parser = key_age)]
+    rotate_gossip_key: Option<Duration>,
     /// The UDP port of WireGuard, by which encrypted networks reach this host
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_WIREGUARD_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     wireguard_port: u16,
@@ -209,6 +212,7 @@ impl AgentArgs {
             wireguard_port: self.wireguard_port,
             encrypt: self.encrypt,
             rotate_keys: self.rotate_keys,
+            rotate_gossip_key: self.rotate_gossip_key,
             wireguard: self.wireguard,
             tunnels: self.tunnels,
             docker_socket: self.docker_socket,

@@ -27,6 +27,7 @@ fn every_flag_is_read() {
         "leave",
         "token create --ttl 1h --reusable --format json",
         "token ls -q",
+        "token rotate-key --format json",
         "node ls --format json",
         "node inspect h1 --format json",
         "node drain --grace 5m h1",
@@ -304,7 +305,7 @@ fn every_noun_explains_itself() {
         help(noun, noun);
     }
     for (noun, verbs) in [
-        ("token", &["create", "ls"][..]),
+        ("token", &["create", "ls", "rotate-key"][..]),
         ("docker", &["proxy", "setup"]),
         (
             "node",

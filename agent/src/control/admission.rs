@@ -4,11 +4,12 @@
 //! request   "weftjoin" cluster(16) nonce(24) seal( node, name, token id, proof )
 //! answer    "weftjoin" 0                            this host is of another cluster
 //!           "weftjoin" 1                            the seal does not open: the token's key is not ours
-//!           "weftjoin" 2 nonce(24) seal( facts, members | refusal )
+//!           "weftjoin" 2 nonce(24) seal( member, seal for the joiner( facts, keys, members ) | refusal )
 //! ```
 //!
-//! The seal is XChaCha20-Poly1305 under SHA-256("weft join key 1" ‖ gossip key), with everything before
-//! it as associated data. The token's secret itself is never sent.
+//! The seal is XChaCha20-Poly1305 under SHA-256("weft join key 1" ‖ the token's join key), with everything before
+//! it as associated data. Whoever ever was in the cluster can open it. So the joiner signs with the token's secret, which
+//! is never sent, and what it is told is sealed once more, for it alone.
 
 use std::net::SocketAddr;
 
@@ -19,12 +20,14 @@ use chacha20poly1305::{
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use weft_gossip::Identity;
 use weft_types::{ClusterId, NodeId};
+use zeroize::Zeroizing;
 
 use super::{
-    ClusterFacts, Control, Now,
-    token::Token,
-    tokens::{Refused, proof},
+    ClusterFacts, Control, Now, Ring,
+    token::{self, Token},
+    tokens::Refused,
 };
 
 const MAGIC: &[u8; 8] = b"weftjoin";
@@ -38,13 +41,25 @@ struct Request {
     node: NodeId,
     name: String,
     token: [u8; 8],
-    proof: [u8; 32],
+    proof: Proof,
+}
+
+/// The two halves of a signature.
+type Proof = ([u8; 32], [u8; 32]);
+
+/// What only the joiner can open.
+#[derive(Debug, Serialize, Deserialize)]
+struct ForOne {
+    by: NodeId,
+    sealed: Vec<u8>,
 }
 
 /// What a node that was let in is told.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Welcome {
     pub facts: ClusterFacts,
+    /// The keys of gossip, all of them: some member may have the oldest alone.
+    pub ring: Ring,
     /// Where members listen for gossip.
     pub members: Vec<SocketAddr>,
 }
@@ -102,30 +117,43 @@ pub fn request(token: &Token, node: NodeId, name: &str, nonce: [u8; 24]) -> Vec<
     let mut frame = MAGIC.to_vec();
     frame.extend(token.cluster.0);
     frame.extend(nonce);
+    let proof = token.proof(&nonce, node);
+    let (first, second) = proof.split_at(32);
     let request = Request {
         node,
         name: name.to_owned(),
         token: token.id,
-        proof: token.proof(&nonce, node),
+        proof: (
+            first.try_into().expect("half of 64 bytes"),
+            second.try_into().expect("half of 64 bytes"),
+        ),
     };
     let content = postcard::to_allocvec(&request).expect("plain data always encodes");
-    let sealed = seal(&token.gossip_key, &nonce, &frame, &content);
+    let sealed = seal(&token.join_key, &nonce, &frame, &content);
     frame.extend(sealed);
     frame
 }
 
+/// What a welcome is sealed for the joiner with: the nonce of an answer is never the same twice.
+fn context(cluster: &ClusterId, nonce: &[u8; 24]) -> Vec<u8> {
+    [b"weft welcome 1".as_slice(), &cluster.0, nonce].concat()
+}
+
 /// Reads the answer to [`request`].
-pub fn read_answer(token: &Token, frame: &[u8]) -> Result<Welcome, JoinError> {
+pub fn read_answer(token: &Token, joiner: &Identity, frame: &[u8]) -> Result<Welcome, JoinError> {
     let body = frame.strip_prefix(MAGIC).ok_or(JoinError::Malformed)?;
     match body.split_first() {
         Some((&OTHER_CLUSTER, _)) => Err(JoinError::OtherCluster),
         Some((&OTHER_KEY, _)) => Err(JoinError::OtherKey),
         Some((&SEALED, rest)) => {
             let (nonce, sealed) = rest.split_first_chunk::<24>().ok_or(JoinError::Malformed)?;
-            let content = open(&token.gossip_key, nonce, &frame[..9], sealed).ok_or(JoinError::Malformed)?;
-            let answer: Result<Welcome, Refused> =
+            let content = open(&token.join_key, nonce, &frame[..9], sealed).ok_or(JoinError::Malformed)?;
+            let answer: Result<ForOne, Refused> =
                 postcard::from_bytes(&content).map_err(|_| JoinError::Malformed)?;
-            answer.map_err(JoinError::Refused)
+            let ForOne { by, sealed } = answer.map_err(JoinError::Refused)?;
+            let welcome = joiner.open_from(&by, &context(&token.cluster, nonce), &sealed);
+            let welcome = welcome.and_then(|welcome| postcard::from_bytes(&welcome).ok());
+            welcome.ok_or(JoinError::Malformed)
         }
         _ => Err(JoinError::Malformed),
     }
@@ -142,30 +170,46 @@ impl Control {
             return Some(answer);
         }
         let nonce: [u8; 24] = header[24..].try_into().expect("24 bytes");
-        let found = self
-            .facts
-            .keys
-            .iter()
-            .find_map(|key| Some((*key, open(key, &nonce, header, sealed)?)));
-        let Some((key, content)) = found else {
+        let key = token::join_key(&self.facts.secret);
+        let Some(content) = open(&key, &nonce, header, sealed) else {
             answer.push(OTHER_KEY);
             return Some(answer);
         };
         let request: Request = postcard::from_bytes(&content).ok()?;
-        let proves = |digest: &[u8; 32]| proof(digest, &nonce, request.node) == request.proof;
+        let proof: [u8; 64] = std::array::from_fn(|place| match place.checked_sub(32) {
+            None => request.proof.0[place],
+            Some(place) => request.proof.1[place],
+        });
+        let proves = |public| token::is_proof(public, &cluster, &nonce, request.node, &proof);
         let judged = self.judge(request.node, &request.name, request.token, proves, now);
         self.settle(now);
-        let judged = judged.map(|()| Welcome {
-            facts: self.facts.clone(),
-            members: self.some_members(),
-        });
-        answer.push(SEALED);
-        let content = postcard::to_allocvec(&judged).expect("plain data always encodes");
         let nonce: [u8; 24] = self.rng.random();
+        let told = match judged {
+            Ok(()) => Ok(self.welcome(request.node, &nonce)?),
+            Err(refused) => Err(refused),
+        };
+        answer.push(SEALED);
+        let content = postcard::to_allocvec(&told).expect("plain data always encodes");
         let sealed = seal(&key, &nonce, &answer, &content);
         answer.extend(nonce);
         answer.extend(sealed);
         Some(answer)
+    }
+
+    /// `None` if the joiner's id is nobody's public key.
+    fn welcome(&self, joiner: NodeId, nonce: &[u8; 24]) -> Option<ForOne> {
+        let welcome = Welcome {
+            facts: self.facts.clone(),
+            ring: self.keyring.ring().clone(),
+            members: self.some_members(),
+        };
+        let welcome = Zeroizing::new(postcard::to_allocvec(&welcome).expect("plain data always encodes"));
+        Some(ForOne {
+            by: self.me,
+            sealed: self
+                .gossip
+                .seal_for(&joiner, &context(&self.facts.id, nonce), &welcome)?,
+        })
     }
 
     /// This node and a few others that answer.
@@ -186,20 +230,24 @@ impl Control {
 mod tests {
     use super::*;
 
+    fn joiner() -> Identity {
+        Identity::from_seed([5; 32])
+    }
+
     #[test]
     fn an_answer_of_another_cluster_or_key_is_told_apart() {
         let frame = |byte| [MAGIC.as_slice(), &[byte]].concat();
         assert_eq!(
-            read_answer(&Token::sample(), &frame(OTHER_CLUSTER)).unwrap_err(),
+            read_answer(&Token::sample(), &joiner(), &frame(OTHER_CLUSTER)).unwrap_err(),
             JoinError::OtherCluster
         );
         assert_eq!(
-            read_answer(&Token::sample(), &frame(OTHER_KEY)).unwrap_err(),
+            read_answer(&Token::sample(), &joiner(), &frame(OTHER_KEY)).unwrap_err(),
             JoinError::OtherKey
         );
         for garbage in [&b"HTTP/1.1 400"[..], b"", &frame(SEALED), &frame(9)] {
             assert_eq!(
-                read_answer(&Token::sample(), garbage).unwrap_err(),
+                read_answer(&Token::sample(), &joiner(), garbage).unwrap_err(),
                 JoinError::Malformed
             );
         }

@@ -3,6 +3,8 @@
 //! A pure function of the set of records, kept up to date one record at a time; the order in which
 //! they arrive does not matter.
 
+mod keys;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -19,6 +21,8 @@ use super::{
         Register, RemovalFact, ServiceSpec, TokenFact, decode, endpoint_key, id_of, ingress_key,
     },
 };
+
+pub use keys::SaidOfKeys;
 
 /// What this node thinks of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -68,6 +72,8 @@ pub enum Change {
     /// What removed nodes owned, or who says what of it.
     EstatesChanged,
     DrainChanged,
+    /// Who has which key of gossip, or is offered one.
+    KeysChanged,
 }
 
 /// One statement: a record without its proof.
@@ -97,6 +103,7 @@ pub struct Catalogue {
     /// What is said of each removed node, and by whom.
     consents: BTreeMap<NodeId, BTreeMap<NodeId, ConsentFact>>,
     drains: BTreeMap<Drainee, Contest<DrainSpec>>,
+    keys: SaidOfKeys,
     /// The latest time that each author has said.
     clocks: BTreeMap<NodeId, u64>,
     /// The virtual addresses that were really taken, and by whom.
@@ -164,6 +171,7 @@ impl Catalogue {
             Kind::TokenUse => {
                 let id = key.name.get(..8)?.try_into().ok()?;
                 let node = NodeId(value?.try_into().ok()?);
+                self.keys.apply_admission(author, node);
                 self.used_tokens
                     .entry(id)
                     .or_default()
@@ -198,6 +206,14 @@ impl Catalogue {
                 self.apply_register(said, drainee, |this| &mut this.drains);
                 (was.as_ref() != self.drain(drainee)).then_some(Change::DrainChanged)
             }
+            Kind::Keys => {
+                self.keys.apply_held(author, value);
+                Some(Change::KeysChanged)
+            }
+            Kind::KeyOffer => {
+                self.keys.apply_offer(author, key, value)?;
+                Some(Change::KeysChanged)
+            }
             Kind::Grant | Kind::Holding => None,
         }
     }
@@ -215,7 +231,9 @@ impl Catalogue {
         let tokens = tokens.map(|(id, _)| Kind::Token.key(CLUSTER, *id));
         let consents = self.consents.iter().filter(|(_, by)| by.contains_key(&node));
         let consents = consents.map(|(removed, _)| Kind::Consent.key(CLUSTER, removed.0));
-        let keys: Vec<Key> = endpoints.chain(ingresses).chain(tokens).chain(consents).collect();
+        let gossip = self.keys.of(node);
+        let all = endpoints.chain(ingresses).chain(tokens).chain(consents);
+        let keys: Vec<Key> = all.chain(gossip).collect();
         let mut changes = Vec::new();
         for key in keys {
             changes.extend(self.apply(node, &key, None));
@@ -452,8 +470,19 @@ impl Catalogue {
         self.nodes.get(&id).filter(|_| !self.is_removed(id))
     }
 
+    /// Whether it said good-bye itself.
+    pub fn has_left(&self, id: NodeId) -> bool {
+        let node = self.nodes.get(&id);
+        node.is_some_and(|node| node.presence == Presence::Left)
+    }
+
     pub fn is_removed(&self, id: NodeId) -> bool {
         self.removals.contains_key(&id)
+    }
+
+    /// What is said of the keys of gossip.
+    pub fn gossip_keys(&self) -> &SaidOfKeys {
+        &self.keys
     }
 
     pub fn removed_nodes(&self) -> impl Iterator<Item = NodeId> {
@@ -476,7 +505,7 @@ impl Catalogue {
             .copied()
     }
 
-    /// Whether its removal rests on an operator's word.
+    /// Whether its removal rests on an operator's word, or its own.
     pub fn is_forced_out(&self, removed: NodeId) -> bool {
         let mut by = self.removals.get(&removed).into_iter().flat_map(BTreeMap::values);
         by.any(|removal| removal.forced)

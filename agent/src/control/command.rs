@@ -37,6 +37,7 @@ pub enum Command {
     Leave(Responder<ClusterLeaveResponse>),
     TokenCreate(TokenCreateRequest, Responder<TokenCreateResponse>),
     TokenList(Responder<Vec<TokenInfo>>),
+    TokenRotateKey(Responder<GossipKeyStatus>),
     NodeList(Responder<Vec<NodeInfo>>),
     NodeInspect(String, Responder<NodeDetail>),
     NodeRemove(String, NodeRemoveQuery, Responder<NodeRemoveResponse>),
@@ -90,6 +91,7 @@ impl Control {
                 let tokens = self.list_tokens(now);
                 self.reply(to, Ok(tokens));
             }
+            Command::TokenRotateKey(to) => self.rotate_gossip_key(to, now),
             Command::NodeList(to) => {
                 let nodes = self.list_nodes();
                 self.reply(to, Ok(nodes));

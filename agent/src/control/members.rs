@@ -1,15 +1,20 @@
 //! What gossip reports: members that come and go, records that arrive, messages between two nodes.
 
+use std::time::Duration;
+
 use weft_gossip::{Event as GossipEvent, Gossip, Key, Member, MemberState, Record};
 use weft_types::{NetworkId, NodeId};
 
 use super::{
     Control, Now,
     catalogue::{Catalogue, Change, Presence},
-    records::{CLUSTER, Kind, NetworkSpec, NodeFact, Register, TunnelFact, encode, network_key},
+    records::{CLUSTER, Kind, NetworkSpec, NodeFact, Register, RemovalFact, TunnelFact, encode, network_key},
     spaces::Wire,
 };
 use crate::api::types::{ClusterJoinResponse, EventKind};
+
+/// How long a record of another node may wait for company on its way to the disk.
+const SAVE_AFTER: Duration = Duration::from_millis(500);
 
 impl Control {
     /// Drains gossip until nothing follows any more.
@@ -21,7 +26,7 @@ impl Control {
                     send => self.turn.send.push(send),
                 }
             }
-            let again = self.keep_ingresses(now) | self.sync_checks(now);
+            let again = self.keep_ingresses(now) | self.sync_checks(now) | self.look_at_keys(now);
             if !(self.answer_kept(now) || again) {
                 break;
             }
@@ -88,7 +93,7 @@ impl Control {
                     self.turn.commit.push(record);
                     self.resume(now);
                 } else {
-                    self.unsaved_since.get_or_insert(now.instant);
+                    self.save_at.get_or_insert(now.instant + SAVE_AFTER);
                     self.unsaved.push(record);
                 }
             }
@@ -101,7 +106,9 @@ impl Control {
             GossipEvent::CaughtUp => {
                 tracing::debug!("caught up with a peer");
                 self.caught_up = true;
+                self.keyring.look_soon(now.instant);
                 self.end_reading_back(now);
+                self.remove_who_left(now);
                 self.look_ahead(now);
                 self.joined_if_complete();
             }
@@ -145,6 +152,15 @@ impl Control {
     }
 
     fn on_change(&mut self, change: Change, now: Now) {
+        if matches!(
+            change,
+            Change::KeysChanged | Change::TokensChanged | Change::Node(_)
+        ) {
+            self.keyring.look_soon(now.instant);
+        }
+        if change == Change::KeysChanged {
+            return;
+        }
         self.host_changed();
         self.note_for_checks(&change);
         self.ingresses_to_look_at |= !matches!(change, Change::IngressChanged | Change::TokensChanged);
@@ -152,6 +168,7 @@ impl Control {
             // It may have this node's address inside the tunnels, and keep it.
             Change::Node(node) if node != self.me => self.describe_itself(now),
             Change::Node(_) | Change::TokensChanged | Change::IngressChanged | Change::DrainChanged => {}
+            Change::KeysChanged => {}
             Change::NodeRemoved(node) => {
                 if node == self.me {
                     self.removed = true;
@@ -168,7 +185,10 @@ impl Control {
                         }
                     }
                     self.look_at_estates(now);
-                    self.node_event(EventKind::NodeLeft, node);
+                    self.keyring.look_now(now.instant);
+                    if !self.catalogue.has_left(node) {
+                        self.node_event(EventKind::NodeLeft, node);
+                    }
                 }
             }
             Change::NetworkCreated(id) => {
@@ -285,8 +305,38 @@ impl Control {
             let served = before.is_some_and(|before| before != Presence::Unheard);
             self.believe(member.node, presence, served, now);
             self.host_changed();
+            self.keyring.look_soon(now.instant);
             self.look_at_estates(now);
             self.node_event(kind, member.node);
+            if presence == Presence::Left {
+                // It never says so again.
+                self.save_at = Some(now.instant);
+            }
+            self.remove_who_left(now);
+        }
+    }
+
+    /// Who said good-bye never comes back as the same node. The first of those who answer writes that down, so that nothing
+    /// of it stays: not its name, nor the numbers that it could not give away because they were in use.
+    fn remove_who_left(&mut self, now: Now) {
+        let is_first = !self
+            .catalogue
+            .nodes()
+            .any(|(id, node)| id < self.me && matches!(node.presence, Presence::Alive | Presence::Suspect));
+        if !is_first || self.removed || self.leaving.is_some() || self.reading_back.is_some() {
+            return;
+        }
+        let left = self.catalogue.nodes();
+        let left: Vec<NodeId> = left
+            .filter(|(_, node)| node.presence == Presence::Left)
+            .map(|(id, _)| id)
+            .collect();
+        for node in left {
+            // By its own word, which nobody else can say.
+            let fact = RemovalFact { forced: true };
+            if let Err(error) = self.publish(Kind::Removal.key(CLUSTER, node.0), encode(&fact), now) {
+                tracing::warn!(%error, "that a node has left cannot be told to the others");
+            }
         }
     }
 

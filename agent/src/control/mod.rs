@@ -19,6 +19,7 @@ mod endpoints;
 mod finding;
 mod happenings;
 mod health;
+mod keyring;
 #[cfg(test)]
 mod liar;
 mod measures;
@@ -33,6 +34,7 @@ mod pools;
 mod publish;
 pub mod records;
 mod refusals;
+mod ring;
 mod rotation;
 mod services;
 mod spaces;
@@ -76,6 +78,7 @@ pub use polls::CountOrder;
 pub use pools::Pools;
 use publish::Entering;
 pub use publish::{Entered, EntryTable, host_port};
+pub use ring::Ring;
 pub use rotation::TunnelKeys;
 pub use traffic::Traffic;
 pub use tunnels::{Encrypter, TunnelReport};
@@ -86,6 +89,7 @@ use catalogue::{Catalogue, Presence};
 use docker::Docker;
 use drain::Drains;
 use health::Checks;
+use keyring::{Ground, Keyring};
 use operations::Parked;
 use polls::Polls;
 use records::{SandboxSpec, SpaceKey};
@@ -100,10 +104,11 @@ pub struct ClusterFacts {
     pub id: ClusterId,
     /// The node that made the cluster and owned every number at first.
     pub founder: NodeId,
-    /// The keys that gossip is sealed with; the first seals, all open.
+    /// The key of gossip, where a version wrote this that could not change it. The keys are apart from this, see [`Ring`].
     pub keys: Vec<[u8; 32]>,
     pub pools: Pools,
-    /// What every pair of nodes makes the pre-shared key of its tunnel from. It is in no token.
+    /// What every pair of nodes makes the pre-shared key of its tunnel from, and what a key in tokens comes from. It does not
+    /// change with the keys of gossip.
     pub secret: Secret32,
 }
 
@@ -127,6 +132,8 @@ pub struct Settings {
     pub encrypt: bool,
     /// How old a WireGuard key may get.
     pub rotate_keys: Option<Duration>,
+    /// How old the cluster's key of gossip may get.
+    pub rotate_gossip_key: Option<Duration>,
     /// Below which the namespaces of networks are.
     pub run_dir: PathBuf,
     /// The host's own namespace.
@@ -146,6 +153,8 @@ pub struct Now {
 pub struct Stored {
     /// This node's keys for encrypted networks.
     pub tunnel_keys: TunnelKeys,
+    /// The keys of gossip.
+    pub ring: Ring,
     pub records: Vec<Record>,
     pub kept: Vec<(SpaceKey, Kept)>,
     /// The cluster's network behind each of Docker's on this host.
@@ -157,6 +166,8 @@ pub struct Stored {
 pub struct Turn {
     /// This node's keys for encrypted networks, where they have changed; to be on the disk before anything else.
     pub tunnel_keys: Option<TunnelKeys>,
+    /// The keys of gossip, likewise: no record says that this node has one that is not on the disk.
+    pub gossip_keys: Option<Ring>,
     /// Records that must be on the disk before anything below happens.
     pub commit: Vec<Record>,
     /// What is to be committed together with the records.
@@ -261,18 +272,22 @@ pub struct Control {
     estates: Estates,
     tunnels: Tunnels,
     rotation: Rotation,
+    keyring: Keyring,
     problems: BTreeSet<String>,
     /// Those of `problems` that the last report of the kernel named.
     host_problems: BTreeSet<String>,
     generation: u64,
     /// Records of others that are not on the disk yet.
     unsaved: Vec<Record>,
-    unsaved_since: Option<Instant>,
+    /// When they will be.
+    save_at: Option<Instant>,
     next_look: Instant,
     /// Who waits for this node to have caught up with the cluster it joins, and until when.
     joining: Option<(Instant, Responder<ClusterJoinResponse>)>,
     /// Whether a peer has told this node all it knows.
     caught_up: bool,
+    /// Whether it was let in by others in this very run.
+    is_newcomer: bool,
     /// Who is to be told that this node has left, and when it goes.
     leaving: Option<(Instant, ClusterLeaveResponse, Responder<ClusterLeaveResponse>)>,
     removed: bool,
@@ -312,6 +327,14 @@ impl Control {
             .filter_map(|(_, node)| Some(node.fact.as_ref()?.gossip))
             .collect();
         let alone = peers.is_empty();
+        let is_newcomer = fresh && facts.founder != me;
+        let keyring = Keyring::new(stored.ring, now.instant);
+        let ground = Ground {
+            catalogue: &catalogue,
+            me,
+            founder: facts.founder,
+        };
+        gossip.set_keys(keyring.to_seal(ground));
         gossip.join(peers, now.instant);
         catalogue.set_presence(me, Presence::Alive, 0);
         let known: Vec<Record> = gossip.records().cloned().collect();
@@ -351,14 +374,16 @@ impl Control {
             estates: Estates::default(),
             tunnels: Tunnels::default(),
             rotation: Rotation::new(stored.tunnel_keys, now.instant),
+            keyring,
             problems: BTreeSet::new(),
             host_problems: BTreeSet::new(),
             generation: 1,
             unsaved: Vec::new(),
-            unsaved_since: None,
+            save_at: None,
             next_look: now.instant,
             joining: None,
             caught_up: false,
+            is_newcomer,
             leaving: None,
             removed,
             turn: Turn {
@@ -404,7 +429,7 @@ impl Control {
         if !self.turn.commit.is_empty() {
             // What is committed may build on what others said: an endpoint on its network, say.
             self.turn.commit.append(&mut self.unsaved);
-            self.unsaved_since = None;
+            self.save_at = None;
         }
         std::mem::take(&mut self.turn)
     }

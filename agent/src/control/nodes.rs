@@ -207,6 +207,7 @@ impl Control {
                 id: self.facts.id,
                 node_count: present.len() as u32,
                 alive_count: alive as u32,
+                gossip_key: self.gossip_key_status(),
             }),
             peers: nodes.iter().filter(|node| !node.is_self).cloned().collect(),
             networks: self.list_networks(),
@@ -249,6 +250,7 @@ impl Control {
         problems.extend(self.tunnel_problems(now));
         problems.extend(self.estate_problems());
         problems.extend(self.untruths(now));
+        problems.extend(self.gossip_key_problems(now));
         let names: Vec<_> = self
             .catalogue
             .nodes()

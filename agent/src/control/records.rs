@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use weft_gossip::Key;
+use weft_gossip::{Key, KeyId};
 use weft_ipam::Block;
 use weft_types::{EndpointId, Mac, NetworkId, NodeId, ServiceId, Vni};
 
@@ -39,6 +39,10 @@ pub enum Kind {
     Holding = 12,
     /// What its author believes a removed node to own, and who is to take it over.
     Consent = 13,
+    /// Which keys of gossip its author has.
+    Keys = 14,
+    /// A key of gossip for some members, sealed for each of them alone.
+    KeyOffer = 15,
 }
 
 impl Kind {
@@ -56,6 +60,8 @@ impl Kind {
             11 => Self::Ingress,
             12 => Self::Holding,
             13 => Self::Consent,
+            14 => Self::Keys,
+            15 => Self::KeyOffer,
             _ => return None,
         })
     }
@@ -63,7 +69,8 @@ impl Kind {
     /// Whether what is said so is of no use to anybody once its author was removed from the cluster: it is about what the author
     /// has, or lets others in.
     pub fn ends_with_its_author(self) -> bool {
-        matches!(self, Self::Endpoint | Self::Ingress | Self::Token | Self::Consent)
+        use Kind::{Consent, Endpoint, Ingress, KeyOffer, Keys, Token};
+        matches!(self, Endpoint | Ingress | Token | Consent | Keys | KeyOffer)
     }
 
     pub fn key(self, scope: NetworkId, name: impl Into<Vec<u8>>) -> Key {
@@ -304,7 +311,7 @@ pub struct HoldingFact {
 /// That a node was removed, by its author.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemovalFact {
-    /// It rests on an operator's word, where too few nodes are left to agree.
+    /// It rests on an operator's word, where too few nodes are left to agree, or on its own that it leaves.
     pub forced: bool,
 }
 
@@ -316,10 +323,32 @@ pub struct ConsentFact {
     pub estate: [u8; 16],
 }
 
+/// The keys of gossip that its author has, the newest first: the number of each, and what only who has it can say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeysFact {
+    pub proofs: Vec<(u32, [u8; 16])>,
+}
+
+/// A key of gossip for some members.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfferFact {
+    pub epoch: u32,
+    pub made_millis: u64,
+    /// How many records of its author about this key there are with this one.
+    pub records: u16,
+    pub to: Vec<(NodeId, SealedKey)>,
+}
+
+/// The 32 bytes of a key and the 16 of the seal.
+pub type SealedKey = ([u8; 32], [u8; 16]);
+
+/// So many fit a record.
+pub const OFFERS_PER_RECORD: usize = 11;
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenFact {
-    /// SHA-256 of the token's secret; the secret itself is never stored.
-    pub digest: [u8; 32],
+    /// The public half of the key that the token's secret is; the secret itself is never stored.
+    pub public: [u8; 32],
     /// Seconds since the Unix epoch; the only place where a wall clock counts, and only against joining.
     pub expires_secs: u64,
     pub reusable: bool,
@@ -390,6 +419,17 @@ pub fn endpoint_key(network: NetworkId, id: EndpointId) -> Key {
 /// Each node has its own.
 pub fn ingress_key(network: NetworkId) -> Key {
     Kind::Ingress.key(network, Vec::new())
+}
+
+/// An author has as many records about one key as there have to be.
+pub fn offer_key(id: KeyId, number: u16) -> Key {
+    Kind::KeyOffer.key(CLUSTER, [&id.0, number.to_be_bytes().as_slice()].concat())
+}
+
+/// What [`offer_key`] names.
+pub fn offer_of_key(key: &Key) -> Option<(KeyId, u16)> {
+    let (id, number) = key.name.split_first_chunk::<16>()?;
+    Some((KeyId(*id), u16::from_be_bytes(number.try_into().ok()?)))
 }
 
 /// One record per granted block: a later grant of the same block by the same node replaces it.
@@ -465,6 +505,20 @@ mod tests {
         newer[0] = VERSION + 1;
         assert_eq!(decode::<Register<u8>>(&newer), None);
         assert_eq!(decode::<Register<u8>>(&[]), None);
+    }
+
+    #[test]
+    fn a_record_full_of_offers_is_not_too_long_and_its_key_says_of_what() {
+        let fact = OfferFact {
+            epoch: u32::MAX,
+            made_millis: u64::MAX,
+            records: u16::MAX,
+            to: vec![(NodeId([0xff; 32]), ([0xff; 32], [0xff; 16])); OFFERS_PER_RECORD],
+        };
+        assert!(encode(&fact).len() <= weft_gossip::MAX_VALUE);
+        let id = KeyId([7; 16]);
+        assert_eq!(offer_of_key(&offer_key(id, 259)), Some((id, 259)));
+        assert_eq!(offer_of_key(&Kind::KeyOffer.key(CLUSTER, [7; 16])), None);
     }
 
     #[test]

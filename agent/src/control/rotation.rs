@@ -18,6 +18,8 @@ use super::Now;
 pub const LONGEST: Duration = Duration::from_secs(300);
 /// Nobody is asked for so long: records are on their way.
 const SETTLE: Duration = Duration::from_secs(3);
+/// What an agent told the process that encrypts goes on without it, for as long as a session lasts after it was last heard.
+const SESSION: Duration = Duration::from_secs(180);
 /// For so long nothing has come by the old key when it goes: what is on its way arrives.
 const QUIET: Duration = Duration::from_secs(2);
 
@@ -66,7 +68,7 @@ impl TunnelKeys {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Party {
     pub(super) node: NodeId,
-    /// Whether it is believed alive. Who is not is not waited for.
+    /// Whether it is believed alive. Who is not is waited for only while it may send by the old key.
     pub(super) answers: bool,
     /// Whether it was heard by the newest keys of both: then it sends by these.
     pub(super) heard_by_newest: bool,
@@ -75,6 +77,10 @@ pub(super) struct Party {
 }
 
 impl Party {
+    fn may_have_a_session(&self) -> bool {
+        self.answers || self.heard_by_old.is_some_and(|ago| ago < SESSION)
+    }
+
     fn is_done(&self) -> bool {
         self.heard_by_newest && self.heard_by_old.is_none_or(|ago| ago >= QUIET)
     }
@@ -128,9 +134,11 @@ impl Rotation {
         Some(LONGEST.saturating_sub(now.saturating_duration_since(self.since?)))
     }
 
-    /// Those who answer and have not gone over.
+    /// Those who have not gone over, but for the dead.
     pub(super) fn waits_for(&self, parties: &[Party]) -> Vec<NodeId> {
-        let late = parties.iter().filter(|party| party.answers && !party.is_done());
+        let late = parties
+            .iter()
+            .filter(|party| party.may_have_a_session() && !party.is_done());
         late.map(|party| party.node).collect()
     }
 

@@ -4,8 +4,6 @@ use std::time::{Duration, Instant};
 
 use super::{Control, Now, catalogue::Presence};
 
-/// How long a record of another node may wait for company on its way to the disk.
-const SAVE_AFTER: Duration = Duration::from_millis(500);
 /// How often this node looks whether it still owns free numbers of every kind.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -18,8 +16,9 @@ impl Control {
             self.away.poll_timeout(),
             self.joining.as_ref().map(|(until, _)| *until),
             self.leaving.as_ref().map(|(at, ..)| *at),
-            self.unsaved_since.map(|since| since + SAVE_AFTER),
+            self.save_at,
             Some(self.next_look),
+            self.keyring.poll_timeout(),
             self.checks.poll_timeout(),
             self.spaces.poll_timeout(),
             // Whoever reads back looks when that is over.
@@ -58,8 +57,8 @@ impl Control {
             self.grace_until = None;
             self.give_up_the_unheard(now);
         }
-        if due(self.unsaved_since.map(|since| since + SAVE_AFTER)) {
-            self.unsaved_since = None;
+        if due(self.save_at) {
+            self.save_at = None;
             self.turn.commit.append(&mut self.unsaved);
         }
         if self.slow_start.handle_timeout(now.instant) {
@@ -73,6 +72,7 @@ impl Control {
             self.retry_ingresses();
             self.forget_orphaned_drains(now);
             self.finish_key_change(now);
+            self.rotate_old_gossip_key(now);
         }
         self.settle_estates(now);
         self.ask_hosts(now);

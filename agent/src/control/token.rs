@@ -1,13 +1,18 @@
 //! Join tokens: what a new node must be told, in one word that can be pasted.
 //!
-//! `weft1-` and base64url of: cluster id (16 bytes), gossip key (32), token id (8), secret (16), and
+//! `weft1-` and base64url of: cluster id (16 bytes), join key (32), token id (8), secret (16), and
 //! four bytes of SHA-256 over these, so that a token cut short by a terminal is told from a wrong one.
+//!
+//! The join key hides from passers-by who joins. It is the same for the life of a cluster, and every node that ever was in it
+//! knows it. Who may join is shown with the secret alone, which signs; nodes know only what such a signature is checked with.
 
 use std::{fmt, str::FromStr};
 
 use data_encoding::BASE64URL_NOPAD;
 use sha2::{Digest, Sha256};
-use weft_types::ClusterId;
+use weft_gossip::Identity;
+use weft_types::{ClusterId, NodeId};
+use weft_wireguard::Secret32;
 
 const PREFIX: &str = "weft1-";
 const BODY: usize = 16 + 32 + 8 + 16;
@@ -15,7 +20,7 @@ const BODY: usize = 16 + 32 + 8 + 16;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
     pub cluster: ClusterId,
-    pub gossip_key: [u8; 32],
+    pub join_key: [u8; 32],
     pub id: [u8; 8],
     pub secret: [u8; 16],
 }
@@ -30,13 +35,44 @@ pub enum ParseTokenError {
 
 impl Token {
     /// What is stored of the secret.
-    pub fn digest(&self) -> [u8; 32] {
-        digest(&self.secret)
+    pub fn public(&self) -> [u8; 32] {
+        self.key().node().0
+    }
+
+    /// What `node` shows instead of the secret.
+    pub(super) fn proof(&self, nonce: &[u8; 24], node: NodeId) -> [u8; 64] {
+        self.key().sign(&proven(&self.cluster, nonce, node))
+    }
+
+    fn key(&self) -> Identity {
+        let seed = Sha256::new()
+            .chain_update(b"weft token key 1")
+            .chain_update(self.secret);
+        Identity::from_seed(seed.finalize().into())
     }
 }
 
-pub fn digest(secret: &[u8; 16]) -> [u8; 32] {
-    Sha256::digest(secret).into()
+/// Whether `proof` was made with the secret of the token that is stored as `public`.
+pub(super) fn is_proof(
+    public: [u8; 32],
+    cluster: &ClusterId,
+    nonce: &[u8; 24],
+    node: NodeId,
+    proof: &[u8; 64],
+) -> bool {
+    weft_gossip::verify(&NodeId(public), &proven(cluster, nonce, node), proof)
+}
+
+fn proven(cluster: &ClusterId, nonce: &[u8; 24], node: NodeId) -> Vec<u8> {
+    [b"weft join proof 2".as_slice(), &cluster.0, nonce, &node.0].concat()
+}
+
+/// The key in the tokens of a cluster.
+pub(super) fn join_key(secret: &Secret32) -> [u8; 32] {
+    let key = Sha256::new()
+        .chain_update(b"weft join key 2")
+        .chain_update(secret.expose());
+    key.finalize().into()
 }
 
 fn checksum(body: &[u8]) -> [u8; 4] {
@@ -48,7 +84,7 @@ impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut bytes = Vec::with_capacity(BODY + 4);
         bytes.extend(self.cluster.0);
-        bytes.extend(self.gossip_key);
+        bytes.extend(self.join_key);
         bytes.extend(self.id);
         bytes.extend(self.secret);
         bytes.extend(checksum(&bytes));
@@ -75,11 +111,11 @@ impl FromStr for Token {
             return Err(ParseTokenError::Damaged);
         }
         let (cluster, rest) = bytes.split_at(16);
-        let (gossip_key, rest) = rest.split_at(32);
+        let (join_key, rest) = rest.split_at(32);
         let (id, rest) = rest.split_at(8);
         Ok(Self {
             cluster: ClusterId(cluster.try_into().expect("16 bytes")),
-            gossip_key: gossip_key.try_into().expect("32 bytes"),
+            join_key: join_key.try_into().expect("32 bytes"),
             id: id.try_into().expect("8 bytes"),
             secret: rest[..16].try_into().expect("16 bytes"),
         })
@@ -92,7 +128,7 @@ impl Token {
     pub(super) fn sample() -> Self {
         Self {
             cluster: ClusterId([1; 16]),
-            gossip_key: [2; 32],
+            join_key: [2; 32],
             id: [3; 8],
             secret: [4; 16],
         }
@@ -122,6 +158,19 @@ mod tests {
             Err(ParseTokenError::Damaged)
         );
         assert_eq!("SWMTKN-1-x".parse::<Token>(), Err(ParseTokenError::Prefix));
+    }
+
+    #[test]
+    fn who_knows_what_is_stored_of_a_token_cannot_make_a_proof() {
+        let token = Token::sample();
+        let (nonce, node) = ([6; 24], NodeId([5; 32]));
+        let proof = token.proof(&nonce, node);
+        let holds = |public, nonce, node| is_proof(public, &token.cluster, nonce, node, &proof);
+        assert!(holds(token.public(), &nonce, node));
+        assert!(!holds(token.public(), &[7; 24], node));
+        assert!(!holds(token.public(), &nonce, NodeId([6; 32])));
+        assert!(!holds([1; 32], &nonce, node));
+        assert_ne!(token.public()[..16], token.secret);
     }
 
     #[test]

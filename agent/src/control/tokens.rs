@@ -53,13 +53,13 @@ impl Control {
         }
         let token = Token {
             cluster: self.facts.id,
-            gossip_key: self.facts.keys[0],
+            join_key: token::join_key(&self.facts.secret),
             id: self.rng.random(),
             secret: self.rng.random(),
         };
         let expires_secs = now.unix_millis / 1000 + request.ttl_secs;
         let fact = TokenFact {
-            digest: token.digest(),
+            public: token.public(),
             expires_secs,
             reusable: request.reusable,
         };
@@ -100,19 +100,19 @@ impl Control {
             .collect()
     }
 
-    /// Whether `node`, which proved to know the secret behind `digest`, may come in.
+    /// Whether `node`, which proved to know the secret of a token, may come in.
     pub(super) fn judge(
         &mut self,
         node: NodeId,
         name: &str,
         id: [u8; 8],
-        proves: impl Fn(&[u8; 32]) -> bool,
+        proves: impl Fn([u8; 32]) -> bool,
         now: Now,
     ) -> Result<(), Refused> {
         let fact = self
             .catalogue
             .token(&id)
-            .filter(|fact| proves(&fact.digest))
+            .filter(|fact| proves(fact.public))
             .ok_or(Refused::UnknownToken)?;
         if fact.expires_millis() <= now.unix_millis {
             return Err(Refused::Expired);
@@ -142,24 +142,7 @@ impl Control {
         if let Err(error) = self.publish(key, node.0.to_vec().into(), now) {
             self.problem(error.message);
         }
+        self.keyring.note_admitted(node, now.instant);
         Ok(())
-    }
-}
-
-/// What a joiner shows instead of the secret.
-pub(super) fn proof(digest: &[u8; 32], nonce: &[u8; 24], node: NodeId) -> [u8; 32] {
-    use sha2::{Digest, Sha256};
-    Sha256::new()
-        .chain_update(b"weft join proof 1")
-        .chain_update(digest)
-        .chain_update(nonce)
-        .chain_update(node.0)
-        .finalize()
-        .into()
-}
-
-impl Token {
-    pub(super) fn proof(&self, nonce: &[u8; 24], node: NodeId) -> [u8; 32] {
-        proof(&token::digest(&self.secret), nonce, node)
     }
 }

@@ -8,15 +8,18 @@ use std::{
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
-use weft_gossip::{Config, Gossip, GossipKey, Identity, KeyRing, Output};
+use weft_gossip::{Config, Gossip, Identity, Output};
 use weft_types::{ClusterId, EndpointId};
 use weft_wireguard::Secret32;
 
 use super::{
     ClusterFacts, Command, Control, CountOrder, HealthProbe, HealthResult, HostReport, Now, Pools, Responder,
-    Settings, Stored, Traffic, TunnelKeys, docker::DockerCommand, records::SandboxSpec,
+    Ring, Settings, Traffic, docker::DockerCommand, records::SandboxSpec,
 };
 use crate::api::ApiError;
+use faults::{Disk, Faults};
+
+pub(super) mod faults;
 
 /// What a node's kernel makes of what it is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +51,9 @@ pub(super) struct Node {
     pub(super) docker_lets_out: bool,
     /// Nothing reaches it and it says nothing.
     pub(super) is_cut_off: bool,
+    /// Its agent does not run.
+    pub(super) is_off: bool,
+    pub(super) disk: Disk,
     address: SocketAddr,
     /// A host state that the kernel has not taken yet.
     pending: Option<HostReport>,
@@ -60,10 +66,79 @@ pub(super) struct World {
     packets: VecDeque<(SocketAddr, SocketAddr, Bytes)>,
     /// So many packets to others are lost from now on.
     pub(super) losses: usize,
+    pub(super) faults: Faults,
     /// Whether hosts are there even if their agents are not.
     pub(super) hosts_answer: bool,
     /// How many answers were given.
     answered: usize,
+}
+
+/// The address of the node with this number.
+pub(super) fn address(n: u8) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, n], 7946))
+}
+
+pub(super) fn facts() -> ClusterFacts {
+    let cluster = ClusterId([7; 16]);
+    ClusterFacts {
+        id: cluster,
+        founder: Identity::from_seed([1; 32]).node(),
+        keys: Vec::new(),
+        pools: Pools::of_cluster(cluster),
+        secret: Secret32::new([8; 32]),
+    }
+}
+
+pub(super) fn first_ring() -> Ring {
+    Ring::first(Secret32::new([9; 32]), 0)
+}
+
+impl Node {
+    /// One that was never in the cluster before.
+    pub(super) fn new(n: u8, facts: ClusterFacts, ring: Ring, now: Now) -> Self {
+        let disk = Disk::new(n, ring);
+        Self {
+            control: Self::start(n, facts, &disk, now),
+            disk,
+            kernel: Kernel::Obeys,
+            probes: Probes::Hang(Vec::new()),
+            probed: 0,
+            traffic: BTreeMap::new(),
+            uncounted: Vec::new(),
+            docker_lets_out: false,
+            is_cut_off: false,
+            is_off: false,
+            address: address(n),
+            pending: None,
+        }
+    }
+
+    /// Starts from what is on the disk.
+    fn start(n: u8, facts: ClusterFacts, disk: &Disk, now: Now) -> Control {
+        let config = Config::new(facts.id, disk.ring.to_seal(), address(n));
+        let seed = [n.wrapping_add((disk.boot as u8).wrapping_sub(1).wrapping_mul(16)); 32];
+        let gossip = Gossip::new(config, Identity::from_seed([n; 32]), disk.boot, seed, now.instant);
+        let settings = Settings {
+            node_name: format!("h{n}"),
+            gossip: address(n),
+            vtep: address(n).ip(),
+            underlay_mtu: 1500,
+            vxlan_port: 4789,
+            domain: "weft.internal".to_owned(),
+            health_commands: false,
+            wireguard_port: 51820,
+            encrypter: crate::control::Encrypter {
+                kind: weft_overlay::plan::Encryption::Process,
+                reason: "it was asked for".to_owned(),
+            },
+            encrypt: false,
+            rotate_keys: None,
+            rotate_gossip_key: None,
+            run_dir: "/run/weft".into(),
+            host: SandboxSpec::of_host(4, u64::from(n)),
+        };
+        Control::new(facts, settings, gossip, disk.stored(), disk.boot == 1, seed, now)
+    }
 }
 
 /// An answer that may have come.
@@ -85,62 +160,13 @@ impl World {
             instant: Instant::now(),
             unix_millis: 0,
         };
-        let cluster = ClusterId([7; 16]);
-        let founder = Identity::from_seed([1; 32]).node();
-        let facts = ClusterFacts {
-            id: cluster,
-            founder,
-            keys: vec![[9; 32]],
-            pools: Pools::of_cluster(cluster),
-            secret: Secret32::new([8; 32]),
-        };
-        let address = |n: u8| SocketAddr::from(([192, 0, 2, n], 7946));
-        let nodes = (1..=count).map(|n| {
-            let config = Config::new(cluster, KeyRing::new(GossipKey([9; 32])), address(n));
-            let gossip = Gossip::new(config, Identity::from_seed([n; 32]), 1, [n; 32], now.instant);
-            let settings = Settings {
-                node_name: format!("h{n}"),
-                gossip: address(n),
-                vtep: address(n).ip(),
-                underlay_mtu: 1500,
-                vxlan_port: 4789,
-                domain: "weft.internal".to_owned(),
-                health_commands: false,
-                wireguard_port: 51820,
-                encrypter: crate::control::Encrypter {
-                    kind: weft_overlay::plan::Encryption::Process,
-                    reason: "it was asked for".to_owned(),
-                },
-                encrypt: false,
-                rotate_keys: None,
-                run_dir: "/run/weft".into(),
-                host: SandboxSpec::of_host(4, u64::from(n)),
-            };
-            let stored = Stored {
-                tunnel_keys: TunnelKeys::first(Secret32::new([n; 32]), 0),
-                records: Vec::new(),
-                kept: Vec::new(),
-                bindings: Vec::new(),
-            };
-            let control = Control::new(facts.clone(), settings, gossip, stored, true, [n; 32], now);
-            Node {
-                control,
-                kernel: Kernel::Obeys,
-                probes: Probes::Hang(Vec::new()),
-                probed: 0,
-                traffic: BTreeMap::new(),
-                uncounted: Vec::new(),
-                docker_lets_out: false,
-                is_cut_off: false,
-                address: address(n),
-                pending: None,
-            }
-        });
+        let nodes = (1..=count).map(|n| Node::new(n, facts(), first_ring(), now));
         let mut world = Self {
             nodes: nodes.collect(),
             now,
             packets: VecDeque::new(),
             losses: 0,
+            faults: Faults::default(),
             hosts_answer: false,
             answered: 0,
         };
@@ -202,6 +228,7 @@ impl World {
         let due = self
             .nodes
             .iter()
+            .filter(|node| !node.is_off)
             .filter_map(|node| node.control.poll_timeout())
             .min();
         let next = due.unwrap_or(end).max(self.now.instant);
@@ -209,7 +236,7 @@ impl World {
         let next = next.min(end);
         self.now.unix_millis += (next - self.now.instant).as_millis() as u64;
         self.now.instant = next;
-        for node in &mut self.nodes {
+        for node in self.nodes.iter_mut().filter(|node| !node.is_off) {
             if node.control.poll_timeout().is_some_and(|at| at <= next) {
                 node.control.handle_timeout(self.now);
             }
@@ -227,7 +254,7 @@ impl World {
             }
             while let Some((from, to, packet)) = self.packets.pop_front() {
                 is_quiet = false;
-                if let Some(node) = self.reachable(to) {
+                if let Some(node) = self.reachable(from, to) {
                     let now = self.now;
                     self.nodes[node].control.handle_packet(from, &packet, now);
                 }
@@ -245,14 +272,24 @@ impl World {
         self.carry_out();
     }
 
-    fn reachable(&self, address: SocketAddr) -> Option<usize> {
-        let is_there = |node: &Node| node.address == address && !node.is_cut_off;
-        self.nodes.iter().position(is_there)
+    fn reachable(&self, from: SocketAddr, to: SocketAddr) -> Option<usize> {
+        let is_there = |node: &Node| node.address == to && !node.is_cut_off && !node.is_off;
+        let to = self.nodes.iter().position(is_there)?;
+        let from = self.nodes.iter().position(|node| node.address == from);
+        from.is_none_or(|from| self.faults.is_path(from, to))
+            .then_some(to)
     }
 
     fn carry_out_of(&mut self, index: usize) -> bool {
         let node = &mut self.nodes[index];
+        if node.is_off {
+            return true;
+        }
         let turn = node.control.take_turn();
+        if self.faults.crashes(index, &turn, &mut node.disk) {
+            node.is_off = true;
+            return true;
+        }
         let mut is_quiet = !turn.host_changed && turn.send.is_empty() && turn.replies.is_empty();
         for probe in turn.probe {
             node.control.handle_probe(probe.node, self.hosts_answer, self.now);
@@ -307,9 +344,16 @@ impl World {
         for output in turn.send.into_iter().filter(|_| !is_cut_off) {
             match output {
                 Output::Packet { .. } if self.losses > 0 => self.losses -= 1,
-                Output::Packet { to, bytes } => self.packets.push_back((from, to, bytes)),
+                Output::Packet { to, bytes } => {
+                    self.faults.note(from, to, &bytes);
+                    if !self.faults.loses() {
+                        self.packets.push_back((from, to, bytes));
+                    }
+                }
                 Output::Stream { to, request } => {
-                    let Some(to) = self.reachable(to) else { continue };
+                    let Some(to) = self.reachable(from, to) else {
+                        continue;
+                    };
                     let answer = self.nodes[to].control.handle_stream_request(&request, self.now);
                     if let Some(answer) = answer {
                         self.nodes[index]

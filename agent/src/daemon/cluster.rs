@@ -10,7 +10,7 @@ use tokio::{
     time::{sleep_until, timeout},
 };
 use weft_gossip::{
-    Config, Gossip, GossipKey, KeyRing, Output,
+    Config, Gossip, Output,
     transport::{Input, Transport},
 };
 use weft_types::{ClusterId, NodeId};
@@ -19,7 +19,9 @@ use weft_wireguard::Secret32;
 use super::{Daemon, advertise, now};
 use crate::{
     api::{ApiError, types::*},
-    control::{ClusterFacts, Control, Pools, Probe, Responder, Settings, Stored, TunnelKeys, admission},
+    control::{
+        ClusterFacts, Control, Pools, Probe, Responder, Ring, Settings, Stored, TunnelKeys, admission,
+    },
 };
 
 /// How long a host that is asked whether it is there may take, on whatever path.
@@ -97,24 +99,23 @@ impl Daemon {
     pub(super) async fn open_membership(
         &self,
         facts: ClusterFacts,
+        ring: Ring,
         fresh: bool,
     ) -> anyhow::Result<Membership> {
         let transport = listen(advertise(&self.options)?).await?;
-        self.assemble(facts, fresh, transport)
+        self.assemble(facts, ring, fresh, transport)
     }
 
     pub(super) fn assemble(
         &self,
         facts: ClusterFacts,
+        ring: Ring,
         fresh: bool,
         transport: Transport,
     ) -> anyhow::Result<Membership> {
         let gossip_address = transport.local_addr();
         let boot = self.store.next_boot()?;
-        let mut keys = facts.keys.iter().copied().map(GossipKey);
-        let first = KeyRing::new(keys.next().context("the cluster has no key")?);
-        let ring = keys.fold(first, KeyRing::and);
-        let config = Config::new(facts.id, ring, gossip_address);
+        let config = Config::new(facts.id, ring.to_seal(), gossip_address);
         let gossip = Gossip::new(config, self.identity.clone(), boot, random(), now().instant);
         let settings = Settings {
             node_name: self.node_name.clone(),
@@ -128,11 +129,13 @@ impl Daemon {
             encrypter: self.encrypter.clone(),
             encrypt: self.options.encrypt,
             rotate_keys: self.options.rotate_keys,
+            rotate_gossip_key: self.options.rotate_gossip_key,
             run_dir: self.options.run_dir.clone(),
             host: super::target::host()?,
         };
         let stored = Stored {
             tunnel_keys: self.tunnel_keys()?,
+            ring,
             records: self.store.records()?,
             kept: self.store.kept()?,
             bindings: self.store.bindings()?,
@@ -157,17 +160,19 @@ impl Daemon {
         let facts = ClusterFacts {
             id,
             founder: self.identity.node(),
-            keys: vec![random()],
+            keys: Vec::new(),
             pools: Pools::of_cluster(id),
             secret: Secret32::new(random()),
         };
-        let membership = match self.open_membership(facts.clone(), true).await {
+        let ring = Ring::first(Secret32::new(random()), now().unix_millis);
+        let membership = match self.open_membership(facts.clone(), ring.clone(), true).await {
             Ok(membership) => membership,
             Err(error) => {
                 responder.send(Err(could_not_open(error)));
                 return Ok(());
             }
         };
+        self.gossip_keys.save(&ring)?;
         self.store.set_cluster(&facts)?;
         self.enter(membership).await?;
         let membership = self.membership.as_mut().expect("entered above");
@@ -182,6 +187,24 @@ impl Daemon {
             join,
         }));
         Ok(())
+    }
+
+    /// The keys of gossip, from their file. A version that could not change the key had it with the facts.
+    pub(super) fn ring(&self, facts: &mut ClusterFacts) -> anyhow::Result<Ring> {
+        if let Some(ring) = self.gossip_keys.load()? {
+            return Ok(ring);
+        }
+        let first = facts.keys.first().copied().with_context(|| {
+            format!(
+                "the keys of gossip are missing in {}; without them no other node is understood. Put them back from a copy, or                  remove that directory, and join again after `weft node rm` on another host",
+                self.options.data_dir.display()
+            )
+        })?;
+        let ring = Ring::first(Secret32::new(first), now().unix_millis);
+        self.gossip_keys.save(&ring)?;
+        facts.keys.clear();
+        self.store.set_cluster(facts)?;
+        Ok(ring)
     }
 
     /// This node's keys for encrypted networks, made where there are none.

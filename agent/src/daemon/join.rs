@@ -38,7 +38,7 @@ pub(super) fn already(membership: &Membership) -> ApiError {
 impl Daemon {
     pub(super) fn start_join(&self, request: ClusterJoinRequest, responder: Responder<ClusterJoinResponse>) {
         let advertise = self.gossip_address();
-        let node = self.identity.node();
+        let identity = self.identity.clone();
         let name = self.node_name.clone();
         let sender = self.join_sender.clone();
         // Apart from the owner of the state, which must not wait for another host.
@@ -52,9 +52,9 @@ impl Daemon {
                 let address = advertise?;
                 // Before anything is asked: a joiner that cannot be reached would be half a member.
                 let transport = listen(address).await?;
-                let frame = admission::request(&token, node, &name, random());
+                let frame = admission::request(&token, identity.node(), &name, random());
                 let answer = ask(&request.address, frame).await?;
-                let welcome = admission::read_answer(&token, &answer)
+                let welcome = admission::read_answer(&token, &identity, &answer)
                     .map_err(|error| refused(&request.address, &error))?;
                 Ok((welcome, transport))
             }
@@ -76,8 +76,10 @@ impl Daemon {
                 return Ok(());
             }
         };
+        // A ring without a cluster is nobody's; a cluster without a ring could not be spoken to.
+        self.gossip_keys.save(&welcome.ring)?;
         self.store.set_cluster(&welcome.facts)?;
-        let mut membership = self.assemble(welcome.facts, true, transport)?;
+        let mut membership = self.assemble(welcome.facts, welcome.ring, true, transport)?;
         membership.control.join(welcome.members, responder, now());
         self.enter(membership).await
     }

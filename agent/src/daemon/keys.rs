@@ -1,46 +1,77 @@
-//! The file of this node's WireGuard keys. It is not in the store: what a database has deleted stays in its file for a
-//! while, and an old key is to be gone.
+//! The files of keys that change: this node's for WireGuard, and the cluster's of gossip. They are not in the store: what a
+//! database has deleted stays in its file for a while, and an old key is to be gone.
 
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Write},
+    marker::PhantomData,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
+use serde::{Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
-use crate::control::TunnelKeys;
+use crate::control::{Ring, TunnelKeys};
 
-const NAME: &str = "wireguard.keys";
 /// The first byte of the file.
 const VERSION: u8 = 1;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum KeyFileError {
-    #[error("cannot {what} the keys of encrypted networks in {}", .file.display())]
+    #[error("cannot {what} the keys of {of} in {}", .file.display())]
     Access {
         what: &'static str,
+        of: &'static str,
         file: PathBuf,
         source: io::Error,
     },
-    #[error("the keys of encrypted networks in {} are not readable; the file was written by another version or damaged. Without it \
-             this node makes a new key, and its tunnels begin anew", .0.display())]
-    Malformed(PathBuf),
+    #[error("the keys of {of} in {} are not readable; the file was written by another version or damaged. {without}", .file.display())]
+    Malformed {
+        of: &'static str,
+        file: PathBuf,
+        without: &'static str,
+    },
 }
 
-/// Where the keys are, and how they get there.
-pub(super) struct KeyFile {
+/// Where some keys are, and how they get there.
+pub(super) struct KeyFile<T> {
     dir: PathBuf,
+    name: &'static str,
+    of: &'static str,
+    /// What it is to be without them.
+    without: &'static str,
+    keys: PhantomData<T>,
 }
 
-impl KeyFile {
-    pub(super) fn in_dir(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+impl KeyFile<TunnelKeys> {
+    pub(super) fn of_tunnels(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            name: "wireguard.keys",
+            of: "encrypted networks",
+            without: "Without it this node makes a new key, and its tunnels begin anew",
+            keys: PhantomData,
+        }
     }
+}
 
+impl KeyFile<Ring> {
+    pub(super) fn of_gossip(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            name: "gossip.keys",
+            of: "gossip",
+            without: "Without it no other node is understood: put it back from a copy, or remove the data directory, and join again \
+                      after `weft node rm` on another host",
+            keys: PhantomData,
+        }
+    }
+}
+
+impl<T: Serialize + DeserializeOwned> KeyFile<T> {
     /// What was saved last; `None` if nothing was since the last [`forget`](Self::forget).
-    pub(super) fn load(&self) -> Result<Option<TunnelKeys>, KeyFileError> {
+    pub(super) fn load(&self) -> Result<Option<T>, KeyFileError> {
         let failed = |source| self.failed("read", source);
         // Of a save that a crash has interrupted: it was not in force yet.
         wipe(&self.unfinished()).map_err(failed)?;
@@ -55,12 +86,16 @@ impl KeyFile {
             _ => None,
         }
         .map(Some)
-        .ok_or_else(|| KeyFileError::Malformed(self.file()))
+        .ok_or_else(|| KeyFileError::Malformed {
+            of: self.of,
+            file: self.file(),
+            without: self.without,
+        })
     }
 
     /// Writes all of it or nothing; when it returns, it is on the disk, and what was there before is not, as far as the
     /// file system writes where it is told to.
-    pub(super) fn save(&self, keys: &TunnelKeys) -> Result<(), KeyFileError> {
+    pub(super) fn save(&self, keys: &T) -> Result<(), KeyFileError> {
         let failed = |source| self.failed("write", source);
         let bytes =
             Zeroizing::new(postcard::to_extend(keys, vec![VERSION]).expect("plain data always encodes"));
@@ -83,11 +118,11 @@ impl KeyFile {
     }
 
     fn file(&self) -> PathBuf {
-        self.dir.join(NAME)
+        self.dir.join(self.name)
     }
 
     fn unfinished(&self) -> PathBuf {
-        self.dir.join(format!("{NAME}.new"))
+        self.dir.join(format!("{}.new", self.name))
     }
 
     fn sync_dir(&self) -> io::Result<()> {
@@ -97,6 +132,7 @@ impl KeyFile {
     fn failed(&self, what: &'static str, source: io::Error) -> KeyFileError {
         KeyFileError::Access {
             what,
+            of: self.of,
             file: self.file(),
             source,
         }
@@ -133,7 +169,7 @@ mod tests {
     #[test]
     fn keys_survive_a_reopen_and_leave_nothing_of_the_last_ones() {
         let dir = tempfile::tempdir().unwrap();
-        let file = KeyFile::in_dir(dir.path());
+        let file = KeyFile::of_tunnels(dir.path());
         assert_eq!(file.load().unwrap(), None);
         file.save(&keys(1)).unwrap();
         // Whoever has the file open sees that its key is gone.
@@ -143,7 +179,7 @@ mod tests {
         let mut bytes = Vec::new();
         before.read_to_end(&mut bytes).unwrap();
         assert!(bytes.len() > 32 && bytes.iter().all(|byte| *byte == 0));
-        let again = KeyFile::in_dir(dir.path());
+        let again = KeyFile::of_tunnels(dir.path());
         assert_eq!(again.load().unwrap(), Some(keys(2)));
         again.forget().unwrap();
         again.forget().unwrap();
@@ -154,7 +190,7 @@ mod tests {
     #[test]
     fn a_save_that_was_interrupted_changed_nothing_and_a_damaged_file_is_told_about() {
         let dir = tempfile::tempdir().unwrap();
-        let file = KeyFile::in_dir(dir.path());
+        let file = KeyFile::of_tunnels(dir.path());
         file.save(&keys(1)).unwrap();
         std::fs::write(file.unfinished(), [7; 20]).unwrap();
         assert_eq!(file.load().unwrap(), Some(keys(1)));
@@ -162,5 +198,11 @@ mod tests {
         std::fs::write(file.file(), [VERSION, 7]).unwrap();
         let error = file.load().unwrap_err().to_string();
         assert!(error.contains("wireguard.keys are not readable"), "{error}");
+
+        let file = KeyFile::of_gossip(dir.path());
+        assert_eq!(file.load().unwrap(), None);
+        let ring = Ring::first(Secret32::new([3; 32]), 7);
+        file.save(&ring).unwrap();
+        assert_eq!(file.load().unwrap(), Some(ring));
     }
 }

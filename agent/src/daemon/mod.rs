@@ -41,7 +41,10 @@ use weft_wireguard::Secret32;
 
 use crate::{
     api::ApiError,
-    control::{Encrypter, HealthResult, HostFacts, Now, Responder, TunnelReport, docker::DockerCommand},
+    control::{
+        Encrypter, HealthResult, HostFacts, Now, Responder, Ring, TunnelKeys, TunnelReport,
+        docker::DockerCommand,
+    },
     docker::{self, Door, Owner, Plugin, Watcher},
     metrics::{Snapshot, Work},
     options::{AgentOptions, DockerPlugin, LogFormat},
@@ -103,7 +106,8 @@ struct Daemon {
     options: AgentOptions,
     node_name: String,
     store: Store,
-    keys: KeyFile,
+    keys: KeyFile<TunnelKeys>,
+    gossip_keys: KeyFile<Ring>,
     identity: Identity,
     membership: Option<Membership>,
     requests: mpsc::Receiver<Request>,
@@ -162,7 +166,8 @@ impl Daemon {
         let mut daemon = Self {
             node_name,
             store,
-            keys: KeyFile::in_dir(&options.data_dir),
+            keys: KeyFile::of_tunnels(&options.data_dir),
+            gossip_keys: KeyFile::of_gossip(&options.data_dir),
             identity,
             membership: None,
             requests,
@@ -184,8 +189,9 @@ impl Daemon {
             _watcher: watcher,
             changes,
         };
-        if let Some(facts) = daemon.store.cluster()? {
-            let membership = daemon.open_membership(facts, false).await?;
+        if let Some(mut facts) = daemon.store.cluster()? {
+            let ring = daemon.ring(&mut facts)?;
+            let membership = daemon.open_membership(facts, ring, false).await?;
             daemon.enter(membership).await?;
         } else {
             // What an agent that has left its cluster since could not remove.
@@ -317,6 +323,10 @@ impl Daemon {
             tokio::task::block_in_place(|| self.keys.save(keys))
                 .context("the agent stops rather than use a key that is not on the disk")?;
         }
+        if let Some(ring) = &turn.gossip_keys {
+            tokio::task::block_in_place(|| self.gossip_keys.save(ring))
+                .context("the agent stops rather than say that it has a key that is not on the disk")?;
+        }
         if turn.is_to_commit() {
             // The disk may be slow; the other tasks of this thread go on meanwhile.
             let store = &self.store;
@@ -368,6 +378,7 @@ impl Daemon {
         self.clear_host();
         self.store.reset()?;
         self.keys.forget()?;
+        self.gossip_keys.forget()?;
         self.identity = Identity::from_seed(self.store.identity(rand::random())?);
         Ok(())
     }

@@ -106,6 +106,7 @@ fn router() -> Router<Context> {
         .route(routes::CLUSTER_JOIN, post(join))
         .route(routes::CLUSTER_LEAVE, post(leave))
         .route(routes::TOKENS, post(token_create).get(token_list))
+        .route(routes::TOKENS_ROTATE_KEY, post(token_rotate_key))
         .route(routes::NODES, get(node_list))
         .route(routes::NODE, get(node_inspect).delete(node_remove))
         .route(routes::NODE_DRAIN, post(node_drain))
@@ -250,6 +251,13 @@ async fn node_activate(
 ) -> Answer<NodeActivateResponse> {
     let Path(node) = node?;
     context.command(|to| Command::NodeActivate(node, to)).await
+}
+
+async fn token_rotate_key(
+    State(context): State<Context>,
+    Body(_): Body<TokenRotateKeyRequest>,
+) -> Answer<GossipKeyStatus> {
+    context.command(Command::TokenRotateKey).await
 }
 
 async fn node_rotate_key(

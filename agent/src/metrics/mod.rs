@@ -211,6 +211,7 @@ impl Samples {
         }
         for (reason, count) in [
             ("foreign", stats.foreign),
+            ("outdated_key", stats.outdated),
             ("malformed", stats.malformed),
             ("forged", stats.forged),
             ("replayed", stats.replayed),

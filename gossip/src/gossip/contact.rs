@@ -148,7 +148,12 @@ impl Gossip {
                 your_card: None,
                 reply: false,
             };
-            self.send_packet(None, address, &wire::encode(&Body::Contact(contact)));
+            let body = wire::encode(&Body::Contact(contact));
+            // Nobody knows which keys a stranger has.
+            let keys: Vec<_> = self.sealer.keys.all().iter().map(|key| key.id).collect();
+            for key in keys {
+                self.send_packet_by(key, None, address, &body);
+            }
         }
     }
 
@@ -245,7 +250,7 @@ impl Gossip {
         if !contact.reply
             && let Some((body, node, _)) = self.contact_for(node, true)
         {
-            self.send_packet(Some(&node), address, &wire::encode(&body));
+            self.send_packet_by(opened.key, Some(&node), address, &wire::encode(&body));
         }
     }
 

@@ -5,8 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use weft_types::NodeId;
-
 use super::{Gossip, Peer};
 use crate::{
     Event, Key, MAX_PACKET, MemberState, Record,
@@ -33,7 +31,10 @@ impl Gossip {
         };
         if self.is_evicted(&opened.from) {
             self.stats.evicted += 1;
-            self.tell_why(&opened.from, from, now);
+            self.tell_why(&opened, from, now);
+            return;
+        }
+        if !self.is_heard(&opened) {
             return;
         }
         if opened.authentic && !self.packets.allows(&opened.from, now) {
@@ -52,6 +53,9 @@ impl Gossip {
             self.stats.replayed += 1;
             return;
         }
+        if opened.authentic {
+            self.sealer.keys.note(opened.from, opened.key);
+        }
         let Some(body) = wire::decode::<Body>(&opened.body) else {
             self.stats.malformed += 1;
             return;
@@ -67,7 +71,7 @@ impl Gossip {
         if !is_known {
             // A member of which only membership has heard so far. To answer it takes its address; it is asked
             // for its card where it speaks from, and what it said will be said again.
-            self.ask_for_card(&opened.from, from);
+            self.ask_for_card(&opened, from);
             return;
         }
         if current != Some(opened.session) && self.may_nudge(sender, now) {
@@ -87,7 +91,8 @@ impl Gossip {
     }
 
     /// One that was evicted while it was away is to hear of it, and not to wonder why nobody answers.
-    fn tell_why(&mut self, node: &NodeId, from: SocketAddr, now: Instant) {
+    fn tell_why(&mut self, opened: &Opened, from: SocketAddr, now: Instant) {
+        let node = &opened.from;
         let Some(evicted) = self.evicted.get_mut(&Short::from(node)) else {
             return;
         };
@@ -101,8 +106,15 @@ impl Gossip {
                 records: vec![why],
                 offers: Vec::new(),
             };
-            self.send_packet(Some(node), from, &wire::encode(&body));
+            self.send_packet_by(opened.key, Some(node), from, &wire::encode(&body));
         }
+    }
+
+    /// Whether its sender may speak by the key it was sealed by; counts it if not.
+    pub(super) fn is_heard(&mut self, opened: &Opened) -> bool {
+        let is_heard = self.sealer.keys.may_speak(&opened.from, opened.key);
+        self.stats.outdated += u64::from(!is_heard);
+        is_heard
     }
 
     /// Opens a seal, and counts what does not open.
@@ -320,7 +332,7 @@ impl Gossip {
         }
     }
 
-    fn ask_for_card(&mut self, node: &NodeId, address: SocketAddr) {
+    fn ask_for_card(&mut self, opened: &Opened, address: SocketAddr) {
         let Some(card) = self.own_card() else { return };
         let generation = self.membership.id().generation;
         let contact = wire::Contact {
@@ -330,6 +342,7 @@ impl Gossip {
             your_card: None,
             reply: false,
         };
-        self.send_packet(Some(node), address, &wire::encode(&Body::Contact(contact)));
+        let body = wire::encode(&Body::Contact(contact));
+        self.send_packet_by(opened.key, Some(&opened.from), address, &body);
     }
 }

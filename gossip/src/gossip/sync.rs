@@ -419,6 +419,9 @@ impl Gossip {
             self.stats.evicted += 1;
             return None;
         }
+        if !self.is_heard(&opened) {
+            return None;
+        }
         if opened.authentic && !self.pulls.allows(&opened.from, now) {
             self.stats.flooded += 1;
             return None;
@@ -436,9 +439,8 @@ impl Gossip {
             sets: findings.sets.into_iter().map(|(set, _)| set).collect(),
             entries: findings.entries,
         };
-        let sealed = self
-            .sealer
-            .seal(Channel::Response, Some(&opened.from), &wire::encode(&chunk))?;
+        let (to, body) = (Some(&opened.from), wire::encode(&chunk));
+        let sealed = self.sealer.seal_by(opened.key, Channel::Response, to, &body)?;
         Some(sealed.into())
     }
 
@@ -448,6 +450,9 @@ impl Gossip {
         };
         if self.is_evicted(&opened.from) {
             self.stats.evicted += 1;
+            return;
+        }
+        if !self.is_heard(&opened) {
             return;
         }
         let peer = Short::from(&opened.from);

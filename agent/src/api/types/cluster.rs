@@ -101,6 +101,26 @@ pub struct TokenCreateResponse {
     pub reusable: bool,
 }
 
+/// `POST /v1/tokens/rotate-key`: another key for what agents say to each other. Tokens stay valid.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRotateKeyRequest {}
+
+/// The key that agents seal with what they say to each other, and how far a change of it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GossipKeyStatus {
+    /// Which of the cluster's keys it is: 1 for the first.
+    pub epoch: u32,
+    /// What it is called; not secret.
+    pub id: String,
+    /// When it was made, by the clock of the node that made it.
+    pub made: Timestamp,
+    /// How many keys this node has: one, or the older ones too that somebody may still need.
+    pub kept: u32,
+    /// Nodes that are not known to have it, by name. What is older is kept until there are none.
+    pub waiting_for: Vec<String>,
+}
+
 /// A token in a listing, without its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenInfo {

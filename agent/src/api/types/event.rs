@@ -52,6 +52,12 @@ pub enum EventKind {
     /// A service was removed.
     #[serde(rename = "service.removed")]
     ServiceRemoved,
+    /// This node has a newer key of gossip.
+    #[serde(rename = "key.rotated")]
+    KeyRotated,
+    /// All have it, and this node has forgotten those before.
+    #[serde(rename = "key.settled")]
+    KeySettled,
     /// Something is wrong; `status` lists it until it is put right.
     #[serde(rename = "problem.found")]
     ProblemFound,
@@ -62,7 +68,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind, in the order of the documentation.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::NodeAlive,
         Self::NodeSuspect,
         Self::NodeDown,
@@ -78,6 +84,8 @@ impl EventKind {
         Self::ServiceCreated,
         Self::ServiceUpdated,
         Self::ServiceRemoved,
+        Self::KeyRotated,
+        Self::KeySettled,
         Self::ProblemFound,
         Self::ProblemSolved,
     ];

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 use weft_types::ClusterId;
 
-use super::{EncryptionStatus, NamesStatus, NetworkSummary, NodeInfo};
+use super::{EncryptionStatus, GossipKeyStatus, NamesStatus, NetworkSummary, NodeInfo};
 use crate::api::Timestamp;
 
 /// One screen about a node: `GET /v1/status`.
@@ -36,6 +36,8 @@ pub struct ClusterStatus {
     pub node_count: u32,
     /// How many of them are alive.
     pub alive_count: u32,
+    /// The key that agents seal with what they say to each other.
+    pub gossip_key: GossipKeyStatus,
 }
 
 /// Which datapath balances connections, and why that one.

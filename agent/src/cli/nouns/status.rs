@@ -5,6 +5,7 @@ use super::{
     encryption::{add_encryption, tunnel_table},
     network::network_table,
     node::node_table,
+    token::show_change,
 };
 use crate::{
     api::types::{NamesStatus, StatusResponse, VersionResponse},
@@ -134,6 +135,10 @@ fn show(status: &StatusResponse) -> String {
             "datapath",
             format!("{}: {}", status.datapath.name, status.datapath.reason),
         );
+    let key = status.cluster.as_ref().map(|cluster| &cluster.gossip_key);
+    if let Some(change) = key.and_then(show_change) {
+        facts.add("gossip key", change);
+    }
     add_names(&mut facts, &status.names);
     add_encryption(&mut facts, status.encryption.as_ref());
     facts.add(

@@ -3,7 +3,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use crate::{
-    api::types::{TokenCreateRequest, TokenCreateResponse, TokenInfo},
+    api::types::{GossipKeyStatus, TokenCreateRequest, TokenCreateResponse, TokenInfo},
     cli::{
         failure::Failure,
         format::{FormatArgs, ListArgs, yes},
@@ -20,13 +20,16 @@ pub(in crate::cli) enum TokenCommand {
     Create(CreateArgs),
     /// List the tokens, without their secrets
     Ls(ListArgs),
+    /// Give the cluster another key for what agents say to each other; who was removed and has kept the old one is shut out
+    RotateKey(RotateKeyArgs),
 }
 
 const EXAMPLES: &str = "\
 Examples:
   weft token create
   weft token create --ttl 1h --reusable
-  weft token ls";
+  weft token ls
+  weft token rotate-key       (after `weft node rm` of a host that others may have; tokens stay valid)";
 
 /// What `weft token create` takes.
 #[derive(Debug, Args)]
@@ -37,6 +40,13 @@ pub(in crate::cli) struct CreateArgs {
     /// Let more than one host join with it
     #[arg(long)]
     reusable: bool,
+    #[command(flatten)]
+    format: FormatArgs,
+}
+
+/// What `weft token rotate-key` takes.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct RotateKeyArgs {
     #[command(flatten)]
     format: FormatArgs,
 }
@@ -65,6 +75,11 @@ pub(in crate::cli) fn run(session: &Session, command: TokenCommand) -> Result<()
             let tokens = session.ask("listing the tokens", async |client| client.tokens().await)?;
             args.print(&tokens, |token| token.id.clone(), show_list)
         }
+        TokenCommand::RotateKey(args) => {
+            let doing = "changing the gossip key";
+            let answer = session.ask(doing, async |client| client.token_rotate_key().await)?;
+            args.format.print(&answer, show_rotated)
+        }
     }
 }
 
@@ -78,6 +93,40 @@ fn show_created(answer: &TokenCreateResponse) -> String {
         "lets {hosts} join until {}:\n\n  {}\n",
         answer.expires, answer.join_command
     )
+}
+
+fn show_rotated(key: &GossipKeyStatus) -> String {
+    let mut text = format!("gossip key {} ({}) is in use\n", key.epoch, key.id);
+    if !key.waiting_for.is_empty() {
+        text.push_str(&format!(
+            "{} not have it yet, and get it when they are heard of; until then the one before is kept for them\n",
+            have_not(&key.waiting_for)
+        ));
+    }
+    text
+}
+
+/// The names, and the verb that follows them.
+fn have_not(names: &[String]) -> String {
+    let verb = if names.len() == 1 { "does" } else { "do" };
+    format!("{} {verb}", names.join(", "))
+}
+
+/// How far a change of the key is, in a line of `weft status`.
+pub(super) fn show_change(key: &GossipKeyStatus) -> Option<String> {
+    if key.waiting_for.is_empty() {
+        return (key.kept > 1).then(|| {
+            format!(
+                "number {} is in use, older ones are about to be forgotten",
+                key.epoch
+            )
+        });
+    }
+    Some(format!(
+        "number {} is in use; {} not have it, and older ones are kept for that",
+        key.epoch,
+        have_not(&key.waiting_for)
+    ))
 }
 
 fn show_list(tokens: &Vec<TokenInfo>) -> String {

@@ -40,7 +40,18 @@ fn the_old_key_goes_when_all_who_answer_use_the_new_one_and_none_the_old() {
         answers: false,
         ..party(false, None)
     };
-    for late in [party(false, None), party(false, Some(90)), party(true, Some(1))] {
+    // Its agent is away, and its tunnels may go on.
+    let headless = |heard| Party {
+        answers: false,
+        ..party(false, Some(heard))
+    };
+    assert_eq!(rotation.waits_for(&[headless(180)]), []);
+    for late in [
+        party(false, None),
+        party(false, Some(90)),
+        party(true, Some(1)),
+        headless(179),
+    ] {
         assert!(!rotation.finish(&[done, late], at(begin, 20).instant), "{late:?}");
         assert_eq!(rotation.waits_for(&[done, silent, late]), [late.node]);
     }

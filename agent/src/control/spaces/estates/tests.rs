@@ -247,3 +247,40 @@ fn who_takes_its_record_of_a_network_back_ends_only_what_nobody_uses() {
         assert_eq!(left.collect::<Vec<_>>(), [app], "on node {node}");
     }
 }
+
+#[test]
+fn who_says_good_bye_is_nobody_afterwards_and_what_it_could_not_give_away_has_an_owner() {
+    let (mut world, vip) = world(3);
+    let before = connect(&mut world, 2, "before").unwrap();
+    connect(&mut world, 0, "gone").unwrap();
+    world.done(0, Command::Leave);
+    // One of two that are left is cut off for a while: the other waits for it, and needs no operator.
+    world.nodes[2].is_cut_off = true;
+    world.pass(Duration::from_secs(5));
+    world.nodes[2].is_cut_off = false;
+    world.until(Duration::from_secs(60), |world| {
+        let is_done = |node: &usize| {
+            let control = &world.nodes[*node].control;
+            owned(world, *node, 0) == 0 && control.estate_problems().count() == 0
+        };
+        [1, 2].iter().all(is_done)
+    });
+    for node in [1, 2] {
+        let nodes = world.nodes[node].control.catalogue.nodes();
+        assert_eq!(nodes.count(), 2, "on node {node}");
+    }
+    let mut all = connect_all(&mut world, &[1, 2]);
+    all.push(before);
+    assert!(is_each_once(&all) && !all.contains(&vip), "{all:?} {vip}");
+    assert_eq!(all.len(), 12, "{all:?}");
+}
+
+#[test]
+fn of_two_nodes_one_may_leave_and_the_other_owns_all() {
+    let (mut world, _) = world(2);
+    world.done(0, Command::Leave);
+    world.until(Duration::from_secs(20), |world| {
+        owned(world, 1, 0) == 0 && world.nodes[1].control.estate_problems().count() == 0
+    });
+    assert_eq!(world.nodes[1].control.catalogue.nodes().count(), 1);
+}
