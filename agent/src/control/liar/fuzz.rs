@@ -392,7 +392,7 @@ impl Lies {
             }
             9 => {
                 let fact = TokenFact {
-                    digest: [0; 32],
+                    public: [0; 32],
                     expires_secs: self.number(),
                     reusable: true,
                 };
