@@ -186,6 +186,8 @@ impl Control {
                     }
                     self.look_at_estates(now);
                     self.keyring.look_now(now.instant);
+                    // Those who said so may be the next to die.
+                    self.save_at = Some(now.instant);
                     if !self.catalogue.has_left(node) {
                         self.node_event(EventKind::NodeLeft, node);
                     }

@@ -159,8 +159,10 @@ impl Control {
             }
         }
         let known = &self.estates.known;
+        // Not before it was looked at, which has to wait where this node reads back what it had.
+        let is_known = self.estates.due.is_none();
         let is_over = |(until, response, _): &mut (Instant, NodeRemoveResponse, _)| {
-            *until <= now.instant || !known.contains_key(&response.id)
+            *until <= now.instant || (is_known && !known.contains_key(&response.id))
         };
         let over: Vec<_> = self.estates.waiting.extract_if(.., is_over).collect();
         for (_, mut response, responder) in over {
