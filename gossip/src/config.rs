@@ -25,6 +25,10 @@ pub struct Config {
     pub max_records_per_author: usize,
     /// The most authors kept, and with them the most members.
     pub max_authors: usize,
+    /// The most packets per second that are taken of one sender; twice as many at once.
+    pub max_packets_per_second: u32,
+    /// The most requests for state over a stream per second that are answered to one sender; eight times as many at once.
+    pub max_pulls_per_second: u32,
 }
 
 impl Config {
@@ -40,6 +44,8 @@ impl Config {
             tombstone_ttl: Duration::from_secs(3600),
             max_records_per_author: 4096,
             max_authors: 16_384,
+            max_packets_per_second: 4_000,
+            max_pulls_per_second: 32,
         }
     }
 }

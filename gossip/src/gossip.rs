@@ -14,6 +14,7 @@ use crate::{
     MemberState, Output, PutError, Record, SendError, Stats,
     identity::Short,
     membership::{Id, Membership},
+    pace::Pace,
     replay::ReplayGuard,
     rumours::{Rumours, Telling},
     seal::{Channel, Sealer},
@@ -40,6 +41,8 @@ pub struct Gossip {
     rng: ChaCha12Rng,
     sealer: Sealer,
     replay: ReplayGuard,
+    packets: Pace,
+    pulls: Pace,
     store: Store,
     digest: Digest,
     membership: Membership,
@@ -114,6 +117,16 @@ impl Gossip {
         );
         Self {
             replay: ReplayGuard::new(config.max_authors),
+            packets: Pace::new(
+                config.max_packets_per_second,
+                config.max_packets_per_second.saturating_mul(2),
+                config.max_authors,
+            ),
+            pulls: Pace::new(
+                config.max_pulls_per_second,
+                config.max_pulls_per_second.saturating_mul(8),
+                config.max_authors,
+            ),
             store: Store::new(config.max_authors, config.max_records_per_author),
             revive_at: now + config.revive,
             tidy_at: now + TIDY,

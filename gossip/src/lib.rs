@@ -24,6 +24,7 @@ mod gossip;
 mod identity;
 mod keys;
 mod membership;
+mod pace;
 mod record;
 mod replay;
 mod rumours;

@@ -81,7 +81,7 @@ impl Rumours {
         };
         let late = self.asked.remove(&offer).is_some();
         let key = (author, record.key.clone());
-        if self.waiting.len() >= LIMIT && !self.waiting.contains_key(&key) {
+        if self.waiting.len() >= LIMIT && !self.waiting.contains_key(&key) && !self.make_room(author) {
             return false;
         }
         let rumour = Rumour {
@@ -93,6 +93,23 @@ impl Rumours {
         };
         self.waiting.insert(key, rumour);
         true
+    }
+
+    /// Of whoever has most waiting one is left to anti-entropy, if that is more than `author` has: who floods delays itself.
+    fn make_room(&mut self, author: Short) -> bool {
+        let mut counts: BTreeMap<Short, usize> = BTreeMap::new();
+        for (of, _) in self.waiting.keys() {
+            *counts.entry(*of).or_default() += 1;
+        }
+        let own = counts.get(&author).copied().unwrap_or(0);
+        let most = counts.into_iter().max_by_key(|(_, count)| *count);
+        let Some((loudest, _)) = most.filter(|(_, count)| *count > own + 1) else {
+            return false;
+        };
+        let of_loudest = self.waiting.range((loudest, Key::first())..);
+        let last = of_loudest.take_while(|((of, _), _)| *of == loudest).last();
+        let last = last.map(|(key, _)| key.clone());
+        last.is_some_and(|key| self.waiting.remove(&key).is_some())
     }
 
     /// Whether to ask for a record that is offered and lacking.
@@ -269,6 +286,22 @@ mod tests {
         let told: usize = sent.iter().map(|(_, _, records, _)| records).sum();
         let offered: usize = sent.iter().map(|(_, _, _, offers)| offers).sum();
         assert_eq!((told, offered), (TOLD, OFFERED * usize::from(ROUNDS)));
+    }
+
+    #[test]
+    fn who_has_the_most_waiting_makes_room_for_others() {
+        let mut rumours = Rumours::default();
+        let now = Instant::now();
+        for version in 1..=LIMIT as u64 {
+            assert!(rumours.add(&record(version), None, ROUNDS, now));
+        }
+        assert!(!rumours.add(&record(LIMIT as u64 + 1), None, ROUNDS, now));
+        let mut other = record(1);
+        other.author = Identity::from_seed([2; 32]).node();
+        assert!(rumours.add(&other, None, ROUNDS, now));
+        assert_eq!(rumours.waiting.len(), LIMIT);
+        let author = Short::from(&other.author);
+        assert!(rumours.waiting.contains_key(&(author, other.key)));
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub struct Stats {
     pub forged: u64,
     /// Packets taken before.
     pub replayed: u64,
+    /// Packets and requests of a sender beyond what is taken of each.
+    pub flooded: u64,
     /// Packets from nodes that were evicted.
     pub evicted: u64,
     /// Records for which there was no room.

@@ -276,10 +276,12 @@ impl Store {
         };
         // If tombstones that he lacks are gone, only all that is left tells him what they were.
         let all = since < author.dropped || since == 0;
-        let first = if all { 0 } else { since + 1 };
-        let records = author
-            .by_version
-            .range((first, Key::first())..)
+        // Nothing comes after the last version there is, which somebody may have used, or says to have.
+        let first = if all { Some(0) } else { since.checked_add(1) };
+        let newer = first.map(|first| author.by_version.range((first, Key::first())..));
+        let records = newer
+            .into_iter()
+            .flatten()
             .filter_map(|(_, key)| author.get(key).cloned())
             .collect();
         AuthorSet {
@@ -411,4 +413,25 @@ fn fingerprint(entry: &Entry) -> u64 {
         .chain_update(generation.to_be_bytes())
         .finalize();
     u64::from_be_bytes(hash[..8].try_into().expect("8 of 32 bytes")).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_types::ClusterId;
+
+    use super::*;
+    use crate::Identity;
+
+    #[test]
+    fn nothing_comes_after_the_last_version() {
+        let (identity, cluster) = (Identity::from_seed([1; 32]), ClusterId([2; 16]));
+        let (short, now) = (Short::from(&identity.node()), Instant::now());
+        let mut store = Store::new(8, 8);
+        let state = StateSum::of(&Key::first(), u64::MAX, &None);
+        let last = Record::sign(&identity, &cluster, Key::first(), u64::MAX, None, state);
+        assert_eq!(store.apply(last.clone(), now), Applied::New(None));
+        assert_eq!(store.apply(last.clone(), now), Applied::Old);
+        assert_eq!(store.since(short, u64::MAX).records, []);
+        assert_eq!(store.since(short, u64::MAX - 1).records, [last]);
+    }
 }

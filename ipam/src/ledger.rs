@@ -214,6 +214,14 @@ impl<N: Node> Ledger<N> {
         segment.tips.first().map_or(self.genesis, |grant| grant.to)
     }
 
+    /// Whether `node` is an owner of record; where two grants dispute a number, both their receivers are.
+    pub(crate) fn owns(&self, segment: &Segment<N>, node: N) -> bool {
+        match segment.tips.is_empty() {
+            true => self.genesis == node,
+            false => segment.tips.iter().any(|tip| tip.to == node),
+        }
+    }
+
     pub(crate) fn at(&self, number: u128) -> Option<&Segment<N>> {
         let inside = self.universe.contains(number);
         self.segments
@@ -263,7 +271,7 @@ impl<N: Node> Ledger<N> {
                 .unwrap_or(0),
         };
         // The last of an epoch is the last: the next one would look as if it had been taken over.
-        (known & MAX_VERSION < MAX_VERSION).then_some(known + 1)
+        (known & MAX_VERSION < MAX_VERSION).then(|| known + 1)
     }
 
     /// The version in which what is known of `block` now is taken over from a node that was removed.

@@ -314,6 +314,14 @@ impl<N: Node> Space<N> {
         undisputed.map(|(range, segment)| (range, self.ledger.owner(segment)))
     }
 
+    /// Whether all that a grant would move is its author's, as far as this node knows. Of an honest author it is as soon as
+    /// this node has heard of the grants that made it the owner; [`merge`](Self::merge) takes a grant without asking.
+    pub fn is_by_owner(&self, grant: &Grant<N>) -> bool {
+        let segments = self.ledger.over(grant.block.range());
+        let moved = segments.filter(|(_, segment)| segment.version() < grant.version);
+        { moved }.all(|(_, segment)| self.ledger.owns(segment, grant.from))
+    }
+
     /// Whether nobody may allocate the number, as far as this node knows.
     pub fn is_quarantined(&self, number: u128) -> bool {
         self.ledger

@@ -3,6 +3,7 @@
 //! Each test has a seed of its own, so that a run is the same every time. `SIM_SEED=n` gives all of them another;
 //! `SIM_THOROUGH=1` makes clusters larger and runs more. Each prints its seed and what it measured (`--nocapture`).
 
+mod evil;
 mod hostile;
 mod lives;
 mod spread;

@@ -3,16 +3,24 @@
 //! A pure function of the set of records, kept up to date one record at a time; the order in which
 //! they arrive does not matter.
 
+mod apply;
 mod keys;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use weft_gossip::Key;
 use weft_types::{EndpointId, NetworkId, NodeId, ServiceId};
 
-use super::records::{
-    CLUSTER, ConsentFact, DrainSpec, Drainee, EndpointSpec, IngressSpec, Kind, NetworkSpec, NodeFact,
-    Register, RemovalFact, ServiceSpec, TokenFact, decode, endpoint_key, id_of, ingress_key,
+use super::{
+    claims::{Claims, Thing, of_place, of_service},
+    contest::{Contest, MAX_LAMPORT, Shared},
+    records::{
+        CLUSTER, ConsentFact, DrainSpec, Drainee, EndpointSpec, IngressSpec, Kind, NetworkSpec, NodeFact,
+        Register, RemovalFact, ServiceSpec, TokenFact, decode, endpoint_key, id_of, ingress_key,
+    },
 };
 
 pub use keys::SaidOfKeys;
@@ -36,25 +44,6 @@ pub struct Node {
     pub incarnation: u64,
 }
 
-/// The versions of one register, by author.
-#[derive(Debug)]
-struct Contest<T>(BTreeMap<NodeId, Register<T>>);
-
-impl<T> Contest<T> {
-    fn winner(&self) -> Option<&Register<T>> {
-        self.0
-            .iter()
-            .max_by_key(|(author, register)| (register.lamport, **author))
-            .map(|(_, register)| register)
-    }
-
-    fn live(&self) -> Option<&T> {
-        self.winner()
-            .filter(|register| !register.removed)
-            .map(|register| &register.value)
-    }
-}
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     pub node: NodeId,
@@ -69,6 +58,8 @@ pub enum Change {
     NetworkChanged(NetworkId),
     /// With what it was.
     NetworkRemoved(NetworkId, Box<NetworkSpec>),
+    /// Somebody says that it is gone, and it is in use.
+    NetworkContested(NetworkId),
     ServiceCreated(NetworkId, ServiceId),
     ServiceChanged(NetworkId, ServiceId),
     ServiceRemoved(NetworkId, ServiceId, String),
@@ -100,6 +91,8 @@ pub struct Catalogue {
     networks: BTreeMap<NetworkId, Contest<NetworkSpec>>,
     services: BTreeMap<(NetworkId, ServiceId), Contest<ServiceSpec>>,
     endpoints: BTreeMap<NetworkId, BTreeMap<EndpointId, Endpoint>>,
+    /// The network and the node of each of them.
+    places: BTreeMap<EndpointId, (NetworkId, NodeId)>,
     /// The endpoints that serve a service, by its name.
     serving: BTreeMap<NetworkId, BTreeMap<String, BTreeSet<EndpointId>>>,
     ingresses: BTreeMap<(NetworkId, NodeId), IngressSpec>,
@@ -112,202 +105,96 @@ pub struct Catalogue {
     consents: BTreeMap<NodeId, BTreeMap<NodeId, ConsentFact>>,
     drains: BTreeMap<Drainee, Contest<DrainSpec>>,
     keys: SaidOfKeys,
-    lamport: u64,
+    /// The latest time that each author has said.
+    clocks: BTreeMap<NodeId, u64>,
+    /// The virtual addresses that were really taken, and by whom.
+    taken: BTreeMap<(NetworkId, ServiceId), (NodeId, Vec<IpAddr>)>,
+    /// Who claims what only one can have.
+    claims: Claims,
+    /// What else came of a statement, see [`take_more`](Self::take_more).
+    more: Vec<Change>,
 }
 
 impl Catalogue {
-    /// Takes what `author` says under `key`: a value, or that there is none.
-    pub fn apply(&mut self, author: NodeId, key: &Key, value: Option<&[u8]>) -> Option<Change> {
-        let kind = Kind::of(key)?;
-        let value = value.filter(|_| !(kind.ends_with_its_author() && self.is_removed(author)));
-        let said = Said { author, key, value };
-        let scope = key.scope;
-        match kind {
-            Kind::Node => self.apply_node(said),
-            Kind::Network => {
-                let id = NetworkId(id_of(key)?);
-                let (was, is) = self.apply_register(said, id, |this| &mut this.networks)?;
-                match (was, is) {
-                    (None, _) => Some(Change::NetworkCreated(id)),
-                    (Some(_), Some(_)) => Some(Change::NetworkChanged(id)),
-                    (Some(was), None) => Some(Change::NetworkRemoved(id, Box::new(was))),
-                }
-            }
-            Kind::Service => {
-                let id = ServiceId(id_of(key)?);
-                let name = self
-                    .service(scope, id)
-                    .map(|spec| spec.name.clone())
-                    .unwrap_or_default();
-                let (was, is) = self.apply_register(said, (scope, id), |this| &mut this.services)?;
-                Some(match (was, is) {
-                    (None, _) => Change::ServiceCreated(scope, id),
-                    (Some(_), Some(_)) => Change::ServiceChanged(scope, id),
-                    (Some(_), None) => Change::ServiceRemoved(scope, id, name),
-                })
-            }
-            Kind::Endpoint => self.apply_endpoint(said),
-            Kind::Ingress => {
-                let place = (scope, author);
-                let was = match value.and_then(decode) {
-                    Some(spec) => self.ingresses.insert(place, spec),
-                    None => self.ingresses.remove(&place),
-                };
-                (was.as_ref() != self.ingresses.get(&place)).then_some(Change::IngressChanged)
-            }
-            Kind::Token => {
-                let id = key.name.as_slice().try_into().ok()?;
-                match value.and_then(decode) {
-                    Some(fact) => self.tokens.insert(id, (author, fact)),
-                    None => self.tokens.remove(&id),
-                };
-                Some(Change::TokensChanged)
-            }
-            Kind::TokenUse => {
-                let id = key.name.get(..8)?.try_into().ok()?;
-                let node = NodeId(value?.try_into().ok()?);
-                self.keys.apply_admission(author, node);
-                self.used_tokens
-                    .entry(id)
-                    .or_default()
-                    .insert(node)
-                    .then_some(Change::TokensChanged)
-            }
-            Kind::Removal => {
-                let node = NodeId(key.name.as_slice().try_into().ok()?);
-                let fact = value.and_then(decode).unwrap_or(RemovalFact { forced: false });
-                let is_first = !self.is_removed(node);
-                let before = self.removals.entry(node).or_default().insert(author, fact);
-                match is_first {
-                    true => Some(Change::NodeRemoved(node)),
-                    false => (before != Some(fact)).then_some(Change::EstatesChanged),
-                }
-            }
-            Kind::Consent => {
-                let node = NodeId(key.name.as_slice().try_into().ok()?);
-                let consents = self.consents.entry(node).or_default();
-                match value.and_then(decode) {
-                    Some(consent) => drop(consents.insert(author, consent)),
-                    None => drop(consents.remove(&author)),
-                }
-                if consents.is_empty() {
-                    self.consents.remove(&node);
-                }
-                Some(Change::EstatesChanged)
-            }
-            Kind::Drain => {
-                let drainee = Drainee::of(key)?;
-                self.apply_register(said, drainee, |this| &mut this.drains)?;
-                Some(Change::DrainChanged)
-            }
-            Kind::Keys => {
-                self.keys.apply_held(author, value);
-                Some(Change::KeysChanged)
-            }
-            Kind::KeyOffer => {
-                self.keys.apply_offer(author, key, value)?;
-                Some(Change::KeysChanged)
-            }
-            Kind::Grant | Kind::Holding => None,
-        }
+    /// The virtual addresses of a service of which the node that is said to have taken them says so itself.
+    fn taken_vips(&self, network: NetworkId, id: ServiceId, spec: &ServiceSpec) -> Vec<IpAddr> {
+        let contest = self.services.get(&(network, id));
+        let said = contest.and_then(|contest| contest.said_by(spec.vips_from));
+        let of_taker = said.filter(|said| said.value.vips_from == spec.vips_from);
+        let is_taken = |vip: &IpAddr| of_taker.is_some_and(|said| said.value.vips.contains(vip));
+        spec.vips.iter().copied().filter(is_taken).collect()
     }
 
-    /// What a removed node was and had is there no more. What it said of the cluster, as that there is a network, holds on:
-    /// others rely on it.
-    pub fn withdraw(&mut self, node: NodeId) -> Vec<Change> {
-        let endpoints = self
-            .all_endpoints()
-            .filter(|(_, _, endpoint)| endpoint.node == node);
-        let endpoints = endpoints.map(|(network, id, _)| endpoint_key(network, id));
-        let ingresses = self.ingresses_of(node);
-        let ingresses = ingresses.map(ingress_key);
-        let tokens = self.tokens.iter().filter(|(_, (author, _))| *author == node);
-        let tokens = tokens.map(|(id, _)| Kind::Token.key(CLUSTER, *id));
-        let consents = self.consents.iter().filter(|(_, by)| by.contains_key(&node));
-        let consents = consents.map(|(removed, _)| Kind::Consent.key(CLUSTER, removed.0));
-        let gossip = self.keys.of(node);
-        let all = endpoints.chain(ingresses).chain(tokens).chain(consents);
-        let keys: Vec<Key> = all.chain(gossip).collect();
-        keys.iter()
-            .filter_map(|key| self.apply(node, key, None))
-            .collect()
+    /// Who has taken which virtual addresses for a service.
+    pub fn taken(&self, network: NetworkId, id: ServiceId) -> Option<(NodeId, &[IpAddr])> {
+        let (node, vips) = self.taken.get(&(network, id))?;
+        Some((*node, vips))
     }
 
-    fn apply_node(&mut self, said: Said<'_>) -> Option<Change> {
-        let node = self.nodes.entry(said.author).or_default();
-        node.fact = said.value.and_then(decode);
-        Some(Change::Node(said.author))
+    pub(super) fn claims(&self) -> &Claims {
+        &self.claims
     }
 
-    fn apply_register<K: Ord + Copy, T: Clone + PartialEq + serde::de::DeserializeOwned>(
-        &mut self,
-        said: Said<'_>,
-        id: K,
-        table: impl Fn(&mut Self) -> &mut BTreeMap<K, Contest<T>>,
-    ) -> Option<(Option<T>, Option<T>)> {
-        let register: Option<Register<T>> = said.value.and_then(decode);
-        if let Some(register) = &register {
-            self.lamport = self.lamport.max(register.lamport);
-        }
-        let contest = table(self).entry(id).or_insert_with(|| Contest(BTreeMap::new()));
-        let was = contest.live().cloned();
-        match register {
-            Some(register) => contest.0.insert(said.author, register),
-            None => contest.0.remove(&said.author),
+    /// What else came of what was applied.
+    pub fn take_more(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.more)
+    }
+
+    /// Whether a node says itself that it has made a network.
+    pub fn has_made(&self, node: NodeId, id: NetworkId) -> bool {
+        let contest = self.networks.get(&id);
+        let said = contest.and_then(|contest| contest.said_by(node));
+        said.is_some_and(|said| said.value.creator == node)
+    }
+
+    /// Whether somebody says that a network is gone that is there because it is in use.
+    fn is_contested(&self, id: NetworkId) -> bool {
+        let contest = self.networks.get(&id);
+        contest
+            .is_some_and(|contest| contest.live(|_| false, |_| false).is_none() && self.network(id).is_some())
+    }
+
+    /// Whether a node has an endpoint on a network.
+    fn uses(&self, network: NetworkId, node: NodeId) -> bool {
+        let mut endpoints = self
+            .endpoints
+            .get(&network)
+            .into_iter()
+            .flat_map(BTreeMap::values);
+        endpoints.any(|endpoint| endpoint.node == node)
+    }
+
+    /// Those who name themselves the makers of a network that another has made, with that network.
+    pub fn pretenders(&self) -> impl Iterator<Item = (NodeId, NetworkId)> {
+        let networks = self.networks.iter();
+        networks.flat_map(|(id, contest)| contest.pretenders().map(|node| (node, *id)))
+    }
+
+    /// The Lamport time of something new: later than all that `me` has said, and all that others have, but for a single one
+    /// that may be far ahead of everybody for no good reason.
+    pub fn next_lamport(&self, me: NodeId) -> u64 {
+        let others = self.clocks.iter().filter(|(node, _)| **node != me);
+        let mut others: Vec<u64> = others.map(|(_, clock)| *clock).collect();
+        others.sort_unstable();
+        let measure = others.iter().rev().nth(1).or(others.first()).copied();
+        let own = self.clocks.get(&me).copied();
+        (own.max(measure).unwrap_or(0) + 1).min(MAX_LAMPORT)
+    }
+
+    /// A Lamport time for what this node says under a key that several may set: later than what was said there.
+    pub fn lamport_for(&self, key: &Key) -> u64 {
+        let id = id_of(key);
+        let last = match Kind::of(key) {
+            Some(Kind::Network) => id.and_then(|id| Some(self.networks.get(&NetworkId(id))?.next_lamport())),
+            Some(Kind::Service) => {
+                id.and_then(|id| Some(self.services.get(&(key.scope, ServiceId(id)))?.next_lamport()))
+            }
+            Some(Kind::Drain) => {
+                Drainee::of(key).and_then(|what| Some(self.drains.get(&what)?.next_lamport()))
+            }
+            _ => None,
         };
-        let is = contest.live().cloned();
-        if contest.0.is_empty() {
-            table(self).remove(&id);
-        }
-        (was != is).then_some((was, is))
-    }
-
-    fn apply_endpoint(&mut self, said: Said<'_>) -> Option<Change> {
-        let network = said.key.scope;
-        let id = EndpointId(id_of(said.key)?);
-        let endpoints = self.endpoints.entry(network).or_default();
-        // An endpoint belongs to the node that made it; another author under its id is a forgery or
-        // a collision, and changes nothing.
-        if endpoints.get(&id).is_some_and(|known| known.node != said.author) {
-            return None;
-        }
-        let serves = endpoints.get(&id).and_then(|known| known.spec.service.clone());
-        let decoded: Option<EndpointSpec> = said.value.and_then(decode);
-        let will_serve = decoded.as_ref().and_then(|spec| spec.service.clone());
-        if serves != will_serve {
-            index(&mut self.serving, network, id, serves, will_serve);
-        }
-        match decoded {
-            Some(spec) => {
-                let endpoint = Endpoint {
-                    node: said.author,
-                    spec,
-                };
-                match endpoints.insert(id, endpoint) {
-                    None => Some(Change::EndpointAdded(network, id)),
-                    Some(was) => Some(Change::EndpointChanged(network, id, Box::new(was))),
-                }
-            }
-            None => {
-                let endpoint = endpoints.remove(&id)?;
-                if endpoints.is_empty() {
-                    self.endpoints.remove(&network);
-                }
-                Some(Change::EndpointRemoved(network, id, Box::new(endpoint)))
-            }
-        }
-    }
-
-    pub fn set_presence(&mut self, id: NodeId, presence: Presence, incarnation: u64) -> bool {
-        let node = self.nodes.entry(id).or_default();
-        node.incarnation = incarnation;
-        std::mem::replace(&mut node.presence, presence) != presence
-    }
-
-    /// Counts one more event and returns its Lamport time.
-    pub fn tick(&mut self) -> u64 {
-        self.lamport += 1;
-        self.lamport
+        last.unwrap_or(1)
     }
 
     pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
@@ -383,29 +270,33 @@ impl Catalogue {
 
     pub fn networks(&self) -> impl Iterator<Item = (NetworkId, &NetworkSpec)> {
         self.networks
-            .iter()
-            .filter_map(|(id, contest)| Some((*id, contest.live()?)))
+            .keys()
+            .filter_map(|id| Some((*id, self.network(*id)?)))
     }
 
     pub fn network(&self, id: NetworkId) -> Option<&NetworkSpec> {
-        self.networks.get(&id)?.live()
+        self.networks
+            .get(&id)?
+            .live(|node| self.uses(id, node), |node| self.is_removed(node))
     }
 
     pub fn services(&self, network: NetworkId) -> impl Iterator<Item = (ServiceId, &ServiceSpec)> {
         let range = (network, ServiceId([0; 16]))..=(network, ServiceId([0xff; 16]));
-        self.services
-            .range(range)
-            .filter_map(|((_, id), contest)| Some((*id, contest.live()?)))
+        self.services.range(range).filter_map(|((_, id), contest)| {
+            Some((*id, contest.live(|_| false, |node| self.is_removed(node))?))
+        })
     }
 
     pub fn all_services(&self) -> impl Iterator<Item = (ServiceId, &ServiceSpec)> {
-        self.services
-            .iter()
-            .filter_map(|((_, id), contest)| Some((*id, contest.live()?)))
+        self.services.iter().filter_map(|((_, id), contest)| {
+            Some((*id, contest.live(|_| false, |node| self.is_removed(node))?))
+        })
     }
 
     pub fn service(&self, network: NetworkId, id: ServiceId) -> Option<&ServiceSpec> {
-        self.services.get(&(network, id))?.live()
+        self.services
+            .get(&(network, id))?
+            .live(|_| false, |node| self.is_removed(node))
     }
 
     pub fn endpoints(&self, network: NetworkId) -> impl Iterator<Item = (EndpointId, &Endpoint)> {
@@ -459,13 +350,15 @@ impl Catalogue {
     }
 
     pub fn drain(&self, drainee: Drainee) -> Option<&DrainSpec> {
-        self.drains.get(&drainee)?.live()
+        self.drains
+            .get(&drainee)?
+            .live(|_| false, |node| self.is_removed(node))
     }
 
     /// What this node's own word is needed for, or was once.
     pub fn drains_said_by(&self, author: NodeId) -> impl Iterator<Item = Drainee> {
         let said = move |(drainee, contest): (&Drainee, &Contest<DrainSpec>)| {
-            contest.0.contains_key(&author).then_some(*drainee)
+            contest.is_said_by(author).then_some(*drainee)
         };
         self.drains.iter().filter_map(said)
     }
@@ -485,43 +378,18 @@ impl Catalogue {
     }
 
     /// The name a network is known by. Where two networks got one name during a split, the older
-    /// (Lamport time, then id) keeps it and the other is `name~id`.
+    /// (Lamport time, then id) keeps it and the other is `name~id`. What a removed node has made comes last.
     pub fn display_name(&self, id: NetworkId) -> Option<String> {
         let spec = self.network(id)?;
         let keeps = self
             .networks()
             .filter(|(_, other)| other.name == spec.name)
-            .min_by_key(|(other_id, other)| (other.created, *other_id))
+            .min_by_key(|(other_id, other)| (self.is_removed(other.creator), other.created, *other_id))
             .is_some_and(|(winner, _)| winner == id);
         Some(if keeps {
             spec.name.clone()
         } else {
             format!("{}~{}", spec.name, id.short())
         })
-    }
-}
-
-/// Has an endpoint serve another service than before.
-fn index(
-    serving: &mut BTreeMap<NetworkId, BTreeMap<String, BTreeSet<EndpointId>>>,
-    network: NetworkId,
-    id: EndpointId,
-    before: Option<String>,
-    now: Option<String>,
-) {
-    let by_name = serving.entry(network).or_default();
-    if let Some(name) = before
-        && let Some(ids) = by_name.get_mut(&name)
-    {
-        ids.remove(&id);
-        if ids.is_empty() {
-            by_name.remove(&name);
-        }
-    }
-    if let Some(name) = now {
-        by_name.entry(name).or_default().insert(id);
-    }
-    if by_name.is_empty() {
-        serving.remove(&network);
     }
 }

@@ -200,7 +200,7 @@ impl Control {
     /// Says that something is drained so far, or not any more.
     fn set_drain(&mut self, what: Drainee, phase: Option<DrainPhase>, now: Now) -> Result<(), ApiError> {
         let register = Register {
-            lamport: self.catalogue.tick(),
+            lamport: self.catalogue.lamport_for(&what.key()),
             removed: phase.is_none(),
             value: DrainSpec {
                 phase: phase.unwrap_or(DrainPhase::Draining),

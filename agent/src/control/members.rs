@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use weft_gossip::{Event as GossipEvent, Gossip, Member, MemberState, Record};
+use weft_gossip::{Event as GossipEvent, Gossip, Key, Member, MemberState, Record};
 use weft_types::{NetworkId, NodeId};
 
 use super::{
@@ -98,9 +98,7 @@ impl Control {
                 }
             }
             GossipEvent::Dropped { author, key } => {
-                if let Some(change) = self.catalogue.apply(author, &key, None) {
-                    self.on_change(change, now);
-                }
+                self.apply(author, &key, None, now);
                 self.turn.forget.push((author, key));
             }
             GossipEvent::Member(member) => self.on_member(&member, now),
@@ -136,18 +134,21 @@ impl Control {
     /// Takes a record into the catalogue and the spaces. True if it is a grant to this node, which
     /// must be on the disk before it is used.
     pub(super) fn learn(&mut self, record: &Record, now: Now) -> bool {
-        let grants_me = self.spaces.learn(record, &self.catalogue);
+        let grants_me = self.spaces.learn(record, &self.catalogue, now.instant);
         self.note_conflicts();
         if matches!(Kind::of(&record.key), Some(Kind::Grant | Kind::Holding)) {
             self.look_at_estates_later(now);
         }
-        if let Some(change) = self
-            .catalogue
-            .apply(record.author, &record.key, record.value.as_deref())
-        {
+        self.apply(record.author, &record.key, record.value.as_deref(), now);
+        grants_me
+    }
+
+    fn apply(&mut self, author: NodeId, key: &Key, value: Option<&[u8]>, now: Now) {
+        let change = self.catalogue.apply(author, key, value);
+        let more = self.catalogue.take_more();
+        for change in change.into_iter().chain(more) {
             self.on_change(change, now);
         }
-        grants_me
     }
 
     fn on_change(&mut self, change: Change, now: Now) {
@@ -180,7 +181,7 @@ impl Control {
                     // What others have from it counts from now on.
                     for record in self.gossip.records() {
                         if Kind::of(&record.key) == Some(Kind::Holding) {
-                            self.spaces.learn(record, &self.catalogue);
+                            self.spaces.learn(record, &self.catalogue, now.instant);
                         }
                     }
                     self.look_at_estates(now);
@@ -196,10 +197,21 @@ impl Control {
                 let spec = self.catalogue.network(id).expect("just created").clone();
                 self.look_at_estates_later(now);
                 self.spaces
-                    .add_network(id, &spec, &self.catalogue, self.gossip.records());
+                    .add_network(id, &spec, &self.catalogue, self.gossip.records(), now.instant);
                 self.event(EventKind::NetworkCreated, id.to_string(), spec.name, []);
             }
-            Change::NetworkChanged(_) => {}
+            Change::NetworkChanged(id) => {
+                if let Some(spec) = self.catalogue.network(id) {
+                    self.spaces.make_spaces(id, spec);
+                }
+            }
+            Change::NetworkContested(id) => {
+                let is_mine = self.local_endpoints().any(|(network, ..)| network == id);
+                if let (true, Some(spec)) = (is_mine, self.catalogue.network(id)) {
+                    let spec = spec.clone();
+                    self.assert_network(id, spec, now);
+                }
+            }
             Change::EstatesChanged => self.look_at_estates(now),
             Change::NetworkRemoved(id, was) => self.on_network_removed(id, *was, now),
             Change::ServiceCreated(network, id) => {
@@ -255,18 +267,29 @@ impl Control {
             .endpoints(id)
             .any(|(_, endpoint)| endpoint.node == self.me);
         if in_use {
-            let asserted = Register {
-                lamport: self.catalogue.tick(),
-                removed: false,
-                value: was,
-            };
-            if let Err(error) = self.publish(network_key(id), encode(&asserted), now) {
-                self.problem(error.message);
-            }
+            self.assert_network(id, was, now);
             return;
         }
         self.spaces.remove_network(id, &was, &self.catalogue, now.instant);
         self.event(EventKind::NetworkRemoved, id.to_string(), was.name, []);
+    }
+
+    /// Says that a network is there, after somebody said that it is not.
+    fn assert_network(&mut self, id: NetworkId, value: NetworkSpec, now: Now) {
+        let asserted = Register {
+            lamport: self.catalogue.lamport_for(&network_key(id)),
+            removed: false,
+            value,
+        };
+        let bytes = encode(&asserted);
+        let said = self.gossip.get(&self.me, &network_key(id));
+        // Later than the last time there is none; it is in use all the same.
+        if said.is_some_and(|said| said.value.as_ref() == Some(&bytes)) {
+            return;
+        }
+        if let Err(error) = self.publish(network_key(id), bytes, now) {
+            self.problem(error.message);
+        }
     }
 
     fn on_member(&mut self, member: &Member, now: Now) {

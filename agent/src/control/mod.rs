@@ -8,7 +8,9 @@
 pub mod admission;
 mod away;
 pub mod catalogue;
+mod claims;
 mod command;
+mod contest;
 pub mod docker;
 pub mod doctor;
 mod drain;
@@ -18,6 +20,8 @@ mod finding;
 mod happenings;
 mod health;
 mod keyring;
+#[cfg(test)]
+mod liar;
 mod measures;
 mod members;
 mod names;
@@ -309,6 +313,7 @@ impl Control {
         for record in &stored.records {
             catalogue.apply(record.author, &record.key, record.value.as_deref());
         }
+        catalogue.take_more();
         let others_removed: Vec<NodeId> = catalogue.removed_nodes().filter(|node| *node != me).collect();
         for node in &others_removed {
             catalogue.withdraw(*node);
@@ -333,7 +338,7 @@ impl Control {
         gossip.join(peers, now.instant);
         catalogue.set_presence(me, Presence::Alive, 0);
         let known: Vec<Record> = gossip.records().cloned().collect();
-        spaces.restore(&catalogue, known.iter(), stored.kept);
+        spaces.restore(&catalogue, known.iter(), stored.kept, now.instant);
         for node in others_removed {
             let why = members::removal_of(node, &gossip, &catalogue);
             gossip.evict(node, why, now.instant);

@@ -225,7 +225,7 @@ impl Control {
             Some((id, _)) => *id,
             None => NetworkId(self.rng.random()),
         };
-        let lamport = self.catalogue.tick();
+        let lamport = self.catalogue.next_lamport(self.me);
         let encrypted = create.options.encrypted.unwrap_or(self.settings.encrypt);
         let spec = NetworkSpec {
             name: request.name.clone(),
@@ -409,7 +409,7 @@ impl Control {
         }
         let value = self.catalogue.network(id).expect("found by name").clone();
         let register = Register {
-            lamport: self.catalogue.tick(),
+            lamport: self.catalogue.lamport_for(&network_key(id)),
             removed: true,
             value,
         };

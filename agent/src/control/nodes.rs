@@ -249,6 +249,7 @@ impl Control {
         let mut problems: Vec<String> = self.problems.iter().cloned().collect();
         problems.extend(self.tunnel_problems(now));
         problems.extend(self.estate_problems());
+        problems.extend(self.untruths(now));
         problems.extend(self.gossip_key_problems(now));
         let names: Vec<_> = self
             .catalogue

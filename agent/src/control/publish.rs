@@ -73,7 +73,7 @@ impl Control {
             .all_services()
             .filter(|(_, spec)| !spec.publish.is_empty() && self.can_be_entered(spec.network));
         let mut publishing: Vec<_> = publishing.collect();
-        publishing.sort_by_key(|(id, spec)| (spec.created, *id));
+        publishing.sort_by_key(|(id, spec)| (self.catalogue.is_removed(spec.creator), spec.created, *id));
         let mut holders = BTreeMap::new();
         for (id, spec) in publishing {
             for port in &spec.publish {

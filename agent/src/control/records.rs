@@ -96,6 +96,18 @@ pub struct NodeFact {
     pub tunnel: TunnelFact,
 }
 
+/// The smallest MTU of IPv6 (RFC 8200), and so of any underlay.
+const MIN_UNDERLAY_MTU: u32 = 1280;
+
+impl NodeFact {
+    /// Whether a node can be reached so. All networks have to fit the smallest underlay.
+    pub fn is_plausible(&self) -> bool {
+        let is_broadcast = self.vtep == IpAddr::V4(Ipv4Addr::BROADCAST);
+        let is_one = !(self.vtep.is_unspecified() || self.vtep.is_multicast() || is_broadcast);
+        is_one && self.underlay_mtu >= MIN_UNDERLAY_MTU
+    }
+}
+
 /// Where a node's encrypted tunnels end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TunnelFact {
@@ -340,6 +352,12 @@ pub struct TokenFact {
     /// Seconds since the Unix epoch; the only place where a wall clock counts, and only against joining.
     pub expires_secs: u64,
     pub reusable: bool,
+}
+
+impl TokenFact {
+    pub fn expires_millis(&self) -> u64 {
+        self.expires_secs.saturating_mul(1000)
+    }
 }
 
 /// What is drained: one endpoint, or all that a node has and will have.

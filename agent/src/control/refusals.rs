@@ -214,7 +214,7 @@ impl Control {
         )
     }
 
-    fn space_name(&self, space: SpaceKey) -> String {
+    pub(super) fn space_name(&self, space: SpaceKey) -> String {
         match space {
             SpaceKey::Subnets4 => format!("the pool of subnets {}", self.facts.pools.v4),
             SpaceKey::Subnets6 => format!("the pool of subnets {}", self.facts.pools.v6),

@@ -149,10 +149,9 @@ impl Control {
                 self.take_one(id, &network.subnets, v4, &mut set.taken, now)?;
             }
         }
-        let lamport = self.catalogue.tick();
         let mut spec = set.spec.clone();
         if set.is_new {
-            spec.created = lamport;
+            spec.created = self.catalogue.next_lamport(self.me);
         }
         if spec.mode == EndpointMode::Dnsrr {
             spec.vips.clear();
@@ -160,12 +159,13 @@ impl Control {
             spec.vips = set.taken.iter().map(|(_, vip)| *vip).collect();
             spec.vips_from = self.me;
         }
+        let key = service_key(id, set.id);
         let register = Register {
-            lamport,
+            lamport: self.catalogue.lamport_for(&key).max(spec.created),
             removed: false,
             value: spec,
         };
-        self.publish(service_key(id, set.id), encode(&register), now)?;
+        self.publish(key, encode(&register), now)?;
         Ok(self.service_summary(set.id, &register.value))
     }
 
@@ -252,12 +252,13 @@ impl Control {
             unconfirmed: Vec::new(),
         };
         let network = spec.network;
+        let key = service_key(network, id);
         let register = Register {
-            lamport: self.catalogue.tick(),
+            lamport: self.catalogue.lamport_for(&key),
             removed: true,
             value: spec,
         };
-        self.publish(service_key(network, id), encode(&register), now)?;
+        self.publish(key, encode(&register), now)?;
         Ok(response)
     }
 

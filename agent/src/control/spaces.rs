@@ -1,7 +1,9 @@
 //! Every space of numbers this node knows, and the negotiations for more of them.
 
 mod estates;
+mod learn;
 mod quests;
+mod unowned;
 
 use std::{collections::BTreeMap, net::IpAddr, time::Instant};
 
@@ -12,6 +14,7 @@ use weft_ipam::{AllocateError, Block, ClaimError, Conflict, Grant, Merged, Space
 use weft_types::{NetworkId, NodeId, ServiceId};
 
 use self::quests::Quest;
+use self::unowned::Unowned;
 pub(super) use self::{estates::Estates, quests::Wire};
 use super::{
     ClusterFacts,
@@ -42,6 +45,9 @@ pub(super) struct Spaces {
     vips: BTreeMap<ServiceId, (NetworkId, Vec<IpAddr>)>,
     next_request: u64,
     stopped: bool,
+    unowned: Unowned,
+    /// What this node was given, to make durable.
+    gained: Vec<(SpaceKey, Grant<NodeId>)>,
     /// Conflicts to make durable, and sentences to show.
     conflicts: Vec<(SpaceKey, Conflict<NodeId>)>,
     complaints: Vec<String>,
@@ -65,109 +71,21 @@ impl Spaces {
             // Distinct from the requests of an earlier start.
             next_request: seed,
             stopped: false,
+            unowned: Unowned::default(),
+            gained: Vec::new(),
             conflicts: Vec::new(),
             complaints: Vec::new(),
         }
     }
 
-    /// After a start: takes in what was durable, and then everything this node has in use.
-    pub(super) fn restore<'a>(
-        &mut self,
-        catalogue: &Catalogue,
-        records: impl Iterator<Item = &'a Record> + Clone,
-        kept: Vec<(SpaceKey, Kept)>,
-    ) {
-        for (id, spec) in catalogue.networks() {
-            self.make_spaces(id, spec);
-        }
-        let mut durable: BTreeMap<SpaceKey, (Vec<_>, Vec<_>)> = BTreeMap::new();
-        for (key, grant) in records.filter_map(|record| grant_of(record, catalogue)) {
-            durable.entry(key).or_default().0.push(grant);
-        }
-        for (key, kept) in kept {
-            let (grants, conflicts) = durable.entry(key).or_default();
-            match kept {
-                Kept::Grant(grant) => grants.push(grant),
-                Kept::Conflict(conflict) => conflicts.push(conflict),
-            }
-        }
-        for (key, (grants, conflicts)) in durable {
-            let Some(space) = self.spaces.get_mut(&key) else {
-                continue;
-            };
-            self.complaints
-                .extend(conflicts.iter().map(|conflict| complain(key, conflict)));
-            for reason in space.load(grants, conflicts) {
-                tracing::warn!(?key, %reason, "a stored grant that no node can have written");
-            }
-        }
-        for (id, spec) in catalogue.networks() {
-            self.restore_network(id, spec, catalogue);
-        }
-        self.restore_vips(catalogue);
-    }
-
-    fn restore_vips(&mut self, catalogue: &Catalogue) {
-        for (id, service) in catalogue.all_services() {
-            let held = self.held_vips(service.network, service, catalogue);
-            if !held.is_empty() {
-                self.vips.insert(id, (service.network, held));
-            }
-        }
-    }
-
-    /// Whether a number that `by` took into use is this node's to keep so. What a removed node took is its who owns it now.
-    fn keeps(&self, key: SpaceKey, number: u128, by: NodeId, catalogue: &Catalogue) -> bool {
-        let owner = || self.spaces.get(&key)?.owner_of(number);
-        by == self.me || (catalogue.is_removed(by) && owner() == Some(self.me))
-    }
-
-    /// The virtual addresses of a service that are this node's to keep in use.
-    fn held_vips(&self, network: NetworkId, service: &ServiceSpec, catalogue: &Catalogue) -> Vec<IpAddr> {
-        let Some(spec) = catalogue.network(network) else {
-            return Vec::new();
-        };
-        let is_held = |vip: &IpAddr| {
-            let key = address_space(network, spec, *vip);
-            key.is_some_and(|key| self.keeps(key, number(*vip), service.vips_from, catalogue))
-        };
-        service.vips.iter().copied().filter(is_held).collect()
-    }
-
-    fn restore_network(&mut self, id: NetworkId, spec: &NetworkSpec, catalogue: &Catalogue) {
-        let mut used = self.made_of(spec, catalogue);
-        let endpoints = catalogue
-            .endpoints(id)
-            .filter(|(_, endpoint)| endpoint.node == self.me);
-        let addresses = endpoints.flat_map(|(_, endpoint)| endpoint.spec.addresses.iter().map(IpNet::addr));
-        let services = catalogue.services(id);
-        let vips = services.flat_map(|(_, service)| self.held_vips(id, service, catalogue));
-        let ingress = catalogue.ingress(id, self.me).into_iter();
-        let ingress = ingress.flat_map(|ingress| ingress.addresses.iter().map(IpNet::addr));
-        let addresses: Vec<IpAddr> = addresses.chain(vips).chain(ingress).collect();
-        for address in addresses {
-            if let Some(key) = address_space(id, spec, address) {
-                used.push((key, Block::single(number(address))));
-            }
-        }
-        for (key, block) in used {
-            let Some(space) = self.spaces.get_mut(&key) else {
-                continue;
-            };
-            match space.restore(block) {
-                // What this node has just taken for a network of its own making.
-                Ok(()) | Err(ClaimError::InUse { .. }) => {}
-                Err(error) => self.complaints.push(format!(
-                    "{} is in use on this node, but {error}",
-                    show(key, block.first(), spec)
-                )),
-            }
-        }
-    }
-
-    fn make_spaces(&mut self, id: NetworkId, spec: &NetworkSpec) {
+    /// Only a member that lies gives a network other subnets than it had; whoever uses it has to have spaces for them.
+    pub(super) fn make_spaces(&mut self, id: NetworkId, spec: &NetworkSpec) {
         for (index, subnet) in spec.subnets.iter().enumerate() {
             let key = SpaceKey::Addresses(id, index as u8);
+            let known = self.spaces.get(&key).map(Space::universe);
+            if known == Some(block_of(subnet.net)) {
+                continue;
+            }
             let mut space = Space::new(self.me, block_of(subnet.net), spec.creator, self.seed);
             let kept = subnet
                 .aux
@@ -188,13 +106,11 @@ impl Spaces {
         spec: &NetworkSpec,
         catalogue: &Catalogue,
         records: impl Iterator<Item = &'a Record>,
+        now: Instant,
     ) {
         self.make_spaces(id, spec);
-        for (key, grant) in records
-            .filter(|record| record.key.scope == id)
-            .filter_map(|record| grant_of(record, catalogue))
-        {
-            self.merge(key, grant);
+        for record in records.filter(|record| record.key.scope == id) {
+            self.learn(record, catalogue, now);
         }
         self.restore_network(id, spec, catalogue);
     }
@@ -207,44 +123,33 @@ impl Spaces {
         now: Instant,
     ) {
         self.spaces.retain(|key, _| key.scope() != id);
+        self.unowned.forget_network(id);
         self.quests.retain(|key, _| key.scope() != id);
-        for (key, block) in self.made_of(spec, catalogue) {
-            self.release_block(key, block, now);
+        let mut others = Vec::new();
+        for (other, spec) in catalogue.networks() {
+            others.extend(self.made_of(other, spec, catalogue));
+        }
+        for (key, block) in self.made_of(id, spec, catalogue) {
+            let is_same =
+                |(of, other): &(SpaceKey, Block)| *of == key && (other.holds(&block) || block.holds(other));
+            if !others.iter().any(is_same) {
+                self.release_block(key, block, now);
+            }
         }
     }
 
     /// The numbers of the cluster that a network is made of, as far as they are this node's to keep in use.
-    fn made_of(&self, spec: &NetworkSpec, catalogue: &Catalogue) -> Vec<(SpaceKey, Block)> {
+    fn made_of(&self, id: NetworkId, spec: &NetworkSpec, catalogue: &Catalogue) -> Vec<(SpaceKey, Block)> {
         let pooled = spec
             .subnets
             .iter()
             .filter_map(|subnet| Some((super::networks::subnets_space(subnet.net), subnet.pooled?)));
         let vni = (SpaceKey::Vnis, Block::single(spec.vni.get().into()));
         let all = pooled.chain([vni]);
-        all.filter(|(key, block)| self.keeps(*key, block.first(), spec.creator, catalogue))
+        // What this node has made, it has said itself.
+        let is_real = spec.creator != self.me || catalogue.has_made(self.me, id);
+        all.filter(|(key, block)| is_real && self.keeps(*key, block.first(), spec.creator, catalogue))
             .collect()
-    }
-
-    /// Takes a record that may be a grant. True if it gave this node something.
-    pub(super) fn learn(&mut self, record: &Record, catalogue: &Catalogue) -> bool {
-        grant_of(record, catalogue).is_some_and(|(key, grant)| self.merge(key, grant))
-    }
-
-    fn merge(&mut self, key: SpaceKey, grant: Grant<NodeId>) -> bool {
-        let Some(space) = self.spaces.get_mut(&key) else {
-            return false;
-        };
-        let merged = space.merge(grant);
-        match merged {
-            Merged::Applied => return grant.to == self.me,
-            Merged::Unchanged => {}
-            Merged::Quarantined(conflict) => {
-                self.complaints.push(complain(key, &conflict));
-                self.conflicts.push((key, conflict));
-            }
-            Merged::Refused(reason) => tracing::warn!(?key, %reason, "a grant that no node can have written"),
-        }
-        false
     }
 
     /// Keeps the addresses of a service that are this node's to give in use, and gives back those
@@ -257,7 +162,7 @@ impl Spaces {
         now: Instant,
     ) {
         let service = catalogue.service(network, id);
-        let held = service.map_or_else(Vec::new, |service| self.held_vips(network, service, catalogue));
+        let held = service.map_or_else(Vec::new, |service| self.held_vips(id, service, catalogue));
         let before = self.vips.remove(&id).map(|(_, vips)| vips).unwrap_or_default();
         if let Some(spec) = catalogue.network(network) {
             for vip in before.iter().filter(|vip| !held.contains(vip)) {
@@ -266,9 +171,24 @@ impl Spaces {
                 }
             }
         }
+        // What was given back when somebody changed the service comes back with the change undone.
+        if let Some(spec) = catalogue.network(network) {
+            for vip in held.iter().filter(|vip| !before.contains(vip)) {
+                let space = address_space(network, spec, *vip).and_then(|key| self.spaces.get_mut(&key));
+                drop(space.map(|space| space.claim(number(*vip))));
+            }
+        }
         if !held.is_empty() {
             self.vips.insert(id, (network, held));
         }
+    }
+
+    pub(super) fn space_of(&self, id: NetworkId, spec: &NetworkSpec, address: IpAddr) -> Option<SpaceKey> {
+        address_space(id, spec, address)
+    }
+
+    pub(super) fn owner_of(&self, key: SpaceKey, number: u128) -> Option<NodeId> {
+        self.spaces.get(&key)?.owner_of(number)
     }
 
     pub(super) fn release_endpoint(
@@ -316,7 +236,10 @@ impl Spaces {
     ) -> Result<u128, (SpaceKey, Option<IpNet>, AllocateError<NodeId>)> {
         let range = within.map(|net| block_of(net).range());
         let lean = self.lean_until.get(&key).is_some_and(|until| now < *until);
-        let space = self.spaces.get_mut(&key).expect("a space of a known network");
+        // A member that lies can have a network be there without its numbers, and no agent is to end because of that.
+        let Some(space) = self.spaces.get_mut(&key) else {
+            return Err((key, within, AllocateError::Exhausted { quarantined: 0 }));
+        };
         space.allocate(range.clone(), now).or_else(|error| match error {
             AllocateError::NoFreeOwned { resting: true, .. } if lean => {
                 space.allocate_resting(range).ok_or((key, within, error))
@@ -330,7 +253,9 @@ impl Spaces {
         key: SpaceKey,
         number: u128,
     ) -> Result<(), (SpaceKey, Want, ClaimError<NodeId>)> {
-        let space = self.spaces.get_mut(&key).expect("a space of a known network");
+        let Some(space) = self.spaces.get_mut(&key) else {
+            return Err((key, Want::Number(number), ClaimError::OutOfRange { number }));
+        };
         space
             .claim(number)
             .map_err(|error| (key, Want::Number(number), error))
@@ -341,7 +266,10 @@ impl Spaces {
         key: SpaceKey,
         block: Block,
     ) -> Result<(), (SpaceKey, Want, ClaimError<NodeId>)> {
-        let space = self.spaces.get_mut(&key).expect("a space of a known network");
+        let Some(space) = self.spaces.get_mut(&key) else {
+            let number = block.first();
+            return Err((key, Want::Block(block), ClaimError::OutOfRange { number }));
+        };
         space
             .claim_block(block)
             .map_err(|error| (key, Want::Block(block), error))
@@ -406,38 +334,6 @@ impl Spaces {
 
 fn complain(key: SpaceKey, conflict: &Conflict<NodeId>) -> String {
     format!("two contradicting grants in {key:?}: {conflict}; nothing is allocated from that block any more")
-}
-
-/// What a record says of who owns what. What somebody has from a node that was removed counts when that is known.
-fn grant_of(record: &Record, catalogue: &Catalogue) -> Option<(SpaceKey, Grant<NodeId>)> {
-    let value = record.value.as_deref()?;
-    let block = block_of_key(&record.key);
-    match Kind::of(&record.key)? {
-        Kind::Grant => {
-            let GrantFact { space, to, version } = decode(value)?;
-            let grant = Grant {
-                block: block?,
-                from: record.author,
-                to,
-                version,
-            };
-            // Nobody takes anything over from itself.
-            let is_real = grant_key(space, grant.block) == record.key && !grant.is_taken_over();
-            is_real.then_some((space, grant))
-        }
-        Kind::Holding => {
-            let HoldingFact { space, from, version } = decode(value)?;
-            let grant = Grant {
-                block: block?,
-                from,
-                to: record.author,
-                version,
-            };
-            let is_real = holding_key(space, grant.block) == record.key && catalogue.is_removed(from);
-            is_real.then_some((space, grant))
-        }
-        _ => None,
-    }
 }
 
 /// The space that an address of a network belongs to.

@@ -24,7 +24,7 @@ impl Control {
             // Whoever reads back looks when that is over.
             self.estates
                 .poll_timeout()
-                .filter(|_| self.reading_back.is_none()),
+                .filter(|_| self.reading_back.is_none() && !self.removed),
             self.polls.poll_timeout(),
             self.drains.poll_timeout(),
             self.slow_start.poll_timeout(),

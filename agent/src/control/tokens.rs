@@ -77,7 +77,7 @@ impl Control {
         let expired: Vec<_> = self
             .catalogue
             .tokens()
-            .filter(|(_, author, fact)| *author == self.me && fact.expires_secs * 1000 <= now.unix_millis)
+            .filter(|(_, author, fact)| *author == self.me && fact.expires_millis() <= now.unix_millis)
             .map(|(id, _, _)| id)
             .collect();
         for id in expired {
@@ -88,12 +88,12 @@ impl Control {
     pub(super) fn list_tokens(&self, now: Now) -> Vec<TokenInfo> {
         self.catalogue
             .tokens()
-            .filter(|(_, _, fact)| fact.expires_secs * 1000 > now.unix_millis)
+            .filter(|(_, _, fact)| fact.expires_millis() > now.unix_millis)
             .map(|(id, author, fact)| TokenInfo {
                 id: HEXLOWER.encode(&id),
                 created_by: author,
                 created_by_name: self.catalogue.node_name(author),
-                expires: Timestamp::from_unix_millis(fact.expires_secs * 1000),
+                expires: Timestamp::from_unix_millis(fact.expires_millis()),
                 reusable: fact.reusable,
                 uses: self.catalogue.token_users(&id).count() as u32,
             })
@@ -114,7 +114,7 @@ impl Control {
             .token(&id)
             .filter(|fact| proves(fact.public))
             .ok_or(Refused::UnknownToken)?;
-        if fact.expires_secs * 1000 <= now.unix_millis {
+        if fact.expires_millis() <= now.unix_millis {
             return Err(Refused::Expired);
         }
         if self.catalogue.is_removed(node) {

@@ -92,18 +92,21 @@ impl Control {
         }
     }
 
-    /// This node's address inside the tunnels: the one it has said, unless a node with a lower id says it too.
+    /// This node's address inside the tunnels: the one it has said, unless another node that says it too has it.
     pub(super) fn tunnel_address(&self) -> Ipv4Addr {
         let others = self.catalogue.nodes().filter(|(id, _)| *id != self.me);
         let others = others.filter_map(|(id, node)| Some((node.fact.as_ref()?.tunnel.address, id)));
         let taken: BTreeMap<Ipv4Addr, NodeId> = others.fold(BTreeMap::new(), |mut taken, (address, id)| {
             let holder = taken.entry(address).or_insert(id);
-            *holder = id.min(*holder);
+            *holder = first_to(address, [id, *holder]);
             taken
         });
         let own = self.catalogue.node(self.me).and_then(|node| node.fact.as_ref());
         own.map(|fact| fact.tunnel.address)
-            .filter(|own| taken.get(own).is_none_or(|holder| *holder > self.me))
+            .filter(|own| {
+                let holder = taken.get(own);
+                holder.is_none_or(|holder| first_to(*own, [self.me, *holder]) == self.me)
+            })
             .unwrap_or_else(|| choose(self.me, |address| taken.contains_key(&address)))
     }
 
@@ -122,13 +125,7 @@ impl Control {
             let places = endpoints
                 .map(|(_, endpoint)| (endpoint.spec.mac, endpoint.node))
                 .chain(ingresses.map(|(node, ingress)| (ingress.mac, node)));
-            fdb.extend(places);
-            // Where two records claim an address, this host believes its own.
-            for (_, endpoint) in self.catalogue.endpoints(id) {
-                if endpoint.node == self.me {
-                    fdb.remove(&endpoint.spec.mac);
-                }
-            }
+            fdb.extend(places.filter(|(mac, node)| self.has_mac(*node, id, *mac)));
             fdb.retain(|_, node| *node != self.me && ends.contains_key(node));
             let members: BTreeSet<NodeId> = fdb.values().copied().collect();
             networks.push(Network {
@@ -358,6 +355,14 @@ fn refused(status: &Status) -> u64 {
     ]
     .iter()
     .sum()
+}
+
+/// Which of those who say that they have an address has it: the one whose id points to it, which cannot be chosen freely, and
+/// else the one with the lowest id.
+fn first_to(address: Ipv4Addr, nodes: [NodeId; 2]) -> NodeId {
+    let [one, other] = nodes;
+    let rank = |node: NodeId| (choose(node, |_| false) != address, node);
+    if rank(one) <= rank(other) { one } else { other }
 }
 
 /// The first free address, from where the node's id points on.

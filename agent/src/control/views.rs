@@ -10,7 +10,7 @@ use std::{
 use ipnet::IpNet;
 use weft_dns::{NetworkZone, Zone};
 use weft_overlay::plan;
-use weft_types::{EndpointId, NetworkId, ServiceId};
+use weft_types::{EndpointId, Mac, NetworkId, NodeId, ServiceId};
 
 use super::{
     Control, EntryTable, Now,
@@ -161,28 +161,15 @@ impl Control {
         for (endpoint_id, endpoint) in self.catalogue.endpoints(id) {
             if endpoint.node == self.me {
                 endpoints.insert(endpoint_id, local_endpoint(&endpoint.spec, spec));
-            } else if let Some(fact) = self
-                .catalogue
-                .node(endpoint.node)
-                .and_then(|node| node.fact.as_ref())
+            } else if let Some(remote) =
+                self.remote(endpoint.node, id, endpoint.spec.mac, &endpoint.spec.addresses)
             {
-                let addresses = endpoint.spec.addresses.iter().map(IpNet::addr).collect();
-                let remote = plan::RemoteEndpoint {
-                    mac: endpoint.spec.mac,
-                    addresses,
-                    vtep: fact.vtep,
-                };
                 remotes.insert(endpoint_id, remote);
                 nodes.insert(endpoint_id, endpoint.node);
             }
         }
         for (node, ingress) in self.catalogue.ingresses(id).filter(|(node, _)| *node != self.me) {
-            if let Some(fact) = self.catalogue.node(node).and_then(|node| node.fact.as_ref()) {
-                let remote = plan::RemoteEndpoint {
-                    mac: ingress.mac,
-                    addresses: ingress.addresses.iter().map(IpNet::addr).collect(),
-                    vtep: fact.vtep,
-                };
+            if let Some(remote) = self.remote(node, id, ingress.mac, &ingress.addresses) {
                 // Ids are random, and the beginning of a node's is no endpoint's.
                 if let Some(id) = node.0.first_chunk() {
                     remotes.insert(EndpointId(*id), remote);
@@ -215,6 +202,27 @@ impl Control {
             self.encrypt(&mut network, &nodes);
         }
         network
+    }
+
+    /// A place on a network that another node has, as far as that is really its own.
+    fn remote(
+        &self,
+        node: NodeId,
+        network: NetworkId,
+        mac: Mac,
+        addresses: &[IpNet],
+    ) -> Option<plan::RemoteEndpoint> {
+        let fact = self.catalogue.node(node)?.fact.as_ref()?;
+        let addresses = self.held_by(node, network, addresses);
+        let is_real = !addresses.is_empty()
+            && self.has_mac(node, network, mac)
+            && fact.vtep != self.settings.vtep
+            && fact.vtep.is_ipv4() == self.settings.vtep.is_ipv4();
+        is_real.then_some(plan::RemoteEndpoint {
+            mac,
+            addresses,
+            vtep: fact.vtep,
+        })
     }
 
     /// The addresses at which names are answered, in the families that endpoints have.
@@ -258,14 +266,20 @@ impl Control {
     }
 
     fn balanced_services(&self, network: NetworkId, before: Balanced) -> Balanced {
+        let mut seen = BTreeSet::new();
         let services = self
             .catalogue
             .services(network)
-            .filter(|(_, spec)| !spec.vips.is_empty());
+            .map(|(id, spec)| {
+                let mut service = self.balanced_service(id, spec);
+                // A datapath has room for one service at an address, even of a node that says otherwise of its own.
+                service.vips.retain(|vip| seen.insert(*vip));
+                (id, service)
+            })
+            .filter(|(_, service)| !service.vips.is_empty());
         let mut kept = 0;
         let services: Balanced = services
-            .map(|(id, spec)| {
-                let service = self.balanced_service(id, spec);
+            .map(|(id, service)| {
                 let place = before.binary_search_by_key(&id, |service| service.id).ok();
                 match place.map(|place| &before[place]) {
                     Some(same) if **same == service => {
@@ -313,7 +327,7 @@ impl Control {
     pub(super) fn service_with_all(&self, id: ServiceId, spec: &ServiceSpec) -> weft_lb::Service {
         weft_lb::Service {
             id,
-            vips: spec.vips.clone(),
+            vips: self.held_vips(spec.network, id),
             ports: spec.ports.iter().filter_map(port_map).collect(),
             scheduler: match spec.scheduler {
                 Scheduler::Rr => weft_lb::Scheduler::RoundRobin,
@@ -327,10 +341,15 @@ impl Control {
     }
 
     pub(super) fn balanced_backends(&self, network: NetworkId, service: &str) -> Vec<weft_lb::Backend> {
-        self.serving(network, service)
-            .map(|(id, endpoint)| weft_lb::Backend {
+        let serving = self.serving(network, service).map(|(id, endpoint)| {
+            let addresses = self.held_by(endpoint.node, network, &endpoint.spec.addresses);
+            (id, endpoint, addresses)
+        });
+        serving
+            .filter(|(_, _, addresses)| !addresses.is_empty())
+            .map(|(id, endpoint, addresses)| weft_lb::Backend {
                 endpoint: id,
-                addrs: endpoint.spec.addresses.iter().map(IpNet::addr).collect(),
+                addrs: addresses.into_iter().collect(),
                 weight: NonZeroU16::new(endpoint.spec.weight).unwrap_or(NonZeroU16::MIN),
                 state: match (self.backend_state(network, id, endpoint), endpoint.spec.weight) {
                     (BackendState::Down, _) => weft_lb::BackendState::Down,
@@ -381,7 +400,7 @@ impl Control {
                     .chain(&endpoint.spec.aliases)
                     .cloned()
                     .collect();
-                let addresses = endpoint.spec.addresses.iter().map(IpNet::addr).collect();
+                let addresses = self.held_by(endpoint.node, id, &endpoint.spec.addresses);
                 names.set_endpoint(
                     endpoint_id,
                     weft_dns::Endpoint {
@@ -390,7 +409,7 @@ impl Control {
                     },
                 );
             }
-            for (_, service) in self.catalogue.services(id) {
+            for (service_id, service) in self.catalogue.services(id) {
                 let healthy = self.balanced_backends(id, &service.name);
                 let healthy = healthy
                     .into_iter()
@@ -404,7 +423,7 @@ impl Control {
                     &service.name,
                     weft_dns::Service {
                         mode,
-                        vips: service.vips.clone(),
+                        vips: self.held_vips(id, service_id),
                         backends,
                         ports: service.ports.iter().filter_map(dns_port).collect(),
                     },

@@ -67,7 +67,7 @@ families! {
     GOSSIP_BYTES = Counter "weft_gossip_bytes" ["direction"]
         "Bytes of these packets.";
     GOSSIP_REFUSED = Counter "weft_gossip_refused" ["reason"]
-        "What came in and was not taken, or could not be sent. Foreign or forged: somebody who is not of this cluster speaks to its port.";
+        "What came in and was not taken, or could not be sent. Foreign or forged: somebody who is not of this cluster speaks to its port. Flooded: one sender says more than is taken of each.";
     GOSSIP_RECORDS = Gauge "weft_gossip_records" []
         "Facts that this node knows of the cluster.";
     GOSSIP_RECORDS_TOLD = Counter "weft_gossip_records_told" []

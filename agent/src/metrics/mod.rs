@@ -215,6 +215,7 @@ impl Samples {
             ("malformed", stats.malformed),
             ("forged", stats.forged),
             ("replayed", stats.replayed),
+            ("flooded", stats.flooded),
             ("evicted", stats.evicted),
             ("no_room_for_record", stats.records_refused),
             ("too_many_rumours", stats.rumours_dropped),

@@ -37,6 +37,10 @@ impl Gossip {
         if !self.is_heard(&opened) {
             return;
         }
+        if opened.authentic && !self.packets.allows(&opened.from, now) {
+            self.stats.flooded += 1;
+            return;
+        }
         let sender = Short::from(&opened.from);
         let known = self.peers.get(&sender).filter(|peer| peer.node == opened.from);
         let current = known.map(|peer| peer.card.session);

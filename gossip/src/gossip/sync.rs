@@ -422,6 +422,10 @@ impl Gossip {
         if !self.is_heard(&opened) {
             return None;
         }
+        if opened.authentic && !self.pulls.allows(&opened.from, now) {
+            self.stats.flooded += 1;
+            return None;
+        }
         let pull = wire::decode::<Pull>(&opened.body).filter(|_| opened.authentic);
         let Some(Pull { id, range }) = pull else {
             self.stats.malformed += 1;

@@ -95,7 +95,7 @@ impl Control {
             ..spec.clone()
         };
         let register = Register {
-            lamport: self.catalogue.tick(),
+            lamport: self.catalogue.lamport_for(&network_key(id)),
             removed: false,
             value,
         };

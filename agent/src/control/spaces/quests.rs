@@ -195,9 +195,8 @@ impl Control {
             .into_iter()
             .filter(|grant| grant.from == from && grant.to == self.me)
         {
-            // In this turn's commit, which comes before anything that uses the numbers.
-            self.turn.kept.push((key, Kept::Grant(grant)));
-            self.spaces.merge(key, grant);
+            let place = (from, grant_key(key, grant.block));
+            self.spaces.believe(place, key, grant, now.instant);
         }
         self.note_conflicts();
         self.seek_step(key, now);
@@ -205,6 +204,11 @@ impl Control {
 
     /// Makes conflicts durable and shows them.
     pub(in crate::control) fn note_conflicts(&mut self) {
+        // In this turn's commit, which comes before anything that uses the numbers.
+        let gained = std::mem::take(&mut self.spaces.gained).into_iter();
+        self.turn
+            .kept
+            .extend(gained.map(|(key, grant)| (key, Kept::Grant(grant))));
         let conflicts = std::mem::take(&mut self.spaces.conflicts);
         self.turn.kept.extend(
             conflicts

@@ -1,6 +1,9 @@
 //! The keys of nodes: whose a key is, and this node's change of its own.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use data_encoding::BASE64_NOPAD;
 use sha2::{Digest, Sha256};
@@ -11,11 +14,12 @@ use super::{
     super::{
         Control, Now,
         catalogue::{Catalogue, Presence},
+        claims::Thing,
         names,
         records::{NodeFact, TunnelFact},
         rotation::{LONGEST, Party},
     },
-    ADDRESSES, PATIENCE, peer,
+    ADDRESSES, PATIENCE, first_to, peer,
 };
 use crate::api::{
     ApiError,
@@ -29,16 +33,20 @@ pub(super) struct End<'c> {
     pub(super) keys: Vec<[u8; 32]>,
 }
 
-/// The nodes that tunnels can lead to. An address that several say belongs to the one with the lowest id, and so does a key;
-/// but what one has is not what another is about to have.
+/// The nodes that tunnels can lead to. An address that several say belongs to one of them, and so does a key: to whoever was
+/// known to have it first. What one has is not what another is about to have.
 pub(super) fn ends(catalogue: &Catalogue) -> BTreeMap<NodeId, End<'_>> {
-    let (mut addresses, mut keys) = (BTreeSet::new(), BTreeSet::new());
+    let mut holders: BTreeMap<Ipv4Addr, NodeId> = BTreeMap::new();
+    for (id, fact) in members(catalogue) {
+        let holder = holders.entry(fact.tunnel.address).or_insert(id);
+        *holder = first_to(fact.tunnel.address, [*holder, id]);
+    }
+    let mut keys = BTreeSet::new();
     let mut ends = BTreeMap::new();
-    // In the order of their ids.
     for (id, fact) in members(catalogue) {
         let TunnelFact { key, address, .. } = fact.tunnel;
-        let is_first = addresses.insert(address) & keys.insert(key);
-        if is_first && ADDRESSES.contains(&address) {
+        let has_key = catalogue.claims().is_first(id, Thing::Key(key)) && keys.insert(key);
+        if has_key && holders.get(&address) == Some(&id) && ADDRESSES.contains(&address) {
             ends.insert(
                 id,
                 End {

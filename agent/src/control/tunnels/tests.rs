@@ -171,7 +171,7 @@ fn who_is_removed_or_leaves_is_told_of_no_more() {
 }
 
 #[test]
-fn an_address_that_two_nodes_have_is_the_lower_ones_and_the_other_picks_again() {
+fn an_address_that_two_nodes_have_is_the_ones_whose_id_points_to_it_and_the_other_picks_again() {
     let mut world = World::of(3);
     create(&mut world, "secret", true);
     for node in 0..3 {
@@ -203,15 +203,23 @@ fn an_address_that_two_nodes_have_is_the_lower_ones_and_the_other_picks_again() 
         assert!(desired.networks[0].fdb.iter().all(|(_, to)| *to != stolen) || node != low);
         assert_eq!(control.tunnel_address(), address_of(&desired));
     }
-    // And who has one that a lower one says it has.
+    // The one to which its id points it keeps, whoever says that it has it.
     let control = &mut world.nodes[high].control;
     let own = control.tunnel_address();
     let lower = fact(&world.nodes[low].control, own);
     let control = &mut world.nodes[high].control;
     let key = Kind::Node.key(CLUSTER, Vec::new());
     control.catalogue.apply(ids[low], &key, Some(&encode(&lower)));
+    assert_eq!(control.tunnel_address(), own);
+    // Any other one belongs to the lower of two that say they have it.
+    let other = choose(ids[high], |address| address == own);
+    let (mine, lower) = (fact(control, other), fact(&world.nodes[low].control, other));
+    let control = &mut world.nodes[high].control;
+    control.catalogue.apply(ids[high], &key, Some(&encode(&mine)));
+    assert_eq!(control.tunnel_address(), other);
+    control.catalogue.apply(ids[low], &key, Some(&encode(&lower)));
     let again = control.tunnel_address();
-    assert!(again != own && ADDRESSES.contains(&again));
+    assert!(again != other && ADDRESSES.contains(&again));
 }
 
 fn address_of(desired: &Desired) -> Ipv4Addr {

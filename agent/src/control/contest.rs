@@ -1,0 +1,182 @@
+//! What several nodes may set: whose word holds, and which words are not heeded at all.
+//!
+//! A member may say anything under its own name. So a register is not believed about what is another's: what a network is, its
+//! maker has said once and for all, and nobody sets a clock so far ahead that the others cannot follow.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use weft_types::{NetworkId, NodeId};
+
+use super::{
+    pools,
+    records::{CLUSTER, DrainSpec, NetworkSpec, Register, ServiceSpec, SubnetSpec},
+};
+
+/// Registers beyond it are not read, and nobody writes them.
+pub(super) const MAX_LAMPORT: u64 = 1 << 62;
+/// The most subnets of a network that are believed; fewer can be asked for.
+const MAX_SUBNETS: usize = 32;
+
+/// A value of a register.
+pub(super) trait Shared: Clone + PartialEq {
+    /// The node that alone says what it is. Others may say that it is gone, or that it is still there.
+    fn maker(&self) -> Option<NodeId> {
+        None
+    }
+
+    /// Whether an honest node can have written it, in this scope.
+    fn is_plausible(&self, _scope: NetworkId) -> bool {
+        true
+    }
+}
+
+impl Shared for NetworkSpec {
+    fn maker(&self) -> Option<NodeId> {
+        Some(self.creator)
+    }
+
+    fn is_plausible(&self, scope: NetworkId) -> bool {
+        let subnets = &self.subnets;
+        pools::vnis().contains(self.vni.get().into())
+            && scope == CLUSTER
+            && self.created <= MAX_LAMPORT
+            && !subnets.is_empty()
+            && subnets.len() <= MAX_SUBNETS
+            && subnets.iter().all(is_subnet)
+    }
+}
+
+fn is_subnet(subnet: &SubnetSpec) -> bool {
+    let net = subnet.net;
+    net.trunc() == net
+        && net.prefix_len() > 0
+        && net.contains(&subnet.gateway)
+        && subnet.range.is_none_or(|range| net.contains(&range))
+        && subnet.aux.iter().all(|(_, address)| net.contains(address))
+}
+
+impl Shared for ServiceSpec {
+    fn is_plausible(&self, scope: NetworkId) -> bool {
+        let ranges = self
+            .ports
+            .iter()
+            .map(|port| (port.port, port.count))
+            .chain(self.ports.iter().map(|port| (port.target, port.count)));
+        self.network == scope && self.created <= MAX_LAMPORT && { ranges }
+            .all(|(first, count)| first.checked_add(count.saturating_sub(1)).is_some())
+    }
+}
+
+impl Shared for DrainSpec {}
+
+/// The versions of one register, by author.
+#[derive(Debug)]
+pub(super) struct Contest<T> {
+    said: BTreeMap<NodeId, Register<T>>,
+    /// The maker that was known first: an id is one node's, and who names itself the maker of another's comes too late.
+    maker: Option<NodeId>,
+}
+
+impl<T> Default for Contest<T> {
+    fn default() -> Self {
+        Self {
+            said: BTreeMap::new(),
+            maker: None,
+        }
+    }
+}
+
+impl<T: Shared> Contest<T> {
+    pub(super) fn set(&mut self, author: NodeId, scope: NetworkId, register: Option<Register<T>>) {
+        let register =
+            register.filter(|register| register.lamport <= MAX_LAMPORT && register.value.is_plausible(scope));
+        match register {
+            Some(register) => self.said.insert(author, register),
+            None => self.said.remove(&author),
+        };
+        let says_so = |node: &NodeId| {
+            let register = self.said.get(node);
+            register.is_some_and(|register| register.value.maker() == Some(*node))
+        };
+        if self.maker.as_ref().is_some_and(says_so) {
+            return;
+        }
+        // One that took its word back is the maker to those who go on using what it has made.
+        let others = || self.said.values().filter_map(|register| register.value.maker());
+        let known = self.maker.filter(|maker| others().any(|other| other == *maker));
+        let itself = self.said.keys().copied().find(says_so);
+        self.maker = itself.or(known).or_else(|| others().next());
+    }
+
+    /// What an author says, whether or not it is believed.
+    pub(super) fn said_by(&self, author: NodeId) -> Option<&Register<T>> {
+        self.said.get(&author)
+    }
+
+    /// Whether anybody says anything.
+    pub(super) fn is_empty(&self) -> bool {
+        self.said.is_empty()
+    }
+
+    pub(super) fn is_said_by(&self, author: NodeId) -> bool {
+        self.said.contains_key(&author)
+    }
+
+    /// Those who name themselves the makers of what another has made.
+    pub(super) fn pretenders(&self) -> impl Iterator<Item = NodeId> {
+        let pretends = |(author, register): (&NodeId, &Register<T>)| {
+            let maker = register.value.maker()?;
+            (Some(maker) != self.maker || !self.is_believed(*author, register)).then_some(*author)
+        };
+        self.said.iter().filter_map(pretends)
+    }
+
+    fn is_believed(&self, author: NodeId, register: &Register<T>) -> bool {
+        let Some(maker) = register.value.maker() else {
+            return true;
+        };
+        let of_maker = self.said.get(&maker);
+        Some(maker) == self.maker
+            && (author == maker || of_maker.is_none_or(|of_maker| of_maker.value == register.value))
+    }
+
+    fn believed(&self) -> impl Iterator<Item = (NodeId, &Register<T>)> {
+        let said = self.said.iter().map(|(author, register)| (*author, register));
+        said.filter(|(author, register)| self.is_believed(*author, register))
+    }
+
+    /// A time later than any that was said here.
+    pub(super) fn next_lamport(&self) -> u64 {
+        let last = self.believed().map(|(_, register)| register.lamport).max();
+        (last.unwrap_or(0) + 1).min(MAX_LAMPORT)
+    }
+
+    /// What holds. Whoever `uses` it and says that it is there is right, whatever others say; of what was said at the same
+    /// time, what a removed node said comes last.
+    pub(super) fn live(
+        &self,
+        uses: impl Fn(NodeId) -> bool,
+        is_removed: impl Fn(NodeId) -> bool,
+    ) -> Option<&T> {
+        let winner = self
+            .believed()
+            .max_by_key(|(author, register)| (register.lamport, !is_removed(*author), *author));
+        let (_, winner) = winner?;
+        let is_used = || {
+            self.believed()
+                .any(|(author, register)| !register.removed && uses(author))
+        };
+        (!winner.removed || is_used()).then_some(&winner.value)
+    }
+}
+
+/// Whether an endpoint can have this address on a network of these subnets.
+pub(super) fn is_usable(address: std::net::IpAddr, subnets: &[SubnetSpec]) -> bool {
+    let number = pools::number(address);
+    subnets.iter().any(|subnet| {
+        subnet.net.contains(&IpNet::from(address))
+            && subnet.gateway != address
+            && !pools::unusable(subnet.net).contains(&number)
+    })
+}
