@@ -152,23 +152,21 @@ impl Control {
     }
 
     fn on_change(&mut self, change: Change, now: Now) {
-        if matches!(
-            change,
-            Change::KeysChanged | Change::TokensChanged | Change::Node(_)
-        ) {
-            self.keyring.look_soon(now.instant);
+        if change != Change::KeysChanged {
+            self.host_changed();
+            self.note_for_checks(&change);
+            self.ingresses_to_look_at |= !matches!(change, Change::IngressChanged | Change::TokensChanged);
         }
-        if change == Change::KeysChanged {
-            return;
-        }
-        self.host_changed();
-        self.note_for_checks(&change);
-        self.ingresses_to_look_at |= !matches!(change, Change::IngressChanged | Change::TokensChanged);
         match change {
-            // It may have this node's address inside the tunnels, and keep it.
-            Change::Node(node) if node != self.me => self.describe_itself(now),
-            Change::Node(_) | Change::TokensChanged | Change::IngressChanged | Change::DrainChanged => {}
-            Change::KeysChanged => {}
+            Change::KeysChanged | Change::TokensChanged => self.keyring.look_soon(now.instant),
+            Change::Node(node) => {
+                self.keyring.look_soon(now.instant);
+                if node != self.me {
+                    // It may have this node's address inside the tunnels, and keep it.
+                    self.describe_itself(now);
+                }
+            }
+            Change::IngressChanged | Change::DrainChanged => {}
             Change::NodeRemoved(node) => {
                 if node == self.me {
                     self.removed = true;
