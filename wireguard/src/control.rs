@@ -171,6 +171,21 @@ pub struct PairStatus {
 }
 
 impl PeerStatus {
+    /// One that nothing has come from or gone to.
+    pub fn new(vtep: Ipv4Addr, endpoint: SocketAddr) -> Self {
+        Self {
+            vtep,
+            endpoint,
+            pairs: Vec::new(),
+            received_bytes: 0,
+            sent_bytes: 0,
+            lost: 0,
+            segmentation: true,
+            path_mtu: None,
+            is_path_silent: false,
+        }
+    }
+
     /// The pair that packets go by.
     pub fn used(&self) -> Option<&PairStatus> {
         self.pairs.iter().find(|pair| pair.is_used)

@@ -370,17 +370,7 @@ fn peer_status(
     now: SystemTime,
 ) -> PeerStatus {
     let address = IpNet::from(IpAddr::from(peer.vtep));
-    let mut status = PeerStatus {
-        vtep: peer.vtep,
-        endpoint: peer.endpoint,
-        pairs: Vec::new(),
-        received_bytes: 0,
-        sent_bytes: 0,
-        lost: 0,
-        segmentation: true,
-        path_mtu: None,
-        is_path_silent: false,
-    };
+    let mut status = PeerStatus::new(peer.vtep, peer.endpoint);
     let keys: std::collections::BTreeSet<_> = peer.pairs.iter().map(|pair| pair.public_key).collect();
     for found in held.peers.iter().filter(|found| keys.contains(&found.public_key)) {
         let is_used = found.allowed.contains(&address);
