@@ -32,17 +32,11 @@ use std::time::Instant;
 
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
+use weft_tests::setting;
 
 use faults::Fault;
 use report::Report;
 use world::World;
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(default)
-}
 
 #[test]
 fn nothing_is_lost_that_was_promised_whatever_breaks() {

@@ -12,6 +12,7 @@ use std::{
 use netns_harness::{Inside as _, Sandbox};
 use rand::{RngExt, SeedableRng, seq::IteratorRandom};
 use rand_chacha::ChaCha8Rng;
+use weft_tests::setting;
 
 use super::{
     bed::{Bed, Ended, Node, alone, items, report, soon, text},
@@ -25,13 +26,6 @@ const SANDBOXES: [&str; 4] = ["s1", "s2", "s3", "s4"];
 const MOST_NETWORKS: usize = 4;
 /// A command takes some of these, so that the end comes anywhere in it.
 const LONGEST: Duration = Duration::from_millis(120);
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(default)
-}
 
 /// A command, and what there is once it is done.
 fn next_command(now: &Objects, serial: &mut u64, rng: &mut ChaCha8Rng) -> (String, Objects) {

@@ -8,6 +8,7 @@ use std::{
 use netns_harness::{Inside as _, Sandbox};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
+use weft_tests::setting;
 
 use super::{
     bed::{Bed, Node, alone, soon, wait},
@@ -15,13 +16,6 @@ use super::{
 };
 
 const HOSTS: [&str; 2] = ["h1", "h2"];
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(default)
-}
 
 /// What the kernel has for itself, in KiB, of the whole machine.
 fn kernel_memory() -> u64 {

@@ -25,6 +25,19 @@ pub fn weft_binary() -> &'static Path {
     BINARY.get_or_init(|| env::var_os("WEFT_BINARY").map_or_else(build, PathBuf::from))
 }
 
+/// A number that the environment may give.
+///
+/// # Panics
+///
+/// If what it gives is no number.
+pub fn setting(name: &str, default: u64) -> u64 {
+    let Ok(text) = env::var(name) else {
+        return default;
+    };
+    text.parse()
+        .unwrap_or_else(|error| panic!("{name}={text} is not a number: {error}"))
+}
+
 fn build() -> PathBuf {
     // TARGET/PROFILE/deps/TEST
     let test = env::current_exe().expect("a test knows its own path");
