@@ -73,6 +73,8 @@ fn requests_for_everything_again_and_again_are_answered_at_the_rate_of_all() {
         world.with(LIAR, |gossip, now| gossip.join(seeds, now));
         world.run_for(Duration::from_millis(3));
     }
+    let refused = world.gossip(0).stats().flooded;
+    assert!(refused > 100, "{refused} of 600");
     let took = told(&mut world, "meanwhile");
     assert!(took < Duration::from_secs(2), "{took:?}");
     world.run_until("all is well", Duration::from_secs(60), World::is_settled);
