@@ -208,6 +208,12 @@ impl Catalogue {
         self.nodes.get(&id).filter(|_| !self.is_removed(id))
     }
 
+    /// Whether it is a member that answers.
+    pub fn lives(&self, id: NodeId) -> bool {
+        let node = self.node(id);
+        node.is_some_and(|node| node.presence == Presence::Alive)
+    }
+
     /// Whether it said good-bye itself.
     pub fn has_left(&self, id: NodeId) -> bool {
         let node = self.nodes.get(&id);

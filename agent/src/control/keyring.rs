@@ -16,7 +16,7 @@ use weft_wireguard::Secret32;
 
 use super::{
     Control, Now,
-    catalogue::{Catalogue, Presence},
+    catalogue::Catalogue,
     records::{CLUSTER, Kind, OFFERS_PER_RECORD, OfferFact, encode, offer_key},
     ring::{FIRST, Ring, RingKey},
 };
@@ -297,12 +297,7 @@ impl Control {
     fn is_to_offer(&self) -> bool {
         let newest = self.keyring.ring.newest();
         let mut holders = self.keyring.provers(newest, self.ground());
-        holders.all(|node| node >= self.me || !self.lives(node))
-    }
-
-    pub(super) fn lives(&self, node: NodeId) -> bool {
-        let node = self.catalogue.node(node);
-        node.is_some_and(|node| node.presence == Presence::Alive)
+        holders.all(|node| node >= self.me || !self.catalogue.lives(node))
     }
 
     fn offer_newest_key(&mut self, now: Now) {

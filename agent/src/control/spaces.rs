@@ -162,7 +162,7 @@ impl Spaces {
         now: Instant,
     ) {
         let service = catalogue.service(network, id);
-        let held = service.map_or_else(Vec::new, |service| self.held_vips(id, service, catalogue));
+        let held = service.map_or_else(Vec::new, |service| self.kept_vips(id, service, catalogue));
         let before = self.vips.remove(&id).map(|(_, vips)| vips).unwrap_or_default();
         if let Some(spec) = catalogue.network(network) {
             for vip in before.iter().filter(|vip| !held.contains(vip)) {

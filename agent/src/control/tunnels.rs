@@ -95,12 +95,7 @@ impl Control {
     /// This node's address inside the tunnels: the one it has said, unless another node that says it too has it.
     pub(super) fn tunnel_address(&self) -> Ipv4Addr {
         let others = self.catalogue.nodes().filter(|(id, _)| *id != self.me);
-        let others = others.filter_map(|(id, node)| Some((node.fact.as_ref()?.tunnel.address, id)));
-        let taken: BTreeMap<Ipv4Addr, NodeId> = others.fold(BTreeMap::new(), |mut taken, (address, id)| {
-            let holder = taken.entry(address).or_insert(id);
-            *holder = first_to(address, [id, *holder]);
-            taken
-        });
+        let taken = holders(others.filter_map(|(id, node)| Some((id, node.fact.as_ref()?.tunnel.address))));
         let own = self.catalogue.node(self.me).and_then(|node| node.fact.as_ref());
         own.map(|fact| fact.tunnel.address)
             .filter(|own| {
@@ -308,7 +303,7 @@ impl Control {
             let Some(peer) = peer(status, &fact.tunnel) else {
                 continue;
             };
-            let alive = matches!(node.presence, Presence::Alive);
+            let alive = node.presence == Presence::Alive;
             if peer.last_handshake().is_none() && alive && long_ago(*since) {
                 let name = self.catalogue.node_name(id);
                 problems.push(format!(
@@ -355,6 +350,18 @@ fn refused(status: &Status) -> u64 {
     ]
     .iter()
     .sum()
+}
+
+/// Who has each of the addresses that nodes say to have.
+fn holders(said: impl Iterator<Item = (NodeId, Ipv4Addr)>) -> BTreeMap<Ipv4Addr, NodeId> {
+    let mut holders = BTreeMap::new();
+    for (id, address) in said {
+        holders
+            .entry(address)
+            .and_modify(|holder| *holder = first_to(address, [*holder, id]))
+            .or_insert(id);
+    }
+    holders
 }
 
 /// Which of those who say that they have an address has it: the one whose id points to it, which cannot be chosen freely, and

@@ -93,6 +93,18 @@ pub(super) fn first_ring() -> Ring {
     Ring::first(Secret32::new([9; 32]), 0)
 }
 
+/// The sandbox of this name on a node.
+pub(super) fn sandbox(node: usize, name: &str) -> SandboxSpec {
+    SandboxSpec {
+        target: name.to_owned(),
+        path: format!("/run/netns/{name}"),
+        device: 1,
+        inode: name
+            .bytes()
+            .fold(node as u64, |all, byte| all * 31 + u64::from(byte)),
+    }
+}
+
 impl Node {
     /// One that was never in the cluster before.
     pub(super) fn new(n: u8, facts: ClusterFacts, ring: Ring, now: Now) -> Self {
@@ -191,10 +203,19 @@ impl World {
 
     /// Asks, and lets time pass until the answer is there.
     pub(super) fn done<T>(&mut self, node: usize, command: impl FnOnce(Responder<T>) -> Command) -> T {
-        let mut answer = self.ask(node, command);
+        self.tried(node, command).expect("it is carried out")
+    }
+
+    /// The same where it may fail.
+    pub(super) fn tried<T>(
+        &mut self,
+        node: usize,
+        command: impl FnOnce(Responder<T>) -> Command,
+    ) -> Result<T, ApiError> {
+        let Answer(mut answer) = self.ask(node, command);
         let mut result = None;
         self.until(Duration::from_secs(60), |_| {
-            result = answer.get();
+            result = answer.try_recv().ok();
             result.is_some()
         });
         result.expect("until it was there")

@@ -3,8 +3,7 @@ use serde_json::json;
 use super::*;
 use crate::control::{
     Command, Traffic,
-    records::SandboxSpec,
-    world::{Answer, Kernel, World},
+    world::{Answer, Kernel, World, sandbox},
 };
 
 const BACKEND: &str = "web-1";
@@ -19,12 +18,7 @@ fn world() -> (World, NetworkId, EndpointId) {
     world.done(0, |to| Command::ServiceCreate(service, to));
     let connect = json!({"target": "a", "name": BACKEND, "service": "web", "weight": 3});
     let connect = serde_json::from_value(connect).unwrap();
-    let sandbox = SandboxSpec {
-        target: "a".to_owned(),
-        path: "/run/netns/a".to_owned(),
-        device: 1,
-        inode: 1,
-    };
+    let sandbox = sandbox(1, "a");
     let made = world.done(1, |to| Command::Connect("app".to_owned(), connect, sandbox, to));
     world.pass(Duration::from_secs(1));
     (world, made.network_id, made.id)
@@ -258,12 +252,7 @@ fn an_inspection_says_how_many_are_open_from_where_however_many_backends_there_a
     let (mut world, network, first) = world();
     for n in 2..=100_u64 {
         let connect = json!({"target": format!("a{n}"), "name": format!("web-{n}"), "service": "web"});
-        let sandbox = SandboxSpec {
-            target: format!("a{n}"),
-            path: format!("/run/netns/a{n}"),
-            device: 1,
-            inode: n,
-        };
+        let sandbox = sandbox(1, &format!("a{n}"));
         let connect = serde_json::from_value(connect).unwrap();
         let made = world.done(1, |to| Command::Connect("app".to_owned(), connect, sandbox, to));
         world.nodes[0].traffic.insert(made.id, Traffic::open(n));

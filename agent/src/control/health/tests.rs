@@ -5,7 +5,7 @@ use crate::{
     api::types::{Backend, ConnectRequest, NetworkCreateRequest, ServiceQuery, ServiceUpdateRequest},
     control::{
         Command,
-        world::{Probes, World},
+        world::{Probes, World, sandbox},
     },
 };
 
@@ -27,12 +27,7 @@ fn connect(world: &mut World) {
         service: Some("web".to_owned()),
         ..ConnectRequest::new("w")
     };
-    let sandbox = SandboxSpec {
-        target: "w".to_owned(),
-        path: "/run/netns/w".to_owned(),
-        device: 1,
-        inode: 2,
-    };
+    let sandbox = sandbox(1, "w");
     world.done(1, |to| Command::Connect("app".to_owned(), request, sandbox, to));
 }
 

@@ -67,7 +67,7 @@ impl Control {
             return;
         }
         let before = self.catalogue.nodes().filter(|(id, _)| *id < self.me);
-        let before = before.filter(|(id, _)| self.lives(*id)).count();
+        let before = before.filter(|(id, _)| self.catalogue.lives(*id)).count();
         if age >= every + TURN * before as u32 {
             self.make_key(now);
             self.note_new_key(now);
@@ -109,7 +109,7 @@ impl Control {
 
     pub(super) fn answer_who_waits(&mut self, now: Now) {
         let late = self.keyring.lacking(self.ground());
-        let is_over = !late.into_iter().any(|node| self.lives(node));
+        let is_over = !late.into_iter().any(|node| self.catalogue.lives(node));
         let waiting = std::mem::take(&mut self.keyring.waiting);
         for waiting in waiting {
             if is_over || waiting.until <= now.instant {
@@ -145,7 +145,10 @@ impl Control {
         let since = self.keyring.changing_since;
         let is_long = since.is_some_and(|since| now.instant.saturating_duration_since(since) >= LONG);
         let late = self.keyring.lacking(self.ground());
-        let late: Vec<NodeId> = late.into_iter().filter(|node| self.lives(*node)).collect();
+        let late: Vec<NodeId> = late
+            .into_iter()
+            .filter(|node| self.catalogue.lives(*node))
+            .collect();
         if is_long && !late.is_empty() {
             let names: Vec<_> = late.iter().map(|node| self.catalogue.node_name(*node)).collect();
             problems.push(format!(
@@ -164,7 +167,7 @@ impl Control {
         let is_alone = !self
             .catalogue
             .members()
-            .any(|node| self.lives(node) && node != self.me);
+            .any(|node| self.catalogue.lives(node) && node != self.me);
         if has_peers && is_alone && self.gossip.stats().foreign > 0 {
             problems.push(
                 "no other node answers, and what arrives is sealed by a key that this node does not have. Was its data directory \

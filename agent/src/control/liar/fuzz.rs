@@ -15,8 +15,8 @@ use crate::{
     },
     control::records::{
         Attachment, CLUSTER, ConsentFact, EndpointSpec, GrantFact, HoldingFact, IngressSpec, Kind, NodeFact,
-        Register, ServiceSpec, SpaceKey, SubnetSpec, TokenFact, TunnelFact, encode, endpoint_key, grant_key,
-        holding_key, ingress_key, network_key, service_key,
+        Register, SandboxSpec, ServiceSpec, SpaceKey, SubnetSpec, TokenFact, TunnelFact, encode,
+        endpoint_key, grant_key, holding_key, ingress_key, network_key, service_key,
     },
 };
 
@@ -460,7 +460,7 @@ fn try_lies(seed: u64, rounds: usize) {
     let (_, addresses) = court.connect(1, "app", "late", None).unwrap();
     assert!(!addresses.is_empty());
     court.remove();
-    let made = court.tried(2, |to| {
+    let made = court.world.tried(2, |to| {
         Command::NetworkCreate(NetworkCreateRequest::new("after"), to)
     });
     made.unwrap();

@@ -18,10 +18,13 @@ use weft_types::{EndpointId, NetworkId, NodeId, ServiceId};
 
 use super::{
     Command,
-    records::{NetworkSpec, SandboxSpec},
-    world::World,
+    records::NetworkSpec,
+    world::{World, sandbox},
 };
-use crate::api::types::{NetworkCreateRequest, NodeRemoveQuery};
+use crate::api::{
+    ApiError,
+    types::{NetworkCreateRequest, NodeRemoveQuery},
+};
 
 /// The last of the nodes.
 pub(super) const LIAR: usize = 3;
@@ -75,42 +78,14 @@ impl Court {
         network: &str,
         name: &str,
         service: Option<&str>,
-    ) -> Result<(EndpointId, Vec<IpAddr>), String> {
+    ) -> Result<(EndpointId, Vec<IpAddr>), ApiError> {
         let request = json!({"target": name, "name": name, "service": service});
         let request = serde_json::from_value(request).unwrap();
-        let sandbox = SandboxSpec {
-            target: name.to_owned(),
-            path: format!("/run/netns/{name}"),
-            device: 1,
-            inode: name
-                .bytes()
-                .fold(node as u64, |all, byte| all * 31 + u64::from(byte)),
-        };
-        let made = self.tried(node, |to| {
+        let sandbox = sandbox(node, name);
+        let made = self.world.tried(node, |to| {
             Command::Connect(network.to_owned(), request, sandbox, to)
         })?;
         Ok((made.id, made.addresses.iter().map(|net| net.addr()).collect()))
-    }
-
-    /// Asks for something that may fail.
-    pub(super) fn tried<T>(
-        &mut self,
-        node: usize,
-        command: impl FnOnce(super::Responder<T>) -> Command,
-    ) -> Result<T, String> {
-        let (responder, mut answer) = super::Responder::new();
-        let now = self.world.now;
-        self.world.nodes[node]
-            .control
-            .handle_command(command(responder), now);
-        let mut answered = None;
-        self.world.until(Duration::from_secs(60), |_| {
-            answered = answer.try_recv().ok();
-            answered.is_some()
-        });
-        answered
-            .expect("until it was there")
-            .map_err(|error| error.message)
     }
 
     pub(super) fn id(&self, node: usize) -> NodeId {

@@ -18,7 +18,7 @@ use crate::{
     api::{ApiError, types::NodeRemoveResponse},
     control::{
         Control, Now, Responder,
-        catalogue::{Catalogue, Presence},
+        catalogue::Catalogue,
         records::{
             CLUSTER, ConsentFact, GrantFact, HoldingFact, Kind, SpaceKey, decode, encode, grant_key,
             holding_key,
@@ -285,11 +285,7 @@ impl Control {
             ));
         }
         let silent: Vec<NodeId> = self.silent_on(node);
-        let away = |node: &&NodeId| {
-            self.catalogue
-                .node(**node)
-                .is_some_and(|known| known.presence != Presence::Alive)
-        };
+        let away = |node: &&NodeId| !self.catalogue.lives(**node);
         let away: Vec<String> = silent
             .iter()
             .filter(away)

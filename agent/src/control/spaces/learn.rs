@@ -58,7 +58,7 @@ impl Spaces {
 
     pub(super) fn restore_vips(&mut self, catalogue: &Catalogue) {
         for (id, service) in catalogue.all_services() {
-            let held = self.held_vips(id, service, catalogue);
+            let held = self.kept_vips(id, service, catalogue);
             if !held.is_empty() {
                 self.vips.insert(id, (service.network, held));
             }
@@ -72,7 +72,7 @@ impl Spaces {
     }
 
     /// The virtual addresses of a service that are this node's to keep in use.
-    pub(super) fn held_vips(
+    pub(super) fn kept_vips(
         &self,
         id: ServiceId,
         service: &ServiceSpec,
@@ -97,7 +97,7 @@ impl Spaces {
             .filter(|(_, endpoint)| endpoint.node == self.me);
         let addresses = endpoints.flat_map(|(_, endpoint)| endpoint.spec.addresses.iter().map(IpNet::addr));
         let services = catalogue.services(id);
-        let vips = services.flat_map(|(service_id, service)| self.held_vips(service_id, service, catalogue));
+        let vips = services.flat_map(|(service_id, service)| self.kept_vips(service_id, service, catalogue));
         let ingress = catalogue.ingress(id, self.me).into_iter();
         let ingress = ingress.flat_map(|ingress| ingress.addresses.iter().map(IpNet::addr));
         let addresses: Vec<IpAddr> = addresses.chain(vips).chain(ingress).collect();

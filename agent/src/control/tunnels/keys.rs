@@ -1,9 +1,6 @@
 //! The keys of nodes: whose a key is, and this node's change of its own.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use data_encoding::BASE64_NOPAD;
 use sha2::{Digest, Sha256};
@@ -19,7 +16,7 @@ use super::{
         records::{NodeFact, TunnelFact},
         rotation::{LONGEST, Party},
     },
-    ADDRESSES, PATIENCE, first_to, peer,
+    ADDRESSES, PATIENCE, holders, peer,
 };
 use crate::api::{
     ApiError,
@@ -36,11 +33,7 @@ pub(super) struct End<'c> {
 /// The nodes that tunnels can lead to. An address that several say belongs to one of them, and so does a key: to whoever was
 /// known to have it first. What one has is not what another is about to have.
 pub(super) fn ends(catalogue: &Catalogue) -> BTreeMap<NodeId, End<'_>> {
-    let mut holders: BTreeMap<Ipv4Addr, NodeId> = BTreeMap::new();
-    for (id, fact) in members(catalogue) {
-        let holder = holders.entry(fact.tunnel.address).or_insert(id);
-        *holder = first_to(fact.tunnel.address, [*holder, id]);
-    }
+    let holders = holders(members(catalogue).map(|(id, fact)| (id, fact.tunnel.address)));
     let mut keys = BTreeSet::new();
     let mut ends = BTreeMap::new();
     for (id, fact) in members(catalogue) {
@@ -173,7 +166,7 @@ impl Control {
             let newest = (new, end.keys.first().copied());
             Party {
                 node: *id,
-                answers: self.answers(*id),
+                answers: self.catalogue.lives(*id),
                 heard_by_newest: pairs().any(|pair| {
                     (Some(pair.own), Some(pair.public_key)) == newest && pair.last_heard.is_some()
                 }),
@@ -184,11 +177,6 @@ impl Control {
             }
         };
         wanted.map(party).collect()
-    }
-
-    fn answers(&self, id: NodeId) -> bool {
-        let node = self.catalogue.node(id);
-        node.is_some_and(|node| node.presence == Presence::Alive)
     }
 
     /// How far the change of this node's key is, if there is one.

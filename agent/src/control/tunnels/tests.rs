@@ -8,8 +8,8 @@ use crate::{
     api::types::{NetworkCreateRequest, NodeRemoveQuery},
     control::{
         Command, HostFacts,
-        records::{CLUSTER, Kind, SandboxSpec, encode},
-        world::World,
+        records::{CLUSTER, Kind, encode},
+        world::{World, sandbox},
     },
 };
 
@@ -23,12 +23,7 @@ fn create(world: &mut World, name: &str, encrypted: bool) {
 
 fn connect(world: &mut World, node: usize, network: &str, name: &str) -> Mac {
     let request = serde_json::from_value(json!({"target": name, "name": name})).unwrap();
-    let sandbox = SandboxSpec {
-        target: name.to_owned(),
-        path: format!("/run/netns/{name}"),
-        device: 1,
-        inode: name.bytes().map(u64::from).sum::<u64>() + 1000 * node as u64,
-    };
+    let sandbox = sandbox(node, name);
     let made = world.done(node, |to| {
         Command::Connect(network.to_owned(), request, sandbox, to)
     });
@@ -285,24 +280,20 @@ fn what_is_wrong_with_tunnels_is_said_and_what_they_carry_is_shown() {
     assert!(problems[0].contains("did not stay"), "{problems:?}");
     assert!(!control.encryption(None, begin).unwrap().running);
 
+    let vtep = control
+        .catalogue
+        .node(other)
+        .unwrap()
+        .fact
+        .as_ref()
+        .unwrap()
+        .tunnel
+        .address;
     let peer = PeerStatus {
-        vtep: control
-            .catalogue
-            .node(other)
-            .unwrap()
-            .fact
-            .as_ref()
-            .unwrap()
-            .tunnel
-            .address,
-        endpoint: "192.0.2.77:51820".parse().unwrap(),
-        pairs: Vec::new(),
         received_bytes: 1,
         sent_bytes: 2,
         lost: 3,
-        segmentation: true,
-        path_mtu: None,
-        is_path_silent: false,
+        ..PeerStatus::new(vtep, "192.0.2.77:51820".parse().unwrap())
     };
     let status = |peer: &PeerStatus| Status {
         generation: 1,

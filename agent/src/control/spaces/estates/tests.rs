@@ -7,8 +7,8 @@ use crate::{
     api::types::{NetworkCreateRequest, NodeRemoveQuery},
     control::{
         Command,
-        records::{SandboxSpec, network_key},
-        world::World,
+        records::network_key,
+        world::{World, sandbox},
     },
 };
 
@@ -31,21 +31,11 @@ fn world(nodes: u8) -> (World, IpAddr) {
 /// Whether an endpoint could be made, and its address.
 fn connect(world: &mut World, node: usize, name: &str) -> Option<IpAddr> {
     let request = serde_json::from_value(json!({"target": name, "name": name})).unwrap();
-    let sandbox = SandboxSpec {
-        target: name.to_owned(),
-        path: format!("/run/netns/{name}"),
-        device: 1,
-        inode: name.bytes().fold(7, |all, byte| all * 31 + u64::from(byte)),
-    };
-    let (responder, mut answer) = Responder::new();
-    let command = Command::Connect("app".to_owned(), request, sandbox, responder);
-    world.nodes[node].control.handle_command(command, world.now);
-    let mut answered = None;
-    world.until(Duration::from_secs(20), |_| {
-        answered = answer.try_recv().ok();
-        answered.is_some()
+    let sandbox = sandbox(node, name);
+    let made = world.tried(node, |to| {
+        Command::Connect("app".to_owned(), request, sandbox, to)
     });
-    let made = answered?.ok()?;
+    let made = made.ok()?;
     Some(made.addresses[0].addr())
 }
 
@@ -61,6 +51,8 @@ fn connect_all(world: &mut World, nodes: &[usize]) -> Vec<IpAddr> {
             return had;
         }
         had.extend(more);
+        // A grant counts for who got it once it has heard how the giver came to own it.
+        world.pass(Duration::from_millis(100));
     }
     had
 }

@@ -8,8 +8,8 @@ use crate::{
     api::{ErrorKind, types::NetworkCreateRequest},
     control::{
         Command, TunnelReport,
-        records::{CLUSTER, Kind, SandboxSpec, encode},
-        world::World,
+        records::{CLUSTER, Kind, encode},
+        world::{World, sandbox},
     },
 };
 
@@ -23,12 +23,7 @@ fn encrypted(count: u8) -> World {
     for node in 0..usize::from(count) {
         let name = format!("e{node}");
         let request = serde_json::from_value(json!({"target": name, "name": name})).unwrap();
-        let sandbox = SandboxSpec {
-            target: name.clone(),
-            path: format!("/run/netns/{name}"),
-            device: 1,
-            inode: 1000 + node as u64,
-        };
+        let sandbox = sandbox(node, &name);
         world.done(node, |to| {
             Command::Connect("secret".to_owned(), request, sandbox, to)
         });
@@ -65,8 +60,6 @@ fn vtep(world: &World, node: usize) -> std::net::Ipv4Addr {
 fn hears(world: &mut World, node: usize, heard: impl Fn(&Desired, &PairStatus) -> Option<u64>) {
     let desired = told(world, node);
     let peers = desired.peers.iter().map(|peer| PeerStatus {
-        vtep: peer.vtep,
-        endpoint: peer.endpoint,
         pairs: pairs(&desired, peer.vtep)
             .into_iter()
             .map(|(own, public_key)| {
@@ -83,12 +76,7 @@ fn hears(world: &mut World, node: usize, heard: impl Fn(&Desired, &PairStatus) -
                 pair
             })
             .collect(),
-        received_bytes: 0,
-        sent_bytes: 0,
-        lost: 0,
-        segmentation: true,
-        path_mtu: None,
-        is_path_silent: false,
+        ..PeerStatus::new(peer.vtep, peer.endpoint)
     });
     let status = Status {
         generation: 1,
