@@ -346,3 +346,6 @@ impl Gossip {
         self.send_packet_by(opened.key, Some(&opened.from), address, &body);
     }
 }
+
+#[cfg(test)]
+mod tests;

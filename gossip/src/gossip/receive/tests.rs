@@ -1,0 +1,92 @@
+//! What others sign is held up to its bounds, whichever way it comes. An honest node does not write more, so this is not seen from
+//! outside.
+
+use bytes::Bytes;
+use weft_types::{ClusterId, NetworkId};
+
+use super::*;
+use crate::{
+    Config, GossipKey, Identity, KeyRing, MAX_NAME, MAX_VALUE,
+    record::{Record, StateSum},
+};
+
+const CLUSTER: ClusterId = ClusterId([2; 16]);
+
+fn gossip(now: Instant) -> Gossip {
+    let address = SocketAddr::from(([192, 0, 2, 1], 7946));
+    let mut config = Config::new(CLUSTER, KeyRing::new(GossipKey([3; 32])), address);
+    config.max_records_per_author = 4;
+    config.max_authors = 3;
+    Gossip::new(config, Identity::from_seed([1; 32]), 1, [4; 32], now)
+}
+
+/// A record that its author has signed.
+fn signed(author: u8, version: u64, name: &[u8], size: usize) -> Record {
+    let key = Key {
+        kind: 1,
+        scope: NetworkId([9; 16]),
+        name: name.to_vec(),
+    };
+    let value = Some(Bytes::from(vec![b'x'; size]));
+    let state = StateSum::of(&key, version, &value);
+    Record::sign(
+        &Identity::from_seed([author; 32]),
+        &CLUSTER,
+        key,
+        version,
+        value,
+        state,
+    )
+}
+
+#[test]
+fn names_and_values_are_taken_up_to_their_limits_and_none_beyond() {
+    let now = Instant::now();
+    let sizes = [
+        (MAX_NAME, MAX_VALUE, true),
+        (MAX_NAME, MAX_VALUE + 1, false),
+        (MAX_NAME, 10 * MAX_VALUE, false),
+        (MAX_NAME + 1, MAX_VALUE, false),
+        (10 * MAX_NAME, 1, false),
+    ];
+    for (name, value, fits) in sizes {
+        let record = signed(5, 1, &vec![7; name], value);
+        let mut told = gossip(now);
+        assert_eq!(told.take_record(record.clone(), None, ROUNDS, now), fits);
+        let mut compared = gossip(now);
+        let set = AuthorSet {
+            all: true,
+            dropped: 0,
+            records: vec![record.clone()],
+        };
+        compared.take_set(set, None, 0, now);
+        for gossip in [told, compared] {
+            let held = gossip.get(&record.author, &record.key);
+            assert_eq!(held.is_some(), fits, "a name of {name} bytes, a value of {value}");
+            assert_eq!(gossip.stats().malformed, u64::from(!fits));
+        }
+    }
+}
+
+#[test]
+fn an_author_is_heard_up_to_its_number_of_records_and_no_other_pays_for_it() {
+    let now = Instant::now();
+    let mut gossip = gossip(now);
+    let mut take = |record: Record| gossip.take_record(record, None, ROUNDS, now);
+    for n in 0..40 {
+        assert_eq!(take(signed(5, n + 1, &[n as u8], 1)), n < 4);
+    }
+    assert!(take(signed(5, 99, &[0], 2)), "what is held can be replaced");
+    assert!(take(signed(6, 1, &[0], 1)), "another author has its own number");
+    assert_eq!(gossip.stats().records_refused, 36);
+}
+
+#[test]
+fn so_many_authors_are_heard_and_no_more() {
+    let now = Instant::now();
+    let mut gossip = gossip(now);
+    for author in 0..30 {
+        let taken = gossip.take_record(signed(10 + author, 1, &[0], 1), None, ROUNDS, now);
+        assert_eq!(taken, author < 3, "{author}");
+    }
+}
