@@ -33,5 +33,6 @@ mod secret;
 mod services;
 mod state;
 mod swarm;
+mod systemd;
 mod traffic;
 mod tuning;

@@ -31,7 +31,7 @@ pub(super) use self::{
     examine::KernelView,
     owner::{HostThread, Order, Report, Said},
 };
-use super::{entry::Entry, tally::Tally, target, watch::Watch};
+use super::{entry::Entry, service::Kept, tally::Tally, target, watch::Watch};
 use crate::{
     control::{HostReport, HostState, SandboxTables, records::SandboxSpec},
     metrics::Work,
@@ -72,6 +72,8 @@ struct Host {
     is_told: bool,
     /// Networks whose DNS sockets are open, and in which namespace.
     served: BTreeMap<NetworkId, NetnsId>,
+    /// Sockets of an agent before this one, until it is known which of them are wanted.
+    kept: Kept,
     /// Sandboxes that have tables, and what they last had.
     balanced: BTreeMap<String, SandboxTables>,
     tally: Tally,
@@ -207,6 +209,7 @@ impl Host {
         let (desired, mut report) = self.desired();
         let sandboxes = self.state.iter().flat_map(|state| state.sandboxes.clone());
         let sandboxes = sandboxes.collect();
+        self.let_go_of_sockets(&desired);
         self.reconcile(&desired, &mut report);
         report.docker_lets_out = self.kernel.docker() == Some(Gate::Open);
         self.balance(sandboxes, &mut report);

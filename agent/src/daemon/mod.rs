@@ -16,6 +16,7 @@ mod names;
 mod observe;
 mod resolv;
 mod server;
+mod service;
 mod store;
 mod tally;
 pub(crate) mod target;
@@ -27,6 +28,7 @@ use std::{
     collections::BTreeMap,
     io::IsTerminal as _,
     net::SocketAddr,
+    os::unix::net::UnixListener,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -58,6 +60,7 @@ use names::Names;
 use observe::{Exposed, Monitoring};
 use resolv::ResolverFiles;
 use server::{Api, Request};
+use service::{Passed, Watchdog};
 use store::Store;
 use tunnels::TunnelsThread;
 
@@ -124,6 +127,8 @@ struct Daemon {
     prober: Prober,
     events: EventLog,
     started: Now,
+    /// Whether the host was once compared with what it should be.
+    is_ready: bool,
     _api: Api,
     _exposed: Option<Exposed>,
     _plugin: Option<Plugin>,
@@ -140,7 +145,12 @@ impl Daemon {
         let events = EventLog::default();
         let (request_sender, requests) = mpsc::channel(MAX_REQUESTS);
         let (join_sender, joins) = mpsc::channel(1);
-        let host = HostThread::start(&options)?;
+        let Passed {
+            docker: door,
+            mut kept,
+        } = service::passed();
+        let names = Names::new(&options.dns, &mut kept)?;
+        let host = HostThread::start(&options, kept)?;
         let exposed = match options.metrics {
             Some(address) => Some(Monitoring::new(request_sender.clone()).expose(address).await?),
             None => None,
@@ -152,7 +162,7 @@ impl Daemon {
         let api = Api::serve(&options.socket, request_sender, events.clone(), host_facts)
             .with_context(|| format!("cannot serve the API at {}", options.socket.display()))?;
         let (docker_sender, docker) = mpsc::channel(MAX_REQUESTS);
-        let plugin = serve_docker(&options.docker_plugin, Owner::new(docker_sender.clone()))?;
+        let plugin = serve_docker(&options.docker_plugin, door, Owner::new(docker_sender.clone()))?;
         let (changes, changed) = latest::channel(0);
         let watcher = plugin.as_ref().map(|plugin| {
             Watcher::start(
@@ -175,13 +185,14 @@ impl Daemon {
             docker,
             join_sender,
             host,
-            names: Names::new(&options.dns)?,
+            names,
             resolvers: ResolverFiles::new(resolv::ROOT),
             tunnels: TunnelsThread::start(&options, encrypter.kind)?,
             encrypter,
             prober: Prober::new(options.health_commands),
             events,
             started: now(),
+            is_ready: false,
             options,
             _api: api,
             _exposed: exposed,
@@ -210,6 +221,7 @@ impl Daemon {
     async fn serve(mut self) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut watchdog = Watchdog::start();
         loop {
             // Every arm takes one whole message from a channel or waits for a moment, so none loses
             // anything when another wins.
@@ -223,9 +235,11 @@ impl Daemon {
                 report = self.tunnels.says() => self.on_tunnels(report),
                 result = self.prober.result() => self.on_health(result),
                 () = Membership::progress(&mut self.membership) => {}
+                () = watchdog.due() => watchdog.at_work(),
             }
             self.carry_out().await?;
         }
+        service::stopping();
         tracing::info!("agent stopped; networks and connections stay as they are");
         Ok(())
     }
@@ -286,6 +300,9 @@ impl Daemon {
         match (said, control) {
             (host::Said::Report(report), control) => {
                 self.names.serve(report.sockets);
+                if !std::mem::replace(&mut self.is_ready, true) {
+                    service::ready();
+                }
                 // A device may be there now that was missing.
                 self.tunnels.look_again();
                 if let Some(control) = control {
@@ -394,8 +411,13 @@ impl Daemon {
 }
 
 /// Where the driver is served because the host has Docker, a failure is no reason to do without the agent.
-fn serve_docker(wanted: &DockerPlugin, owner: Owner) -> anyhow::Result<Option<Plugin>> {
-    let passed = Door::passed().context("the socket that the service manager has passed cannot be used")?;
+fn serve_docker(
+    wanted: &DockerPlugin,
+    passed: Option<UnixListener>,
+    owner: Owner,
+) -> anyhow::Result<Option<Plugin>> {
+    let passed = passed.map(Door::passed).transpose();
+    let passed = passed.context("the socket that the service manager has passed cannot be used")?;
     let (opened, asked_for) = match (wanted, passed) {
         (DockerPlugin::Off, _) => return Ok(None),
         (_, Some(door)) => (Ok(door), true),

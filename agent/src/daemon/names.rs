@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -12,6 +12,7 @@ use tokio::{runtime, sync::oneshot};
 use weft_dns::{Asker, Counts, Forwarder, ForwarderConfig, Server, Zone};
 use weft_types::NetworkId;
 
+use super::service::{self, Kept, NameSockets};
 use crate::{
     api::types::{ForwardedDomain, NamesStatus},
     control::{DNS_V4, DNS_V6, HostState},
@@ -21,8 +22,15 @@ use crate::{
 /// Sockets that were opened inside a network's namespace.
 pub(super) struct DnsSockets {
     pub(super) network: NetworkId,
-    pub(super) udp: UdpSocket,
-    pub(super) tcp: TcpListener,
+    /// What they are called while they are kept.
+    pub(super) name: String,
+    pub(super) sockets: NameSockets,
+}
+
+/// What answers in one namespace.
+struct Served {
+    name: String,
+    servers: Vec<Server>,
 }
 
 type Askers = BTreeMap<NetworkId, BTreeMap<IpAddr, Vec<NetworkId>>>;
@@ -32,7 +40,7 @@ pub(super) struct Names {
     askers: Arc<ArcSwap<Askers>>,
     host: HostNames,
     forwarder: Forwarder,
-    servers: BTreeMap<NetworkId, Vec<Server>>,
+    servers: BTreeMap<NetworkId, Served>,
     /// What servers did that are closed by now.
     past: Counts,
     thread: Thread,
@@ -69,7 +77,8 @@ impl Thread {
 }
 
 impl Names {
-    pub(super) fn new(options: &DnsOptions) -> anyhow::Result<Self> {
+    /// Those for programs of this host are taken out of `kept`.
+    pub(super) fn new(options: &DnsOptions, kept: &mut Kept) -> anyhow::Result<Self> {
         let ours = [DNS_V4.into(), DNS_V6.into()];
         let mut names = Self {
             zone: Arc::new(ArcSwap::from_pointee(empty())),
@@ -90,7 +99,7 @@ impl Names {
             thread: Thread::start().context("the thread for names cannot be started")?,
         };
         if let Some(address) = options.host {
-            let server = names.serve_host(address);
+            let server = names.serve_host(address, kept);
             names.host.server = Some(server.with_context(|| {
                 format!("names cannot be answered for this host at {address} (`--dns-host`)")
             })?);
@@ -100,7 +109,17 @@ impl Names {
 
     /// Answers programs of this host, whoever runs them, and nobody else: packets from elsewhere to a loopback
     /// address are dropped by the kernel, unless somebody has told it not to.
-    fn serve_host(&self, address: SocketAddr) -> anyhow::Result<Server> {
+    fn serve_host(&self, address: SocketAddr, kept: &mut Kept) -> anyhow::Result<Server> {
+        let name = service::name_of_host();
+        let is_there = |kept: &NameSockets| kept.udp.local_addr().is_ok_and(|bound| bound == address);
+        let sockets = match kept.take(&name).remove(&address.ip()).filter(is_there) {
+            Some(sockets) => sockets,
+            None => {
+                service::let_go(&name);
+                NameSockets::bind(address)?
+            }
+        };
+        service::keep(&name, &sockets);
         let shown = Arc::clone(&self.host.shown);
         let find = move |client: IpAddr| match client.is_loopback() {
             true => Asker::host(shown.load().to_vec()),
@@ -108,8 +127,8 @@ impl Names {
         };
         let _there = self.thread.runtime.enter();
         Ok(Server::spawn(
-            UdpSocket::bind(address)?,
-            TcpListener::bind(address)?,
+            sockets.udp,
+            sockets.tcp,
             Arc::clone(&self.zone),
             Arc::new(find),
             self.forwarder.clone(),
@@ -128,25 +147,42 @@ impl Names {
     /// What all servers have done so far.
     pub(super) fn counts(&self) -> Counts {
         let mut counts = self.past;
-        for server in self.servers.values().flatten().chain(&self.host.server) {
+        for server in self
+            .servers
+            .values()
+            .flat_map(|served| &served.servers)
+            .chain(&self.host.server)
+        {
             counts += server.counts();
         }
         counts
     }
 
     fn close(&mut self, is_gone: impl Fn(&NetworkId) -> bool) {
-        for (_, servers) in self.servers.extract_if(.., |network, _| is_gone(network)) {
-            servers.iter().for_each(|server| self.past += server.counts());
+        for (_, served) in self.servers.extract_if(.., |network, _| is_gone(network)) {
+            served.close(&mut self.past);
         }
     }
 
     pub(super) fn serve(&mut self, opened: Vec<DnsSockets>) {
         let _there = self.thread.runtime.enter();
-        // A network that is opened again has a new namespace, and servers of the old one would keep that alive.
-        for DnsSockets { network, .. } in &opened {
-            self.servers.remove(network);
-        }
-        for DnsSockets { network, udp, tcp } in opened {
+        for DnsSockets {
+            network,
+            name,
+            sockets,
+        } in opened
+        {
+            // A network that is opened again has a new namespace, and servers of the old one would keep that alive.
+            if self
+                .servers
+                .get(&network)
+                .is_some_and(|served| served.name != name)
+                && let Some(old) = self.servers.remove(&network)
+            {
+                old.close(&mut self.past);
+            }
+            service::keep(&name, &sockets);
+            let NameSockets { udp, tcp } = sockets;
             let askers = Arc::clone(&self.askers);
             let find = move |address: IpAddr| {
                 let all = askers.load();
@@ -160,7 +196,11 @@ impl Names {
                 Arc::new(find),
                 self.forwarder.clone(),
             ) {
-                Ok(server) => self.servers.entry(network).or_default().push(server),
+                Ok(server) => {
+                    let served = self.servers.entry(network);
+                    let servers = Vec::new();
+                    served.or_insert(Served { name, servers }).servers.push(server);
+                }
                 Err(error) => tracing::error!(network = %network.short(), %error, "names are not served"),
             }
         }
@@ -170,6 +210,13 @@ impl Names {
         self.close(|_| true);
         self.zone.store(Arc::new(empty()));
         self.askers.store(Arc::default());
+    }
+}
+
+impl Served {
+    fn close(self, past: &mut Counts) {
+        self.servers.iter().for_each(|server| *past += server.counts());
+        service::let_go(&self.name);
     }
 }
 

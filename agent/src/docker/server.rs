@@ -13,7 +13,6 @@ use axum::{
     http::{Method, StatusCode, Uri, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
-use listenfd::ListenFd;
 use serde_json::json;
 use tokio::{net::UnixListener, task::JoinHandle};
 
@@ -57,20 +56,16 @@ impl Door {
         })
     }
 
-    /// The one that a service manager passed to this process, if it did: `sd_listen_fds(3)`.
-    pub fn passed() -> io::Result<Option<Self>> {
-        let mut passed = ListenFd::from_env();
-        let Some(listener) = passed.take_unix_listener(0)? else {
-            return Ok(None);
-        };
+    /// The one that a service manager has opened.
+    pub fn passed(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let socket = listener.local_addr()?;
         let socket = socket.as_pathname().map(Path::to_owned);
-        Ok(Some(Self {
+        Ok(Self {
             listener: UnixListener::from_std(listener)?,
             socket: socket.ok_or_else(|| io::Error::other("the socket that was passed has no path"))?,
             is_held: true,
-        }))
+        })
     }
 
     pub fn socket(&self) -> &Path {

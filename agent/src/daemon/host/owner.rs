@@ -22,7 +22,7 @@ use super::{Host, KernelView, count::Measured};
 use crate::{
     api::types::DatapathStatus,
     control::{CountOrder, HostReport, HostState, Traffic},
-    daemon::{entry::Entry, names::DnsSockets, tally::Tally, watch::Watch},
+    daemon::{entry::Entry, names::DnsSockets, service::Kept, tally::Tally, watch::Watch},
     metrics::Work,
     options::{AgentOptions, DatapathChoice},
 };
@@ -83,7 +83,8 @@ impl Drop for HostThread {
 }
 
 impl HostThread {
-    pub(in crate::daemon) fn start(options: &AgentOptions) -> anyhow::Result<Self> {
+    /// `kept` are the sockets of networks that an agent before this one had open.
+    pub(in crate::daemon) fn start(options: &AgentOptions, kept: Kept) -> anyhow::Result<Self> {
         let kernel = Kernel::new(Options {
             run_dir: options.run_dir.clone(),
         })
@@ -116,6 +117,7 @@ impl HostThread {
             state: None,
             is_told: false,
             served: BTreeMap::new(),
+            kept,
             balanced: BTreeMap::new(),
             tally: Tally::default(),
             told: Instant::now(),

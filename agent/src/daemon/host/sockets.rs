@@ -1,13 +1,27 @@
 //! The sockets at which names are asked: they live in the namespaces of networks.
 
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 
 use weft_overlay::plan::Desired;
 
 use super::{Host, sentence};
-use crate::{control::HostReport, daemon::names::DnsSockets};
+use crate::{
+    control::HostReport,
+    daemon::{
+        names::DnsSockets,
+        service::{NameSockets, name_of, names_of},
+    },
+};
 
 impl Host {
+    /// Closes what an agent before this one had open for networks that are not here any more, whose namespaces it would keep alive.
+    pub(super) fn let_go_of_sockets(&mut self, desired: &Desired) {
+        let ids = desired.networks.keys();
+        let there: Vec<String> = ids.map(|id| names_of(*id)).collect();
+        self.kept
+            .retain(|name| there.iter().any(|there| name.starts_with(there)));
+    }
+
     /// Opens the DNS sockets of networks that have none yet, inside their namespaces.
     pub(super) fn open_sockets(&mut self, desired: &Desired, report: &mut HostReport) -> Vec<DnsSockets> {
         self.served
@@ -21,25 +35,28 @@ impl Host {
             let Ok(Some(netns)) = self.kernel.namespace(*id) else {
                 continue;
             };
-            let bound = netns.run(|| {
-                network
-                    .service_addresses
-                    .iter()
-                    .map(|address| bind(*address))
-                    .collect::<Vec<_>>()
+            let name = name_of(*id, netns.id());
+            let mut kept = self.kept.take(&name);
+            let addresses = network.service_addresses.iter().copied();
+            let sockets = netns.run(|| {
+                let open = |address| match kept.remove(&address) {
+                    Some(sockets) => (address, Ok(sockets)),
+                    None => (address, NameSockets::bind(SocketAddr::new(address, 53))),
+                };
+                addresses.map(open).collect::<Vec<_>>()
             });
-            let sockets = bound.unwrap_or_else(|error| {
+            let sockets = sockets.unwrap_or_else(|error| {
                 report.problems.push(sentence(&error));
                 Vec::new()
             });
-            for socket in sockets {
-                match socket {
-                    Ok((udp, tcp)) => opened.push(DnsSockets {
+            for (address, sockets) in sockets {
+                match sockets {
+                    Ok(sockets) => opened.push(DnsSockets {
                         network: *id,
-                        udp,
-                        tcp,
+                        name: name.clone(),
+                        sockets,
                     }),
-                    Err((address, error)) => report.problems.push(format!(
+                    Err(error) => report.problems.push(format!(
                         "names on network `{}` are not answered at {address}: {error}",
                         network.name
                     )),
@@ -47,12 +64,7 @@ impl Host {
             }
             self.served.insert(*id, netns.id());
         }
+        self.kept.retain(|_| false);
         opened
     }
-}
-
-fn bind(address: IpAddr) -> Result<(UdpSocket, TcpListener), (IpAddr, std::io::Error)> {
-    let address = SocketAddr::new(address, 53);
-    let open = || Ok((UdpSocket::bind(address)?, TcpListener::bind(address)?));
-    open().map_err(|error| (address.ip(), error))
 }
