@@ -434,24 +434,21 @@ pub fn offer_of_key(key: &Key) -> Option<(KeyId, u16)> {
 
 /// One record per granted block: a later grant of the same block by the same node replaces it.
 pub fn grant_key(space: SpaceKey, block: Block) -> Key {
-    block_key(Kind::Grant, space, block)
-}
-
-/// One record per block, as with grants.
-pub fn holding_key(space: SpaceKey, block: Block) -> Key {
-    block_key(Kind::Holding, space, block)
-}
-
-fn block_key(kind: Kind, space: SpaceKey, block: Block) -> Key {
     let name = postcard::to_allocvec(&(space_tag(space), block)).expect("a block always encodes");
-    kind.key(space.scope(), name)
+    Kind::Grant.key(space.scope(), name)
+}
+
+/// One record per block and node that gave it. With one per block a node that takes the same block over from two nodes, one after
+/// the other, would unsay how the first came to lose it, and whoever joins later would never learn who owns it.
+pub fn holding_key(space: SpaceKey, block: Block, from: NodeId) -> Key {
+    let name = postcard::to_allocvec(&(space_tag(space), block, from)).expect("a block always encodes");
+    Kind::Holding.key(space.scope(), name)
 }
 
 /// The block that the key of a grant or a holding names.
 pub fn block_of_key(key: &Key) -> Option<Block> {
-    postcard::from_bytes::<((u8, u8), Block)>(&key.name)
-        .ok()
-        .map(|(_, block)| block)
+    let (_, block): ((u8, u8), Block) = postcard::take_from_bytes(&key.name).ok()?.0;
+    Some(block)
 }
 
 fn space_tag(space: SpaceKey) -> (u8, u8) {

@@ -388,7 +388,7 @@ impl Lies {
                     from: self.one(|lies| &lies.nodes),
                     version: self.number(),
                 };
-                (holding_key(space, block), encode(&fact))
+                (holding_key(space, block, fact.from), encode(&fact))
             }
             9 => {
                 let fact = TokenFact {

@@ -177,7 +177,7 @@ impl Control {
         let is_untold = |(key, grant): &(SpaceKey, Grant<NodeId>)| {
             let record = self.gossip.get(&grant.from, &grant_key(*key, grant.block));
             let told: Option<GrantFact> = record.and_then(|record| decode(record.value.as_deref()?));
-            let shown = self.gossip.get(&me, &holding_key(*key, grant.block));
+            let shown = self.gossip.get(&me, &holding_key(*key, grant.block, grant.from));
             let shown: Option<HoldingFact> = shown.and_then(|record| decode(record.value.as_deref()?));
             told.is_none_or(|told| told.version != grant.version)
                 && shown.is_none_or(|shown| shown.version != grant.version)
@@ -198,7 +198,7 @@ impl Control {
             from: grant.from,
             version: grant.version,
         };
-        self.publish(holding_key(key, grant.block), encode(&fact), now)
+        self.publish(holding_key(key, grant.block, grant.from), encode(&fact), now)
     }
 
     /// Says what this node believes a removed one to own, if it has not yet.
@@ -311,5 +311,7 @@ impl Control {
     }
 }
 
+#[cfg(test)]
+mod fates;
 #[cfg(test)]
 mod tests;

@@ -199,7 +199,7 @@ pub(super) fn grant_of(record: &Record, catalogue: &Catalogue) -> Option<(SpaceK
                 to: record.author,
                 version,
             };
-            let is_real = holding_key(space, grant.block) == record.key && catalogue.is_removed(from);
+            let is_real = holding_key(space, grant.block, from) == record.key && catalogue.is_removed(from);
             is_real.then_some((space, grant))
         }
         _ => None,

@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-const FORCE: NodeRemoveQuery = NodeRemoveQuery { force: true };
+pub(super) const FORCE: NodeRemoveQuery = NodeRemoveQuery { force: true };
 
 /// A network of 13 addresses, one of which is the virtual one of a service, all made by the first node.
 fn world(nodes: u8) -> (World, IpAddr) {
@@ -29,7 +29,7 @@ fn world(nodes: u8) -> (World, IpAddr) {
 }
 
 /// Whether an endpoint could be made, and its address.
-fn connect(world: &mut World, node: usize, name: &str) -> Option<IpAddr> {
+pub(super) fn connect(world: &mut World, node: usize, name: &str) -> Option<IpAddr> {
     let request = serde_json::from_value(json!({"target": name, "name": name})).unwrap();
     let sandbox = sandbox(node, name);
     let made = world.tried(node, |to| {
