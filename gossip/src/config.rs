@@ -19,9 +19,9 @@ pub struct Config {
     pub anti_entropy_busy: Duration,
     /// How often members believed down are tried again, two at a time.
     pub revive: Duration,
-    /// How long a tombstone is kept.
+    /// How long a tombstone is kept, if there is room for it.
     pub tombstone_ttl: Duration,
-    /// The most records kept of one author; further keys are refused and counted.
+    /// The most records kept of one author; tombstones make room for more, and further keys are refused and counted.
     pub max_records_per_author: usize,
     /// The most authors kept, and with them the most members.
     pub max_authors: usize,

@@ -14,8 +14,8 @@ pub enum PutError {
     /// The kind belongs to this crate.
     #[error("records of kind {0} are written by the gossip layer alone")]
     ReservedKind(u8),
-    /// This node holds as many records as peers will keep of it.
-    #[error("this node has {0} records already, the most that peers keep of one node")]
+    /// This node says as much as peers will keep of it.
+    #[error("this node says {0} things already, the most that peers keep of one node")]
     TooManyRecords(usize),
 }
 

@@ -194,12 +194,8 @@ impl Gossip {
             return Err(PutError::ValueTooLong(value.len()));
         }
         self.start(now);
-        let author = self.store.author(self.short);
-        let held = author.map_or(0, |author| author.records().count());
-        if held >= self.config.max_records_per_author
-            && author.is_none_or(|author| author.get(&key).is_none())
-        {
-            return Err(PutError::TooManyRecords(held));
+        if !self.store.has_room(self.short, &key) {
+            return Err(PutError::TooManyRecords(self.config.max_records_per_author));
         }
         let record = self.write(key, Some(value), now);
         self.settle(now);
@@ -389,6 +385,15 @@ impl Gossip {
         self.node
     }
 
+    /// How many things more this node can say.
+    pub fn room(&self) -> usize {
+        let author = self.store.author(self.short);
+        let said = author.map_or(0, |author| {
+            author.records().filter(|record| record.value.is_some()).count()
+        });
+        self.config.max_records_per_author.saturating_sub(said)
+    }
+
     /// What `author` says under `key`; a tombstone has no value.
     pub fn get(&self, author: &NodeId, key: &Key) -> Option<&Record> {
         self.store.get(author, key)
@@ -429,6 +434,9 @@ impl Gossip {
             self.sync.busy(now, self.config.anti_entropy_busy);
             self.touch(node);
             self.refresh(node, now);
+        }
+        for (author, key) in self.store.take_dropped() {
+            self.emit(Event::Dropped { author, key });
         }
         if self.membership.id().generation != self.generation {
             self.generation = self.membership.id().generation;

@@ -27,6 +27,8 @@ pub(crate) struct Store {
     authors: BTreeMap<Short, Author>,
     max_authors: usize,
     max_records: usize,
+    /// Tombstones that had to make room.
+    dropped: Vec<(NodeId, Key)>,
 }
 
 #[derive(Debug)]
@@ -97,6 +99,30 @@ impl Author {
         self.records.values().map(|stored| &stored.record)
     }
 
+    /// Whether `key` can be held among at most `max`, after the oldest tombstones have made room for it if need be: many at once,
+    /// since finding them takes a look at all that is older.
+    fn has_room(&mut self, key: &Key, max: usize, dropped: &mut Vec<(NodeId, Key)>) -> bool {
+        if self.records.len() < max || self.records.contains_key(key) {
+            return true;
+        }
+        let highest = self.highest();
+        let is_tombstone = |(version, key): &&(u64, Key)| {
+            *version < highest && self.get(key).is_some_and(|record| record.value.is_none())
+        };
+        let oldest = self.by_version.iter().filter(is_tombstone);
+        let oldest: Vec<_> = oldest.take((max / 8).max(1)).cloned().collect();
+        for (version, key) in oldest {
+            self.drop_tombstone(version, &key);
+            dropped.push((self.node, key));
+        }
+        self.records.len() < max
+    }
+
+    fn drop_tombstone(&mut self, version: u64, key: &Key) {
+        self.take(key);
+        self.dropped = self.dropped.max(version);
+    }
+
     fn numbered(&self, version: u64) -> impl Iterator<Item = &Record> {
         let keys = self.by_version.range((version, Key::first())..);
         let keys = keys.take_while(move |(number, _)| *number == version);
@@ -157,6 +183,7 @@ impl Store {
             authors: BTreeMap::new(),
             max_authors,
             max_records,
+            dropped: Vec::new(),
         }
     }
 
@@ -219,12 +246,22 @@ impl Store {
             .authors
             .entry(short)
             .or_insert_with(|| Author::new(record.author));
-        if author.node != record.author
-            || (author.records.len() >= self.max_records && !author.records.contains_key(&record.key))
+        if author.node != record.author || !author.has_room(&record.key, self.max_records, &mut self.dropped)
         {
             return Applied::Full;
         }
         Applied::New(author.insert(record, now))
+    }
+
+    /// Whether one more key of an author can be held.
+    pub(crate) fn has_room(&mut self, short: Short, key: &Key) -> bool {
+        let author = self.authors.get_mut(&short);
+        author.is_none_or(|author| author.has_room(key, self.max_records, &mut self.dropped))
+    }
+
+    /// The tombstones that had to make room since this was last asked.
+    pub(crate) fn take_dropped(&mut self) -> Vec<(NodeId, Key)> {
+        std::mem::take(&mut self.dropped)
     }
 
     /// Takes a record of this node's own, learnt from a peer, whatever is held.
@@ -322,8 +359,7 @@ impl Store {
                 .map(|stored| (stored.record.version, stored.record.key.clone()))
                 .collect();
             for (version, key) in old {
-                author.take(&key);
-                author.dropped = author.dropped.max(version);
+                author.drop_tombstone(version, &key);
                 dropped.push((author.node, key));
             }
         }

@@ -311,3 +311,47 @@ fn a_removed_record_does_not_come_back_after_its_tombstone_is_gone() {
             .contains_key(&(world.id(1), key("short-lived")))
     );
 }
+
+#[test]
+fn a_node_may_say_and_take_back_any_number_of_things_within_the_hour() {
+    let mut world = World::cluster(seed(21), 4);
+    world.keep_events = false;
+    world.put(0, "stays", "1");
+    world.put(0, "goes", "1");
+    world.run_for(secs(2));
+    // Asleep, with all that by then.
+    world.kill(3);
+    world.remove(0, "goes");
+    for n in 0..10_000 {
+        world.put(0, &n.to_string(), "1");
+        if n % 20 == 0 {
+            world.run_for(Duration::from_millis(20));
+        }
+        world.remove(0, &n.to_string());
+    }
+    world.run_until("all agree", secs(20), World::is_settled);
+    world.start(3);
+    world.run_until("who slept too", secs(20), World::is_settled);
+    for at in 0..4 {
+        assert!(
+            world.value(at, 0, "stays").is_some() && world.value(at, 0, "goes").is_none(),
+            "{at}"
+        );
+        let author = world.id(0);
+        let said = world
+            .gossip(at)
+            .records()
+            .filter(|record| record.author == author);
+        let (live, gone): (Vec<_>, Vec<_>) = said.partition(|record| record.value.is_some());
+        assert!(
+            live.len() == 2 && gone.len() < 4_096,
+            "{at}: {} and {}",
+            live.len(),
+            gone.len()
+        );
+        assert_eq!(world.gossip(at).stats().records_refused, 0);
+    }
+    // The disk holds no more than memory.
+    let disk = &world.nodes[0].disk;
+    assert!(disk.len() < 4_200, "{}", disk.len());
+}

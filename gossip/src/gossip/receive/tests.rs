@@ -6,18 +6,22 @@ use weft_types::{ClusterId, NetworkId};
 
 use super::*;
 use crate::{
-    Config, GossipKey, Identity, KeyRing, MAX_NAME, MAX_VALUE,
+    Config, GossipKey, Identity, KeyRing, MAX_NAME, MAX_VALUE, Output,
     record::{Record, StateSum},
 };
 
 const CLUSTER: ClusterId = ClusterId([2; 16]);
 
 fn gossip(now: Instant) -> Gossip {
+    gossip_of(1, now)
+}
+
+fn gossip_of(number: u8, now: Instant) -> Gossip {
     let address = SocketAddr::from(([192, 0, 2, 1], 7946));
     let mut config = Config::new(CLUSTER, KeyRing::new(GossipKey([3; 32])), address);
     config.max_records_per_author = 4;
     config.max_authors = 3;
-    Gossip::new(config, Identity::from_seed([1; 32]), 1, [4; 32], now)
+    Gossip::new(config, Identity::from_seed([number; 32]), 1, [4; 32], now)
 }
 
 /// A record that its author has signed.
@@ -79,6 +83,54 @@ fn an_author_is_heard_up_to_its_number_of_records_and_no_other_pays_for_it() {
     assert!(take(signed(5, 99, &[0], 2)), "what is held can be replaced");
     assert!(take(signed(6, 1, &[0], 1)), "another author has its own number");
     assert_eq!(gossip.stats().records_refused, 36);
+}
+
+#[test]
+fn what_was_taken_back_makes_room_for_what_is_new() {
+    let now = Instant::now();
+    let (mut author, mut other) = (gossip_of(2, now), gossip_of(1, now));
+    let kept = Key {
+        kind: 1,
+        scope: NetworkId([9; 16]),
+        name: b"kept".to_vec(),
+    };
+    let said = author.put(kept.clone(), Bytes::from_static(b"x"), now).unwrap();
+    assert!(take(&mut other, &said, now));
+    for n in 0..100_u8 {
+        let key = Key {
+            name: vec![n],
+            ..kept.clone()
+        };
+        let said = author.put(key.clone(), Bytes::from_static(b"x"), now).unwrap();
+        assert!(take(&mut other, &said, now), "{n}");
+        let said = author.remove(&key, now).unwrap();
+        assert!(take(&mut other, &said, now), "{n}");
+    }
+    for gossip in [&mut author, &mut other] {
+        let node = said.author;
+        assert_eq!(gossip.get(&node, &kept), Some(&said), "what is said stays");
+        let held = gossip.records().filter(|record| record.author == node).count();
+        assert!(held <= 4, "{held}");
+        let outputs = std::iter::from_fn(|| gossip.poll_output());
+        let dropped = outputs.filter(|output| matches!(output, Output::Event(Event::Dropped { .. })));
+        assert!(dropped.count() > 90);
+    }
+    for n in 0..3_u8 {
+        let key = Key {
+            name: vec![200 + n],
+            ..kept.clone()
+        };
+        let put = author.put(key, Bytes::from_static(b"x"), now);
+        // With the card and what is kept there are four.
+        assert_eq!(put.is_ok(), n < 2, "{n}: {put:?}");
+    }
+}
+
+fn take(gossip: &mut Gossip, record: &Record, now: Instant) -> bool {
+    gossip.take_record(record.clone(), None, ROUNDS, now) && {
+        gossip.settle(now);
+        true
+    }
 }
 
 #[test]
