@@ -18,8 +18,6 @@ use super::{
 };
 use crate::api::{ApiError, types::*};
 
-/// The largest number of endpoints of one node.
-pub(super) const MAX_LOCAL_ENDPOINTS: usize = 10_000;
 pub(super) const MAX_ALIASES: usize = 16;
 
 pub(super) struct Connect {
@@ -130,9 +128,7 @@ impl Control {
         spec: &NetworkSpec,
         sandbox: &SandboxSpec,
     ) -> Result<(), ApiError> {
-        let mut count = 0;
         for (other_id, _, endpoint) in self.local_endpoints() {
-            count += 1;
             if !is_in(&endpoint.spec, sandbox) {
                 continue;
             }
@@ -161,11 +157,6 @@ impl Control {
                     .with_help("a namespace can be on one of two networks that share addresses"));
                 }
             }
-        }
-        if count >= MAX_LOCAL_ENDPOINTS {
-            return Err(ApiError::exhausted(format!(
-                "this node has {MAX_LOCAL_ENDPOINTS} endpoints, which is the most"
-            )));
         }
         Ok(())
     }

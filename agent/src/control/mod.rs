@@ -7,6 +7,8 @@
 
 pub mod admission;
 mod away;
+#[cfg(test)]
+mod bounds;
 pub mod catalogue;
 mod claims;
 mod command;
@@ -92,7 +94,7 @@ use health::Checks;
 use keyring::{Ground, Keyring};
 use operations::Parked;
 use polls::Polls;
-use records::{SandboxSpec, SpaceKey};
+use records::{Kind, SandboxSpec, SpaceKey};
 use rotation::Rotation;
 pub use spaces::Kept;
 use spaces::{Estates, Spaces};
@@ -229,6 +231,8 @@ pub struct HostReport {
     pub docker_lets_out: bool,
 }
 
+/// So many things that a node says are kept for what nobody asks for but all rely on: who owns which numbers, and who may take them over.
+const RESERVE: usize = 256;
 /// How long a node that was known before a restart counts as alive without being heard.
 const GRACE: Duration = Duration::from_secs(10);
 /// How long a joining node waits for the state of the cluster, and numbers of its own, before it says that it joined.
@@ -444,10 +448,15 @@ impl Control {
 
     /// Publishes a record of this node's own. It is committed before anything else of this turn.
     fn publish(&mut self, key: Key, value: Bytes, now: Now) -> Result<(), ApiError> {
-        let record = self.gossip.put(key, value, now.instant).map_err(|error| {
-            ApiError::invalid(format!("this cannot be told to the other nodes: {error}"))
-                .with_help("use shorter names, fewer labels or fewer aliases")
-        })?;
+        let is_asked_for = matches!(
+            Kind::of(&key),
+            Some(Kind::Endpoint | Kind::Network | Kind::Service | Kind::Token)
+        );
+        if is_asked_for && self.gossip.get(&self.me, &key).is_none() && self.gossip.room() <= RESERVE {
+            return Err(refusals::full());
+        }
+        let record = self.gossip.put(key, value, now.instant);
+        let record = record.map_err(refusals::untold)?;
         self.learn(&record, now);
         self.turn.commit.push(record);
         Ok(())

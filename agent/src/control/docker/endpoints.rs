@@ -9,7 +9,7 @@ use weft_types::{EndpointId, Mac, NetworkId};
 use super::{
     super::{
         Control, HostReport, Now, Responder,
-        endpoints::{MAX_ALIASES, MAX_LOCAL_ENDPOINTS},
+        endpoints::MAX_ALIASES,
         finding::{EndpointHealth, Finding, HealthState},
         operations::Stop,
         records::{Attachment, DockerSpec, EndpointSpec, JoinedSpec, SandboxSpec, encode, endpoint_key},
@@ -122,12 +122,6 @@ impl Control {
         };
         if let Some((_, known)) = self.catalogue.endpoints(network).find(|(known, _)| *known == id) {
             return Ok(EndpointGrant { mac: known.spec.mac });
-        }
-        if self.local_endpoints().count() >= MAX_LOCAL_ENDPOINTS {
-            return Err(ApiError::exhausted(format!(
-                "this node has {MAX_LOCAL_ENDPOINTS} endpoints, which is the most"
-            ))
-            .into());
         }
         let wanted = task.request.mac;
         let same_mac =
