@@ -126,6 +126,12 @@ struct AgentArgs {
     /// The socket of the API [default: weft.sock in the run directory]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// The group, by name or number, that may give every command: with it one is as good as root on this host [default: weft, if there is one, else only root may]
+    #[arg(long, value_name = "GROUP")]
+    socket_group: Option<String>,
+    /// The group that may look and change nothing, by the socket weft-read.sock in the run directory [default: weft-read, if there is one, else only root may]
+    #[arg(long, value_name = "GROUP")]
+    read_group: Option<String>,
     /// The name other nodes show for this one [default: the host's name]
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
@@ -204,6 +210,8 @@ impl AgentArgs {
     fn options(self) -> AgentOptions {
         AgentOptions {
             socket: self.socket.unwrap_or_else(|| self.run_dir.join("weft.sock")),
+            socket_group: self.socket_group,
+            read_group: self.read_group,
             data_dir: self.data_dir,
             run_dir: self.run_dir,
             node_name: self.node_name,

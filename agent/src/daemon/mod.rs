@@ -3,6 +3,7 @@
 //! Around it: the gossip sockets, the API server, the host thread that talks to the kernel, and the DNS
 //! servers. They send it events; nothing else changes state.
 
+mod access;
 mod cluster;
 mod doctor;
 mod entry;
@@ -49,6 +50,7 @@ use crate::{
     metrics::{Snapshot, Work},
     options::{AgentOptions, DockerPlugin, LogFormat},
 };
+use access::Sockets;
 use cluster::Membership;
 use events::EventLog;
 use health::Prober;
@@ -67,12 +69,14 @@ const MAX_REQUESTS: usize = 64;
 /// Runs the agent until it is told to stop by SIGTERM or SIGINT. The data plane stays.
 pub fn run(options: AgentOptions) -> anyhow::Result<()> {
     start_log(options.log_format);
+    // Nobody can connect yet, and other groups than this process's can be let in only while it may do everything.
+    let sockets = Sockets::bind(&options)?;
     // Two threads: one for the owner of the state, one for the API and gossip beside it.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let result = runtime.block_on(async { Daemon::start(options).await?.serve().await });
+    let result = runtime.block_on(async { Daemon::start(options, sockets).await?.serve().await });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     result
 }
@@ -133,7 +137,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn start(options: AgentOptions) -> anyhow::Result<Self> {
+    async fn start(options: AgentOptions, sockets: Sockets) -> anyhow::Result<Self> {
         let store = Store::open(&options.data_dir)?;
         let identity = Identity::from_seed(store.identity(rand::random())?);
         let node_name = node_name(&options)?;
@@ -149,8 +153,7 @@ impl Daemon {
             datapath: host.datapath(),
             names: names::status(&options.dns),
         };
-        let api = Api::serve(&options.socket, request_sender, events.clone(), host_facts)
-            .with_context(|| format!("cannot serve the API at {}", options.socket.display()))?;
+        let api = Api::serve(sockets, request_sender, events.clone(), host_facts)?;
         let (docker_sender, docker) = mpsc::channel(MAX_REQUESTS);
         let plugin = serve_docker(&options.docker_plugin, Owner::new(docker_sender.clone()))?;
         let (changes, changed) = latest::channel(0);
