@@ -20,6 +20,7 @@ mod names;
 mod networks;
 mod own;
 mod partition;
+mod privileges;
 mod publish;
 mod ranges;
 mod refusals;

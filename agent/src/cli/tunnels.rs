@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::options::DEFAULT_RUN_DIR;
+use crate::{options::DEFAULT_RUN_DIR, privileges};
 
 /// What `weft tunnels` takes.
 #[derive(Debug, Args)]
@@ -21,5 +21,6 @@ It stays in the foreground and does what the agent of this host says. Without an
 it was last told; encrypted networks carry nothing while it is away.";
 
 pub fn run(args: &TunnelsArgs) -> anyhow::Result<()> {
+    privileges::keep_only(privileges::OF_TUNNELS)?;
     Ok(weft_wireguard::run(&args.run_dir.join("tunnels.sock"))?)
 }

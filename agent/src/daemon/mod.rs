@@ -49,6 +49,7 @@ use crate::{
     docker::{self, Door, Owner, Plugin, Watcher},
     metrics::{Snapshot, Work},
     options::{AgentOptions, DockerPlugin, LogFormat},
+    privileges,
 };
 use access::Sockets;
 use cluster::Membership;
@@ -71,6 +72,12 @@ pub fn run(options: AgentOptions) -> anyhow::Result<()> {
     start_log(options.log_format);
     // Nobody can connect yet, and other groups than this process's can be let in only while it may do everything.
     let sockets = Sockets::bind(&options)?;
+    let needed = privileges::of_agent(options.datapath);
+    privileges::keep_only(needed)?;
+    tracing::info!(
+        at_most = privileges::names(needed),
+        "all other privileges are given up"
+    );
     // Two threads: one for the owner of the state, one for the API and gossip beside it.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

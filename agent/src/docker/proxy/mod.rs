@@ -15,13 +15,14 @@ use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
+use rustix::thread::CapabilitySet;
 use tokio::{
     net::UnixListener,
     signal::unix::{SignalKind, signal},
     sync::Semaphore,
 };
 
-use crate::{api::client::Client, socket::Bound};
+use crate::{api::client::Client, privileges, socket::Bound};
 use forward::Forward;
 
 /// Connections at one time; more wait to be accepted. Each that follows logs, events or a terminal stays open.
@@ -56,6 +57,8 @@ pub async fn serve(options: ProxyOptions) -> anyhow::Result<()> {
         tracing::info!(%error, "only root can use the proxy: Docker's own socket does not say who may");
     }
     let listener = bound.listen().with_context(failed)?;
+    // Both sockets are root's, as this is. The runtime has no other thread.
+    privileges::keep_only(CapabilitySet::empty())?;
     let forward = Forward {
         docker,
         driver,
