@@ -16,8 +16,8 @@ use axum::{
     serve::IncomingStream,
 };
 use nix::unistd::Gid;
-use tokio::net::UnixListener;
 
+use super::few::Few;
 use crate::{
     api::ApiError,
     options::{AgentOptions, DEFAULT_READ_GROUP, DEFAULT_SOCKET_GROUP},
@@ -75,6 +75,14 @@ pub(super) enum Access {
 }
 
 impl Access {
+    /// How many connections there may be at one time. Who may only look takes no place from who may do everything.
+    pub(super) fn places(&self) -> usize {
+        match self {
+            Self::All => 1024,
+            Self::Reading { .. } => 128,
+        }
+    }
+
     /// The same service for whoever comes by this socket.
     pub(super) fn guard(self, router: Router) -> IntoMakeServiceWithConnectInfo<Router, Caller> {
         let guarded = router.layer(from_fn_with_state(self, admit));
@@ -119,9 +127,9 @@ struct Peer {
     pid: Option<i32>,
 }
 
-impl Connected<IncomingStream<'_, UnixListener>> for Caller {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        let peer = stream.io().peer_cred().map(|peer| Peer {
+impl Connected<IncomingStream<'_, Few>> for Caller {
+    fn connect_info(stream: IncomingStream<'_, Few>) -> Self {
+        let peer = stream.io().peer().map(|peer| Peer {
             uid: peer.uid(),
             gid: peer.gid(),
             pid: peer.pid().filter(|pid| *pid != 0),

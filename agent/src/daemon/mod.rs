@@ -8,6 +8,7 @@ mod cluster;
 mod doctor;
 mod entry;
 mod events;
+mod few;
 mod health;
 mod host;
 mod join;
@@ -70,6 +71,7 @@ const MAX_REQUESTS: usize = 64;
 /// Runs the agent until it is told to stop by SIGTERM or SIGINT. The data plane stays.
 pub fn run(options: AgentOptions) -> anyhow::Result<()> {
     start_log(options.log_format);
+    let store = Store::open(&options.data_dir)?;
     // Nobody can connect yet, and other groups than this process's can be let in only while it may do everything.
     let sockets = Sockets::bind(&options)?;
     let needed = privileges::of_agent(options.datapath);
@@ -83,7 +85,7 @@ pub fn run(options: AgentOptions) -> anyhow::Result<()> {
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let result = runtime.block_on(async { Daemon::start(options, sockets).await?.serve().await });
+    let result = runtime.block_on(async { Daemon::start(options, store, sockets).await?.serve().await });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     result
 }
@@ -144,8 +146,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn start(options: AgentOptions, sockets: Sockets) -> anyhow::Result<Self> {
-        let store = Store::open(&options.data_dir)?;
+    async fn start(options: AgentOptions, store: Store, sockets: Sockets) -> anyhow::Result<Self> {
         let identity = Identity::from_seed(store.identity(rand::random())?);
         let node_name = node_name(&options)?;
         let events = EventLog::default();

@@ -23,8 +23,8 @@ use weft_types::NetworkId;
 use weft_wireguard::Secret32;
 
 use super::{
-    access::Sockets, doctor, events::EventLog, host::KernelView, listeners, observe::Monitoring, resolv,
-    target, why,
+    access::Sockets, doctor, events::EventLog, few::Few, host::KernelView, listeners, observe::Monitoring,
+    resolv, target, why,
 };
 use crate::{
     api::{ApiError, OPENAPI, routes, types::*},
@@ -89,7 +89,7 @@ impl Api {
         let mut api = Self(Vec::new());
         for (bound, access) in sockets.open() {
             let socket = bound.path().to_owned();
-            let listener = bound.listen()?;
+            let listener = Few::new(bound.listen()?, access.places());
             let service = access.guard(router.clone());
             let task = tokio::spawn(async move {
                 // Accepting on a Unix socket does not end, except with the task.
