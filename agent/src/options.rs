@@ -127,6 +127,8 @@ pub struct AgentOptions {
     pub wireguard: WireguardChoice,
     /// Who starts the process that encrypts.
     pub tunnels: TunnelsStart,
+    /// Whether that process is kept from this host's files, where the agent starts it.
+    pub sandbox: bool,
     /// Where Docker finds its driver.
     pub docker_plugin: DockerPlugin,
     /// The socket of Docker's API, which is used where Docker's driver is served.
@@ -160,6 +162,7 @@ impl Default for AgentOptions {
             rotate_gossip_key: None,
             wireguard: WireguardChoice::Auto,
             tunnels: TunnelsStart::Agent,
+            sandbox: true,
             docker_plugin: DockerPlugin::Auto,
             docker_socket: DEFAULT_DOCKER_SOCKET.into(),
             datapath: DatapathChoice::Auto,

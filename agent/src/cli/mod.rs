@@ -159,6 +159,9 @@ struct AgentArgs {
     /// Who starts `weft tunnels`, which encrypts: this agent when there is an encrypted network, or a service manager
     #[arg(long, value_name = "WHO", value_enum, default_value_t)]
     tunnels: TunnelsStart,
+    /// Start `weft tunnels` without what keeps it from this host's files (Landlock), should that be in its way
+    #[arg(long)]
+    no_sandbox: bool,
     /// The socket of Docker's driver, `off` for none [default: /run/docker/plugins/weft.sock on hosts with Docker]
     #[arg(long, value_name = "PATH|off")]
     docker_plugin: Option<PathBuf>,
@@ -223,6 +226,7 @@ impl AgentArgs {
             rotate_gossip_key: self.rotate_gossip_key,
             wireguard: self.wireguard,
             tunnels: self.tunnels,
+            sandbox: !self.no_sandbox,
             docker_socket: self.docker_socket,
             docker_plugin: match self.docker_plugin {
                 None => DockerPlugin::Auto,

@@ -173,7 +173,7 @@ impl Daemon {
                 changed,
             )
         });
-        let encrypter = tunnels::choose(options.wireguard, &options.run_dir)?;
+        let encrypter = tunnels::choose(&options)?;
         let mut daemon = Self {
             node_name,
             store,
