@@ -16,4 +16,5 @@ pub mod fuzz;
 pub mod lab;
 mod metrics;
 pub mod options;
+mod privileges;
 mod socket;

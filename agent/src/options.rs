@@ -15,6 +15,11 @@ pub const DEFAULT_DATA_DIR: &str = "/var/lib/weft";
 /// Where sockets and namespaces are kept, when no directory is given.
 pub const DEFAULT_RUN_DIR: &str = "/run/weft";
 
+/// The group that may change things by the API's socket, when none is given and this host has it.
+pub const DEFAULT_SOCKET_GROUP: &str = "weft";
+/// The group that may look, when none is given and this host has it.
+pub const DEFAULT_READ_GROUP: &str = "weft-read";
+
 /// Where Docker's API is, when no socket is given.
 pub const DEFAULT_DOCKER_SOCKET: &str = "/run/docker.sock";
 
@@ -99,6 +104,10 @@ pub struct AgentOptions {
     pub run_dir: PathBuf,
     /// The Unix socket of the API.
     pub socket: PathBuf,
+    /// The group, by name or number, that may give every command; [`DEFAULT_SOCKET_GROUP`] if there is one when not given.
+    pub socket_group: Option<String>,
+    /// The group that may look, by a socket of its own in `run_dir`; [`DEFAULT_READ_GROUP`] if there is one when not given.
+    pub read_group: Option<String>,
     /// The name other nodes show for this one; the host's name when not given.
     pub node_name: Option<String>,
     /// The underlay address and gossip port that other nodes reach this one at; found from the routing
@@ -118,6 +127,8 @@ pub struct AgentOptions {
     pub wireguard: WireguardChoice,
     /// Who starts the process that encrypts.
     pub tunnels: TunnelsStart,
+    /// Whether that process is kept from this host's files, where the agent starts it.
+    pub sandbox: bool,
     /// Where Docker finds its driver.
     pub docker_plugin: DockerPlugin,
     /// The socket of Docker's API, which is used where Docker's driver is served.
@@ -140,6 +151,8 @@ impl Default for AgentOptions {
             data_dir: DEFAULT_DATA_DIR.into(),
             run_dir: DEFAULT_RUN_DIR.into(),
             socket: PathBuf::from(DEFAULT_RUN_DIR).join("weft.sock"),
+            socket_group: None,
+            read_group: None,
             node_name: None,
             advertise: None,
             vxlan_port: DEFAULT_VXLAN_PORT,
@@ -149,6 +162,7 @@ impl Default for AgentOptions {
             rotate_gossip_key: None,
             wireguard: WireguardChoice::Auto,
             tunnels: TunnelsStart::Agent,
+            sandbox: true,
             docker_plugin: DockerPlugin::Auto,
             docker_socket: DEFAULT_DOCKER_SOCKET.into(),
             datapath: DatapathChoice::Auto,

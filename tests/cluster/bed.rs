@@ -54,6 +54,11 @@ pub fn wait(time: Duration) {
 
 /// Whether agents can use eBPF here; says so if not.
 pub fn has_ebpf() -> bool {
+    has_root()
+}
+
+/// Whether this is root with all users of the machine; says so if not.
+pub fn has_root() -> bool {
     let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     let is_first = map.split_whitespace().eq(["0", "0", "4294967295"]);
     if !is_first {
@@ -466,10 +471,14 @@ impl Node {
         agent.as_ref().is_some_and(|agent| agent.try_wait().is_none())
     }
 
+    pub fn agent_pid(&self) -> u32 {
+        let agent = self.agent.lock().unwrap();
+        agent.as_ref().expect("an agent runs").pid()
+    }
+
     /// How many files, sockets and the like its agent has open.
     pub fn agent_descriptors(&self) -> usize {
-        let agent = self.agent.lock().unwrap();
-        let pid = agent.as_ref().expect("an agent runs").pid();
+        let pid = self.agent_pid();
         fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
     }
 

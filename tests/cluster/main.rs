@@ -1,5 +1,6 @@
 //! Whole clusters of real agents on hosts of namespaces, driven by the command line, each endpoint a real namespace.
 
+mod access;
 mod applied;
 mod bed;
 mod counts;
@@ -19,6 +20,7 @@ mod names;
 mod networks;
 mod own;
 mod partition;
+mod privileges;
 mod publish;
 mod ranges;
 mod refusals;

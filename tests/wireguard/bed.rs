@@ -221,6 +221,8 @@ impl Node {
     pub fn start(&mut self) {
         let mut command = Command::new(weft_binary());
         command.arg("tunnels").arg("--run-dir").arg(self.dir.path());
+        // The namespaces here are not where an agent has them.
+        command.arg("--no-sandbox");
         self.process = Some(self.host.spawn(&mut command, Output::Inherit).unwrap());
         eventually("an answer of the tunnels", PATIENCE, LOOK_EVERY, || {
             self.try_status()

@@ -126,6 +126,12 @@ struct AgentArgs {
     /// The socket of the API [default: weft.sock in the run directory]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// The group, by name or number, that may give every command: with it one is as good as root on this host [default: weft, if there is one, else only root may]
+    #[arg(long, value_name = "GROUP")]
+    socket_group: Option<String>,
+    /// The group that may look and change nothing, by the socket weft-read.sock in the run directory [default: weft-read, if there is one, else only root may]
+    #[arg(long, value_name = "GROUP")]
+    read_group: Option<String>,
     /// The name other nodes show for this one [default: the host's name]
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
@@ -153,6 +159,9 @@ struct AgentArgs {
     /// Who starts `weft tunnels`, which encrypts: this agent when there is an encrypted network, or a service manager
     #[arg(long, value_name = "WHO", value_enum, default_value_t)]
     tunnels: TunnelsStart,
+    /// Start `weft tunnels` without what keeps it from this host's files (Landlock), should that be in its way
+    #[arg(long)]
+    no_sandbox: bool,
     /// The socket of Docker's driver, `off` for none [default: /run/docker/plugins/weft.sock on hosts with Docker]
     #[arg(long, value_name = "PATH|off")]
     docker_plugin: Option<PathBuf>,
@@ -204,6 +213,8 @@ impl AgentArgs {
     fn options(self) -> AgentOptions {
         AgentOptions {
             socket: self.socket.unwrap_or_else(|| self.run_dir.join("weft.sock")),
+            socket_group: self.socket_group,
+            read_group: self.read_group,
             data_dir: self.data_dir,
             run_dir: self.run_dir,
             node_name: self.node_name,
@@ -215,6 +226,7 @@ impl AgentArgs {
             rotate_gossip_key: self.rotate_gossip_key,
             wireguard: self.wireguard,
             tunnels: self.tunnels,
+            sandbox: !self.no_sandbox,
             docker_socket: self.docker_socket,
             docker_plugin: match self.docker_plugin {
                 None => DockerPlugin::Auto,

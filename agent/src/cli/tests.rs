@@ -67,8 +67,8 @@ fn every_flag_is_read() {
         "version --format json",
         "whoami --listen :80 --listen 127.0.0.1:81 --name a --delay 5",
         "whoami --hold",
-        "agent --data-dir /d --run-dir /r --socket /s --node-name n --advertise 192.0.2.1 --vxlan-port 4790 \
-         --encrypt --wireguard-port 51821 --wireguard kernel --tunnels service --docker-plugin off --docker-socket /k --datapath nft --health-commands --metrics 127.0.0.1:9105 \
+        "agent --data-dir /d --run-dir /r --socket /s --socket-group g --read-group 7 --node-name n --advertise 192.0.2.1 --vxlan-port 4790 \
+         --encrypt --wireguard-port 51821 --wireguard kernel --tunnels service --no-sandbox --docker-plugin off --docker-socket /k --datapath nft --health-commands --metrics 127.0.0.1:9105 \
          --log-format json",
         "agent --dns-forward corp.example=10.0.0.53,[fd00::53]:5353 --dns-forward 10.0.0.0/8=10.0.0.53 \
          --dns-host 127.53.53.53 --dns-host-network app --dns-host-network back",

@@ -31,7 +31,10 @@ use tokio::{
 };
 use weft_netlink::netns::{Netns, NetnsId};
 
-use crate::control::{HealthProbe, HealthResult, Try, records::SandboxSpec};
+use crate::{
+    control::{HealthProbe, HealthResult, Try, records::SandboxSpec},
+    privileges,
+};
 
 /// Probes at the same time; the others wait for their turn, and their time runs only from then on.
 const AT_ONCE: usize = 64;
@@ -183,6 +186,8 @@ async fn run_command(sandbox: &SandboxSpec, command: &str) -> Result<(), String>
     let (runtime, command) = (Handle::current(), command.to_owned());
     let (mut child, mut group) = inside(sandbox, move || {
         let _entered = runtime.enter();
+        // Of this thread, which is about to end, and of what it starts.
+        privileges::keep_only(privileges::OF_COMMANDS).map_err(std::io::Error::other)?;
         let child = Command::new("/bin/sh")
             .args(["-c", &command])
             .current_dir("/")

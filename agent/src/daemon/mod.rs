@@ -3,10 +3,12 @@
 //! Around it: the gossip sockets, the API server, the host thread that talks to the kernel, and the DNS
 //! servers. They send it events; nothing else changes state.
 
+mod access;
 mod cluster;
 mod doctor;
 mod entry;
 mod events;
+mod few;
 mod health;
 mod host;
 mod join;
@@ -50,7 +52,9 @@ use crate::{
     docker::{self, Door, Owner, Plugin, Watcher},
     metrics::{Snapshot, Work},
     options::{AgentOptions, DockerPlugin, LogFormat},
+    privileges,
 };
+use access::Sockets;
 use cluster::Membership;
 use events::EventLog;
 use health::Prober;
@@ -70,12 +74,21 @@ const MAX_REQUESTS: usize = 64;
 /// Runs the agent until it is told to stop by SIGTERM or SIGINT. The data plane stays.
 pub fn run(options: AgentOptions) -> anyhow::Result<()> {
     start_log(options.log_format);
+    let store = Store::open(&options.data_dir)?;
+    // Nobody can connect yet, and other groups than this process's can be let in only while it may do everything.
+    let sockets = Sockets::bind(&options)?;
+    let needed = privileges::of_agent(options.datapath);
+    privileges::keep_only(needed)?;
+    tracing::info!(
+        at_most = privileges::names(needed),
+        "all other privileges are given up"
+    );
     // Two threads: one for the owner of the state, one for the API and gossip beside it.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let result = runtime.block_on(async { Daemon::start(options).await?.serve().await });
+    let result = runtime.block_on(async { Daemon::start(options, store, sockets).await?.serve().await });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     result
 }
@@ -138,8 +151,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    async fn start(options: AgentOptions) -> anyhow::Result<Self> {
-        let store = Store::open(&options.data_dir)?;
+    async fn start(options: AgentOptions, store: Store, sockets: Sockets) -> anyhow::Result<Self> {
         let identity = Identity::from_seed(store.identity(rand::random())?);
         let node_name = node_name(&options)?;
         let events = EventLog::default();
@@ -159,8 +171,7 @@ impl Daemon {
             datapath: host.datapath(),
             names: names::status(&options.dns),
         };
-        let api = Api::serve(&options.socket, request_sender, events.clone(), host_facts)
-            .with_context(|| format!("cannot serve the API at {}", options.socket.display()))?;
+        let api = Api::serve(sockets, request_sender, events.clone(), host_facts)?;
         let (docker_sender, docker) = mpsc::channel(MAX_REQUESTS);
         let plugin = serve_docker(&options.docker_plugin, door, Owner::new(docker_sender.clone()))?;
         let (changes, changed) = latest::channel(0);
@@ -172,7 +183,7 @@ impl Daemon {
                 changed,
             )
         });
-        let encrypter = tunnels::choose(options.wireguard, &options.run_dir)?;
+        let encrypter = tunnels::choose(&options)?;
         let mut daemon = Self {
             node_name,
             store,

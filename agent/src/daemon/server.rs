@@ -1,6 +1,6 @@
 //! The API server: HTTP and JSON on a Unix socket, one request one message to the owner of the state.
 
-use std::path::{Path as FilePath, PathBuf};
+use std::path::PathBuf;
 
 use axum::{
     Json, Router,
@@ -23,7 +23,8 @@ use weft_types::NetworkId;
 use weft_wireguard::Secret32;
 
 use super::{
-    doctor, events::EventLog, host::KernelView, listeners, observe::Monitoring, resolv, target, why,
+    access::Sockets, doctor, events::EventLog, few::Few, host::KernelView, listeners, observe::Monitoring,
+    resolv, target, why,
 };
 use crate::{
     api::{ApiError, OPENAPI, routes, types::*},
@@ -59,44 +60,46 @@ pub(super) struct Context {
     facts: HostFacts,
 }
 
-/// The server; dropping it removes the socket.
-pub(super) struct Api {
-    task: JoinHandle<()>,
-    socket: PathBuf,
-}
+/// The servers; dropping this removes their sockets.
+pub(super) struct Api(Vec<(JoinHandle<()>, PathBuf)>);
 
 impl Drop for Api {
     fn drop(&mut self) {
-        self.task.abort();
-        // Gone already is as good.
-        let _ = std::fs::remove_file(&self.socket);
+        for (task, socket) in &self.0 {
+            task.abort();
+            // Gone already is as good.
+            let _ = std::fs::remove_file(socket);
+        }
     }
 }
 
 impl Api {
     pub(super) fn serve(
-        socket: &FilePath,
+        sockets: Sockets,
         requests: mpsc::Sender<Request>,
         events: EventLog,
         facts: HostFacts,
     ) -> anyhow::Result<Self> {
-        let listener = crate::socket::listen(socket)?;
         let monitoring = Monitoring::new(requests.clone()).router();
         let router = router().merge(monitoring).with_state(Context {
             requests,
             events,
             facts,
         });
-        let task = tokio::spawn(async move {
-            // Accepting on a Unix socket does not end, except with the task.
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, "the API is not served any more");
-            }
-        });
-        Ok(Self {
-            task,
-            socket: socket.to_owned(),
-        })
+        let mut api = Self(Vec::new());
+        for (bound, access) in sockets.open() {
+            let socket = bound.path().to_owned();
+            let listener = Few::new(bound.listen()?, access.places());
+            let service = access.guard(router.clone());
+            let task = tokio::spawn(async move {
+                // Accepting on a Unix socket does not end, except with the task.
+                if let Err(error) = axum::serve(listener, service).await {
+                    tracing::error!(%error, "the API is not served any more");
+                }
+            });
+            api.0.push((task, socket));
+        }
+        Ok(api)
     }
 }
 

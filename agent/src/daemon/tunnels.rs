@@ -7,7 +7,7 @@
 use std::{
     net::Ipv4Addr,
     os::unix::net::UnixStream,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     time::{Duration, Instant},
@@ -54,13 +54,18 @@ enum Order {
 }
 
 /// What encrypts on this host.
-pub(super) fn choose(choice: WireguardChoice, run_dir: &Path) -> anyhow::Result<Encrypter> {
-    let is_at_work = UnixStream::connect(run_dir.join(SOCKET)).is_ok();
+pub(super) fn choose(options: &AgentOptions) -> anyhow::Result<Encrypter> {
+    let choice = options.wireguard;
+    let is_at_work = UnixStream::connect(options.run_dir.join(SOCKET)).is_ok();
     let probed = match choice {
         WireguardChoice::Userspace => Ok(()),
         WireguardChoice::Kernel | WireguardChoice::Auto => probe_kernel().map_err(|error| sentence(&error)),
     };
-    let encrypter = decide(choice, probed, is_at_work)?;
+    let mut encrypter = decide(choice, probed, is_at_work)?;
+    let starts = encrypter.kind == Encryption::Process && options.tunnels == TunnelsStart::Agent;
+    if starts && !options.sandbox {
+        encrypter.reason.push_str("; started without its sandbox");
+    }
     tracing::info!(kind = ?encrypter.kind, reason = encrypter.reason, "encrypted networks");
     Ok(encrypter)
 }
@@ -108,6 +113,7 @@ impl TunnelsThread {
         let keeper = Keeper {
             run_dir: options.run_dir.clone(),
             start: options.tunnels,
+            sandbox: options.sandbox,
             port: options.wireguard_port,
             wanted: None,
             mtu: 0,
@@ -156,6 +162,7 @@ impl TunnelsThread {
 struct Keeper {
     run_dir: PathBuf,
     start: TunnelsStart,
+    sandbox: bool,
     port: u16,
     /// What the process is to do; `None` for nothing, be it that nobody has said anything yet.
     wanted: Option<Box<Desired>>,
@@ -312,6 +319,7 @@ impl Keeper {
             .arg("tunnels")
             .arg("--run-dir")
             .arg(&self.run_dir)
+            .args((!self.sandbox).then_some("--no-sandbox"))
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::null())

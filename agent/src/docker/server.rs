@@ -21,6 +21,7 @@ use super::{
     owner::Owner,
     protocol::MEDIA_TYPE,
 };
+use crate::socket::Bound;
 
 /// Where dockerd looks for the driver `weft`.
 const SOCKET: &str = "/run/docker/plugins/weft.sock";
@@ -47,8 +48,10 @@ pub struct Door {
 impl Door {
     /// Opens it.
     pub fn open(socket: PathBuf) -> anyhow::Result<Self> {
-        let listener = crate::socket::listen(&socket)
-            .with_context(|| format!("Docker's driver cannot be served at {}", socket.display()))?;
+        // dockerd is root: no group is let in.
+        let listener = Bound::new(&socket, None).and_then(|bound| Ok(bound.listen()?));
+        let listener =
+            listener.with_context(|| format!("Docker's driver cannot be served at {}", socket.display()))?;
         Ok(Self {
             listener,
             socket,

@@ -4,7 +4,10 @@ use std::{
     time::Duration,
 };
 
-use crate::api::{ApiError, ErrorKind};
+use crate::{
+    api::{ApiError, ErrorKind},
+    socket::{for_reading, group_of},
+};
 
 /// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -101,10 +104,7 @@ impl ClientError {
                 "start it with `sudo weft agent`; if it uses another socket, name that with --host or WEFT_HOST"
                     .to_owned(),
             ),
-            Self::NoPermission { socket } => Some(format!(
-                "you are not in the group of {}: run the command with sudo, or have yourself added to that group",
-                socket.display()
-            )),
+            Self::NoPermission { socket } => Some(groups(socket)),
             Self::Connect { .. } => {
                 Some("--host and WEFT_HOST take unix:///PATH of the agent's socket".to_owned())
             }
@@ -129,4 +129,22 @@ impl ClientError {
             Self::Api(error) => error.kind.exit_code(),
         }
     }
+}
+
+/// Who would be let in.
+fn groups(socket: &Path) -> String {
+    let by = |socket: &Path, what: &str| {
+        let group = group_of(socket)?;
+        Some(format!(
+            "who is in the group `{group}` may {what} (`sudo usermod -aG {group} USER`, then log in anew)"
+        ))
+    };
+    let ways = [by(socket, "give every command"), by(&for_reading(socket), "look")];
+    let mut ways: Vec<_> = ways.into_iter().flatten().collect();
+    if ways.is_empty() {
+        return "run the command with sudo; `weft agent --socket-group GROUP` and `--read-group GROUP` let others in"
+            .to_owned();
+    }
+    ways.push("root may with sudo".to_owned());
+    ways.join("; ")
 }

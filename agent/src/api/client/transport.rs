@@ -1,6 +1,7 @@
 //! HTTP/1.1 on a Unix socket.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -17,7 +18,7 @@ use serde::de::DeserializeOwned;
 use tokio::{net::UnixStream, task::AbortHandle, time::timeout};
 
 use super::ClientError;
-use crate::api::ErrorBody;
+use crate::{api::ErrorBody, socket::for_reading};
 
 /// A cluster of ten thousand endpoints fits; what is larger is not our agent.
 const MAX_BODY_BYTES: usize = 64 << 20;
@@ -118,14 +119,12 @@ async fn exchange(
     path: &str,
     body: Option<Vec<u8>>,
 ) -> Result<Opened, ClientError> {
+    let (stream, socket) = connect(socket).await?;
     let origin = Origin {
-        socket: socket.to_owned(),
+        socket,
         method,
         path: path.to_owned(),
     };
-    let stream = UnixStream::connect(socket)
-        .await
-        .map_err(|error| ClientError::connect(socket, error))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| origin.error(error))?;
@@ -163,6 +162,21 @@ async fn exchange(
         Ok(body) => body.error.into(),
         Err(_) => origin.error(format!("status {status} without an explanation")),
     })
+}
+
+/// Who may not use the socket that takes every command is perhaps let in by the one for reading.
+async fn connect(socket: &Path) -> Result<(UnixStream, PathBuf), ClientError> {
+    let error = match UnixStream::connect(socket).await {
+        Ok(stream) => return Ok((stream, socket.to_owned())),
+        Err(error) => error,
+    };
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        let reading = for_reading(socket);
+        if let Ok(stream) = UnixStream::connect(&reading).await {
+            return Ok((stream, reading));
+        }
+    }
+    Err(ClientError::connect(socket, error))
 }
 
 async fn read_all(body: Incoming) -> Result<Bytes, String> {

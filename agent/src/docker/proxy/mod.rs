@@ -10,24 +10,19 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    fs, io,
-    os::unix::fs::{MetadataExt, PermissionsExt},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
+use rustix::thread::CapabilitySet;
 use tokio::{
     net::UnixListener,
     signal::unix::{SignalKind, signal},
     sync::Semaphore,
 };
 
-use crate::api::client::Client;
+use crate::{api::client::Client, privileges, socket::Bound};
 use forward::Forward;
 
 /// Connections at one time; more wait to be accepted. Each that follows logs, events or a terminal stays open.
@@ -55,11 +50,15 @@ pub async fn serve(options: ProxyOptions) -> anyhow::Result<()> {
         agent,
         grace,
     } = options;
-    let listener = crate::socket::listen(&listen)
-        .with_context(|| format!("Docker's API cannot be served at {}", listen.display()))?;
-    if let Err(error) = open_as(&listen, &docker) {
+    let failed = || format!("Docker's API cannot be served at {}", listen.display());
+    let bound = Bound::new(&listen, None).with_context(failed)?;
+    // Who may use Docker's socket may use this one.
+    if let Err(error) = bound.open_as(&docker) {
         tracing::info!(%error, "only root can use the proxy: Docker's own socket does not say who may");
     }
+    let listener = bound.listen().with_context(failed)?;
+    // Both sockets are root's, as this is. The runtime has no other thread.
+    privileges::keep_only(CapabilitySet::empty())?;
     let forward = Forward {
         docker,
         driver,
@@ -83,13 +82,6 @@ pub async fn serve(options: ProxyOptions) -> anyhow::Result<()> {
     // Gone already is as good.
     let _ = fs::remove_file(&listen);
     Ok(())
-}
-
-/// Who may use Docker's socket may use this one.
-fn open_as(socket: &Path, docker: &Path) -> io::Result<()> {
-    let of = fs::metadata(docker)?;
-    std::os::unix::fs::chown(socket, Some(of.uid()), Some(of.gid()))?;
-    fs::set_permissions(socket, fs::Permissions::from_mode(of.mode() & 0o777))
 }
 
 async fn accept(listener: UnixListener, forward: Forward) -> io::Error {
