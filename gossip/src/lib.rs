@@ -21,6 +21,7 @@ mod event;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod gossip;
+mod hearsay;
 mod identity;
 mod keys;
 mod membership;
