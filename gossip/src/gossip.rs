@@ -82,6 +82,8 @@ struct Peer {
     card: Card,
     /// The last boot that any card of its has announced.
     boot: u64,
+    /// The last generation in which it has itself spoken to this node.
+    spoke: u64,
     state: MemberState,
     incarnation: u64,
     since: Instant,

@@ -20,6 +20,8 @@ mod error;
 mod event;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+#[cfg(test)]
+mod golden;
 mod gossip;
 mod hearsay;
 mod identity;

@@ -174,3 +174,20 @@ impl Speaker {
         self.seal(Channel::Packet, to, &encode(&(11_u8, above)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the tests of `weft-gossip` open.
+    const SEALED: &str = include_str!("../../gossip/testdata/version-1-sealed.txt");
+
+    #[test]
+    fn a_packet_is_sealed_as_version_1_has_it() {
+        let speaker = |seed: u8, session| Speaker::new(ClusterId([7; 16]), [5; 32], [seed; 32], session);
+        let to = speaker(2, 0).node();
+        let sealed = speaker(1, 0x1122_3344_5566_7788).renew(&to, 7);
+        let hex: String = sealed.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, SEALED.trim());
+    }
+}

@@ -238,6 +238,7 @@ impl Gossip {
                 _ => {}
             }
             if self.is_announced(node, contact.generation) {
+                self.note_spoken(node, contact.generation);
                 self.membership.alive(node, contact.generation, now);
             }
             self.settle(now);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use foca::{Message, State};
 
-use super::{Gossip, own::boot_of};
+use super::{Gossip, Peer, own::boot_of};
 use crate::{
     Record,
     hearsay::{self, Said},
@@ -23,7 +23,7 @@ const ASK: Duration = Duration::from_millis(500);
 /// The least time between two generations of this node, if others make it take one.
 const RISE: Duration = Duration::from_millis(250);
 /// The same if all of a boot are used up, and all others have to get a new card.
-const RISE_BY_CARD: Duration = Duration::from_secs(1);
+const RISE_BY_CARD: Duration = Duration::from_millis(500);
 
 /// A member that a peer believes down, and this node does not.
 #[derive(Debug)]
@@ -78,6 +78,14 @@ impl Gossip {
                 self.send_body(sender, &Body::Renew { above });
             }
             return;
+        }
+        self.note_spoken(sender, generation);
+        if said.header.dst.node == self.short {
+            // A later one than this node has taken: somebody said so.
+            let above = said.header.dst.generation;
+            if above > self.membership.id().generation {
+                self.rise(above, now);
+            }
         }
         let me = self.membership.id();
         if said.header.message == Message::TurnUndead && said.header.dst == me {
@@ -138,11 +146,21 @@ impl Gossip {
         }
     }
 
+    /// A member speaks in this generation.
+    pub(super) fn note_spoken(&mut self, node: Short, generation: u64) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.spoke = peer.spoke.max(generation);
+        }
+    }
+
     /// Whether a member that somebody believes down can be believed down at once.
     pub(super) fn is_settled_that_down(&self, node: Short, generation: u64, now: Instant) -> bool {
         let has_left = self.peers.get(&node).is_some_and(|peer| peer.card.left);
         let seen = self.membership.seen(node);
         let is_same = seen.is_some_and(|seen| seen.generation == generation);
+        // Who is not in a generation cannot refute what is said of it.
+        let is_its_own = |peer: &Peer| peer.spoke >= generation || generation == hearsay::first_of(peer.boot);
+        let is_same = is_same && self.peers.get(&node).is_some_and(is_its_own);
         has_left || (is_same && self.membership.had_its_time(node, now))
     }
 

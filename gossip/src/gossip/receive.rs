@@ -325,6 +325,7 @@ impl Gossip {
             node: record.author,
             card: card.clone(),
             boot: 0,
+            spoke: 0,
             state: MemberState::Down,
             incarnation: 0,
             since: now,
