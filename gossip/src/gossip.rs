@@ -11,7 +11,7 @@ use weft_types::NodeId;
 
 use crate::{
     CARD_KIND, Config, Event, Identity, Key, KeyId, KeyRing, MAX_MESSAGE, MAX_NAME, MAX_VALUE, Member,
-    MemberState, Output, PutError, Record, SendError, Stats,
+    MemberState, Output, PutError, Record, SendError, Stats, hearsay,
     identity::Short,
     membership::{Id, Membership},
     pace::Pace,
@@ -23,6 +23,7 @@ use crate::{
 };
 
 mod contact;
+mod doubt;
 mod own;
 mod receive;
 mod sync;
@@ -57,7 +58,8 @@ pub struct Gossip {
     join: contact::Join,
     sync: sync::Sync,
     /// Members that a peer believes down, and until when they may prove otherwise.
-    doubts: BTreeMap<Short, (u64, Instant)>,
+    doubts: BTreeMap<Short, doubt::Doubt>,
+    rise: doubt::Rise,
     revive_at: Instant,
     tidy_at: Instant,
     outputs: VecDeque<Output>,
@@ -78,6 +80,10 @@ enum Phase {
 struct Peer {
     node: NodeId,
     card: Card,
+    /// The last boot that any card of its has announced.
+    boot: u64,
+    /// The last generation in which it has itself spoken to this node.
+    spoke: u64,
     state: MemberState,
     incarnation: u64,
     since: Instant,
@@ -106,8 +112,7 @@ impl Gossip {
             config.max_authors,
             &mut rng,
         );
-        // Low bits count the generations of one start.
-        let generation = boot << 16;
+        let generation = hearsay::first_of(boot);
         let membership = Membership::new(
             Id {
                 node: short,
@@ -139,6 +144,7 @@ impl Gossip {
             live: Vec::new(),
             evicted: BTreeMap::new(),
             doubts: BTreeMap::new(),
+            rise: doubt::Rise::default(),
             outputs: VecDeque::new(),
             stats: Stats::default(),
             phase: Phase::Loading,
@@ -305,7 +311,8 @@ impl Gossip {
         self.rejoin_if_due(now);
         self.revive_if_due(now);
         self.sync_if_due(now);
-        self.judge_doubts(now);
+        self.look_at_doubts(now);
+        self.rise_if_due(now);
         if self.tidy_at <= now {
             self.tidy_at = now + TIDY;
             if let Some(limit) = now.checked_sub(self.config.tombstone_ttl) {
@@ -370,7 +377,8 @@ impl Gossip {
                 self.rumours.next_due(),
                 self.join.next_due(),
                 self.sync.next_due(),
-                self.doubts.values().map(|(_, until)| *until).min(),
+                self.next_doubt(),
+                self.rise.next_due(),
                 Some(self.revive_at),
                 Some(self.tidy_at),
             ]
@@ -423,6 +431,7 @@ impl Gossip {
         if self.phase == Phase::Loading {
             self.phase = Phase::Running;
             self.note_loaded();
+            self.begin_anew(now);
             self.write_card(now);
             self.join.wake(now);
         }
@@ -430,7 +439,7 @@ impl Gossip {
 
     /// After every input: turns what membership did into packets and events.
     fn settle(&mut self, now: Instant) {
-        for node in self.membership.take_changes() {
+        for node in self.membership.take_changes(now) {
             self.sync.busy(now, self.config.anti_entropy_busy);
             self.touch(node);
             self.refresh(node, now);
@@ -441,6 +450,7 @@ impl Gossip {
         if self.membership.id().generation != self.generation {
             self.generation = self.membership.id().generation;
             self.touch(self.short);
+            self.answer_for_generation(now);
         }
         for (to, data) in self.membership.take_packets() {
             self.send_body(to.node, &Body::Foca(data));
@@ -470,6 +480,8 @@ impl Gossip {
             Some(foca::State::Down) | None => MemberState::Down,
         };
         let incarnation = seen.map_or(0, |seen| seen.generation);
+        self.doubts
+            .retain(|doubted, doubt| *doubted != node || doubt.generation >= incarnation);
         let returned = state == MemberState::Alive && peer.state != MemberState::Alive;
         let changed = peer.state != state || peer.incarnation != incarnation;
         if peer.state != state {

@@ -20,7 +20,10 @@ mod error;
 mod event;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+#[cfg(test)]
+mod golden;
 mod gossip;
+mod hearsay;
 mod identity;
 mod keys;
 mod membership;

@@ -8,7 +8,7 @@ use foca::{Foca, NoCustomBroadcast, Notification, PeriodicParams, PostcardCodec,
 use rand_chacha::ChaCha12Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::{identity::Short, wire::Liveness};
+use crate::{hearsay::Said, identity::Short, wire::Liveness};
 
 /// Who is alive: the `foca` crate (SWIM with suspicion) with our own clock.
 ///
@@ -21,8 +21,11 @@ pub(crate) struct Membership {
     packets: Vec<(Id, Vec<u8>)>,
     /// What foca believed when it was last looked at.
     seen: BTreeMap<Short, Seen>,
-    /// The same in foca's own order, so that one pass side by side tells whether anything changed.
-    looked_at: Vec<(Id, State)>,
+    /// The same in foca's own order, with foca's own counter of refutations, so that one pass side by side tells whether
+    /// anything changed.
+    looked_at: Vec<(Id, State, u16)>,
+    /// Who is suspected: by which counts, and since when.
+    suspects: BTreeMap<Short, (u64, u16, Instant)>,
     /// Whether foca was called since.
     touched: bool,
     transmissions: u8,
@@ -117,6 +120,7 @@ impl Membership {
             packets: Vec::new(),
             seen: BTreeMap::new(),
             looked_at: Vec::new(),
+            suspects: BTreeMap::new(),
             touched: false,
             transmissions,
             starved: 0,
@@ -150,6 +154,13 @@ impl Membership {
             .map(|(node, _)| *node)
     }
 
+    /// Whether a member has been suspected, by its present counts, for most of the time that it has to refute it.
+    pub(crate) fn had_its_time(&self, node: Short, now: Instant) -> bool {
+        let patience = pace(self.foca.num_members() + 1).suspicion * 3 / 4;
+        let since = self.suspects.get(&node).map(|(_, _, since)| *since);
+        since.is_some_and(|since| now.saturating_duration_since(since) >= patience)
+    }
+
     pub(crate) fn handle(&mut self, data: &[u8], now: Instant) {
         self.call(now, |foca, calls| foca.handle_data(data, calls));
     }
@@ -159,6 +170,13 @@ impl Membership {
         self.call(now, |foca, calls| {
             foca.announce(Id { node: to, generation }, calls)
         });
+    }
+
+    /// Shows a member the generation that this node is in.
+    pub(crate) fn greet(&mut self, to: Short) {
+        let generation = self.seen(to).map_or(0, |seen| seen.generation);
+        let to = Id { node: to, generation };
+        self.packets.push((to, Said::greeting(self.id(), to).write()));
     }
 
     /// Believes that a member is alive in `generation`.
@@ -221,7 +239,7 @@ impl Membership {
     }
 
     /// Who changed since this was last asked.
-    pub(crate) fn take_changes(&mut self) -> Vec<Short> {
+    pub(crate) fn take_changes(&mut self, now: Instant) -> Vec<Short> {
         if !std::mem::take(&mut self.touched) {
             return Vec::new();
         }
@@ -230,20 +248,30 @@ impl Membership {
         // is overlooked until the next change.
         let state = || {
             let members = self.foca.iter_membership_state();
-            members.map(|member| (*member.id(), member.state()))
+            members.map(|member| (*member.id(), member.state(), member.incarnation()))
         };
         if state().eq(self.looked_at.iter().copied()) {
             return Vec::new();
         }
         self.looked_at = state().collect();
         let mut changed = Vec::new();
-        for (id, state) in &self.looked_at {
-            let now = Seen {
+        for (id, state, refutations) in &self.looked_at {
+            let is = Seen {
                 generation: id.generation,
                 state: *state,
             };
-            if self.seen.insert(id.node, now) != Some(now) {
+            if self.seen.insert(id.node, is) != Some(is) {
                 changed.push(id.node);
+            }
+            let counts = (id.generation, *refutations);
+            if *state != State::Suspect {
+                self.suspects.remove(&id.node);
+            } else if self
+                .suspects
+                .get(&id.node)
+                .is_none_or(|(generation, refutations, _)| (*generation, *refutations) != counts)
+            {
+                self.suspects.insert(id.node, (counts.0, counts.1, now));
             }
         }
         changed.sort();
@@ -432,7 +460,7 @@ mod tests {
         {
             membership.handle_timeout(due);
         }
-        let down = membership.take_changes();
+        let down = membership.take_changes(begin);
         assert_eq!(down, [id(2, 0).node]);
         assert_eq!(membership.liveness(down[0]), Liveness::Down(1 << 16));
     }
@@ -447,13 +475,13 @@ mod tests {
                 for node in pair {
                     membership.alive(*node, generation, now);
                 }
-                let changed = membership.take_changes();
+                let changed = membership.take_changes(now);
                 assert!(pair.iter().all(|node| changed.contains(node)), "{changed:?}");
                 for node in pair {
                     assert_eq!(membership.liveness(*node), Liveness::Active(generation));
                 }
             }
         }
-        assert_eq!(membership.take_changes(), Vec::new());
+        assert_eq!(membership.take_changes(now), Vec::new());
     }
 }

@@ -27,6 +27,8 @@ pub(crate) struct Segment<N> {
     pub(crate) last: u128,
     /// All of one version, sorted. None: still as at genesis. Several: disputed.
     tips: Vec<Grant<N>>,
+    /// Who gave the numbers in the version before, if that was known and undisputed.
+    giver_before: Option<N>,
     /// Set when the tip, or a grant it descends from, is by a node that cannot have owned the numbers.
     suspect: Option<Suspicion<N>>,
 }
@@ -54,6 +56,17 @@ impl<N: Node> Segment<N> {
         &self.tips
     }
 
+    /// Whether a grant that comes after a newer one, or beside one of its version, can be by who owned the numbers before that. A
+    /// second grant by the same giver is a contradiction; one by anybody else is none, because the giver was the owner.
+    pub(crate) fn may_have_been_given_by(&self, grant: &Grant<N>) -> bool {
+        let [tip, ..] = self.tips[..] else { return true };
+        match tip.version.checked_sub(grant.version) {
+            Some(0) => self.tips.iter().any(|tip| tip.from == grant.from),
+            Some(1) => self.giver_before.is_none_or(|giver| giver == grant.from),
+            _ => true,
+        }
+    }
+
     /// Nobody may allocate here or grant it.
     pub(crate) fn quarantined(&self) -> bool {
         self.suspect.is_some() || self.tips.len() > 1
@@ -65,6 +78,7 @@ impl<N: Node> Ledger<N> {
         let all = Segment {
             last: universe.last(),
             tips: Vec::new(),
+            giver_before: None,
             suspect: None,
         };
         Self {
@@ -108,6 +122,10 @@ impl<N: Node> Ledger<N> {
                     stolen.insert(grant, owner);
                 }
                 segment.suspect = segment.suspicion_left_by(&grant);
+                segment.giver_before = match segment.tips[..] {
+                    [tip] if version + 1 == grant.version => Some(tip.from),
+                    _ => None,
+                };
                 segment.tips = vec![grant];
                 painted.changed = true;
             } else if version == grant.version {
@@ -315,9 +333,11 @@ impl<N: Node> Ledger<N> {
             let (a, b) = (&self.segments[&left], &self.segments[&right]);
             if a.tips == b.tips && a.suspect == b.suspect {
                 let last = b.last;
+                let giver_before = a.giver_before.filter(|giver| b.giver_before == Some(*giver));
                 self.segments.remove(&right);
                 if let Some(segment) = self.segments.get_mut(&left) {
                     segment.last = last;
+                    segment.giver_before = giver_before;
                 }
             } else {
                 left = right;

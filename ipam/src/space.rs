@@ -314,12 +314,15 @@ impl<N: Node> Space<N> {
         undisputed.map(|(range, segment)| (range, self.ledger.owner(segment)))
     }
 
-    /// Whether all that a grant would move is its author's, as far as this node knows. Of an honest author it is as soon as
+    /// Whether all that a grant would move is its author's, as far as this node knows, and all that it contradicts was. Of an honest author it is as soon as
     /// this node has heard of the grants that made it the owner; [`merge`](Self::merge) takes a grant without asking.
     pub fn is_by_owner(&self, grant: &Grant<N>) -> bool {
-        let segments = self.ledger.over(grant.block.range());
-        let moved = segments.filter(|(_, segment)| segment.version() < grant.version);
-        { moved }.all(|(_, segment)| self.ledger.owns(segment, grant.from))
+        self.ledger
+            .over(grant.block.range())
+            .all(|(_, segment)| match segment.version() < grant.version {
+                true => self.ledger.owns(segment, grant.from),
+                false => segment.may_have_been_given_by(grant),
+            })
     }
 
     /// Whether nobody may allocate the number, as far as this node knows.

@@ -19,7 +19,7 @@ use super::{
 const LAST: u64 = 12;
 
 /// The first key of the cluster, as it is in its file: after the version, how many there are, and its number.
-fn first_key(node: &Node) -> [u8; 32] {
+pub fn first_key(node: &Node) -> [u8; 32] {
     let bytes = std::fs::read(node.data_dir().join("gossip.keys")).unwrap();
     assert_eq!(bytes[..3], [1, 1, 1], "it is the first and the only one");
     bytes[3..35].try_into().unwrap()

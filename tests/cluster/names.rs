@@ -11,7 +11,7 @@ use super::{
 
 const HOST_NAMES: &str = "127.53.53.53";
 
-fn dig(from: &impl Inside, server: &str, words: &str) -> String {
+pub fn dig(from: &impl Inside, server: &str, words: &str) -> String {
     let mut command = Command::new("dig");
     command
         .args(["+time=2", "+tries=3", &format!("@{server}")])

@@ -22,7 +22,7 @@ pub fn network(node: &Node) -> Result<Netns, String> {
 }
 
 /// Runs a command that must succeed, and returns what it printed.
-fn run(netns: &Netns, line: &str) -> String {
+pub fn run(netns: &Netns, line: &str) -> String {
     let mut words = line.split(' ');
     let mut command = Command::new(words.next().unwrap());
     command.args(words);
@@ -33,7 +33,7 @@ fn run(netns: &Netns, line: &str) -> String {
 }
 
 /// The lines of a namespace's rules, in whatever order, without what counts.
-fn rules(netns: &Netns) -> BTreeSet<String> {
+pub fn rules(netns: &Netns) -> BTreeSet<String> {
     let line = |line: &str| {
         let counts = |word: &str| word.chars().all(|c| c.is_ascii_digit());
         let words: Vec<&str> = line.split_whitespace().filter(|word| !counts(word)).collect();

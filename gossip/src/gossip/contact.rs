@@ -22,8 +22,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 const ASKED: usize = 5;
 /// How many of those believed down are tried at a time.
 const REVIVED: usize = 2;
-/// How long a member that a peer believes down has to show that it lives.
-const DOUBT: Duration = Duration::from_secs(3);
 /// Longer than any suspicion takes that somebody looks after.
 const LASTING: Duration = Duration::from_secs(6);
 /// The least time between two nudges of one member.
@@ -206,7 +204,9 @@ impl Gossip {
             return;
         }
         let node = Short::from(&from);
+        let card = contact.card.clone();
         self.take_record(contact.card, Some(node), crate::rumours::ROUNDS, now);
+        self.note_announced(&card);
         let Some(peer) = self.peers.get(&node).filter(|peer| peer.node == from) else {
             return;
         };
@@ -230,16 +230,17 @@ impl Gossip {
                 );
             }
             match contact.yours {
-                Some((generation, true)) => {
-                    self.membership.renew(generation, now);
-                }
+                Some((generation, true)) => self.rise(generation, now),
                 // Somebody remembers a later start than this one: the disk was rolled back.
                 Some((generation, false)) if generation > self.membership.id().generation => {
-                    self.membership.renew(generation, now);
+                    self.rise(generation, now);
                 }
                 _ => {}
             }
-            self.membership.alive(node, contact.generation, now);
+            if self.is_announced(node, contact.generation) {
+                self.note_spoken(node, contact.generation);
+                self.membership.alive(node, contact.generation, now);
+            }
             self.settle(now);
             if contact.reply && self.membership.seen(node).is_some_and(|seen| seen.is_active()) {
                 // Now it is to know us as well, in the generation we have now.
@@ -251,32 +252,6 @@ impl Gossip {
             && let Some((body, node, _)) = self.contact_for(node, true)
         {
             self.send_packet_by(opened.key, Some(&node), address, &wire::encode(&body));
-        }
-    }
-
-    /// A peer believes `node` down in `generation`, this node believes it alive. It is told, so that it can
-    /// rise above; if it does not, the peer was right.
-    pub(super) fn doubt(&mut self, node: Short, generation: u64, now: Instant) {
-        let until = now + DOUBT;
-        self.doubts.entry(node).or_insert((generation, until)).0 = generation;
-        if self.may_nudge(node, now) {
-            self.send_body(node, &Body::Renew { above: generation });
-        }
-    }
-
-    pub(super) fn judge_doubts(&mut self, now: Instant) {
-        let due = self
-            .doubts
-            .extract_if(.., |_, (_, until)| *until <= now)
-            .collect::<Vec<_>>();
-        for (node, (generation, _)) in due {
-            if self
-                .membership
-                .seen(node)
-                .is_some_and(|seen| seen.is_active() && seen.generation <= generation)
-            {
-                self.membership.down(node, generation, true, now);
-            }
         }
     }
 

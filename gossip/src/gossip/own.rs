@@ -7,7 +7,7 @@ use rand::seq::IndexedRandom;
 
 use super::Gossip;
 use crate::{
-    Event, Key, Record,
+    Event, Key, Record, hearsay,
     identity::Short,
     record::StateSum,
     rumours::ROUNDS,
@@ -124,6 +124,8 @@ impl Gossip {
         }
         self.own.floor = self.own.floor.max(newest);
         for record in news.iter().filter(|record| record.key == Key::card()) {
+            // Others believe what this says of generations, until they have our next card.
+            self.boot = self.boot.max(boot_of(record).unwrap_or(0));
             self.notice_clone(record);
         }
         if !set.all {
@@ -174,6 +176,15 @@ impl Gossip {
         }
     }
 
+    /// A start takes the boot after the last one that was announced: one may have been used up in this disk's last life.
+    pub(super) fn begin_anew(&mut self, now: Instant) {
+        let announced = self.own_card().and_then(|card| boot_of(&card));
+        if let Some(announced) = announced.filter(|announced| *announced >= self.boot) {
+            self.boot = announced.saturating_add(1);
+            self.membership.renew(hearsay::first_of(self.boot) - 1, now);
+        }
+    }
+
     /// A card names the session of the card it replaced. One that names ours was written by a start that was
     /// alive after we began: only a living clone could, a former life could not.
     fn notice_clone(&mut self, record: &Record) {
@@ -188,4 +199,9 @@ impl Gossip {
             self.emit(Event::Cloned);
         }
     }
+}
+
+pub(super) fn boot_of(card: &Record) -> Option<u64> {
+    let card = card.value.as_deref().and_then(wire::decode::<Card>)?;
+    Some(card.boot)
 }

@@ -132,7 +132,7 @@ impl Gossip {
 
     fn dispatch(&mut self, opened: &Opened, sender: Short, current: Option<u64>, body: Body, now: Instant) {
         match body {
-            Body::Foca(data) => self.membership.handle(&data, now),
+            Body::Foca(data) => self.hear(&data, sender, now),
             Body::Rumour { records, offers } => {
                 for record in records {
                     self.take_rumour(record, sender, now);
@@ -153,7 +153,10 @@ impl Gossip {
                 }
             }
             Body::Renew { above } => {
-                self.membership.renew(above, now);
+                self.rise(above, now);
+                if self.membership.id().generation > above {
+                    self.membership.greet(sender);
+                }
             }
             Body::Digest { root } => self.handle_digest(sender, root),
             Body::InSync { root } => self.handle_in_sync(root),
@@ -321,11 +324,14 @@ impl Gossip {
         let peer = self.peers.entry(node).or_insert_with(|| Peer {
             node: record.author,
             card: card.clone(),
+            boot: 0,
+            spoke: 0,
             state: MemberState::Down,
             incarnation: 0,
             since: now,
             nudged: None,
         });
+        peer.boot = peer.boot.max(card.boot);
         peer.card = card;
         if let Some(seen) = self.membership.seen(node).filter(|seen| left && seen.is_active()) {
             self.membership.down(node, seen.generation, true, now);

@@ -269,11 +269,16 @@ impl Gossip {
         if node == self.short {
             let generation = self.membership.id().generation;
             match theirs {
-                Down(down) if down >= generation => self.membership.renew(down, now),
-                Active(active) if active > generation => self.membership.renew(active, now),
-                _ => false,
-            };
+                Down(down) if down >= generation => self.rise(down, now),
+                Active(active) if active > generation => self.rise(active, now),
+                _ => {}
+            }
             return theirs != self.membership.liveness(node);
+        }
+        if let Active(generation) | Down(generation) = theirs
+            && !self.is_announced(node, generation)
+        {
+            return self.membership.liveness(node) != Unknown;
         }
         let tell = match (self.membership.liveness(node), theirs) {
             (Unknown, Unknown) => false,
@@ -288,6 +293,8 @@ impl Gossip {
             }
             (Unknown, Down(generation)) => {
                 self.membership.down(node, generation, false, now);
+                // If that is not so, it is to say so at once.
+                self.ask_to_rise(node, generation);
                 false
             }
             (Down(mine), Down(theirs)) if theirs > mine => {
@@ -295,7 +302,7 @@ impl Gossip {
                 false
             }
             (Active(mine), Down(theirs)) if theirs >= mine => {
-                if self.peers.get(&node).is_some_and(|peer| peer.card.left) {
+                if self.is_settled_that_down(node, theirs, now) {
                     self.membership.down(node, theirs, true, now);
                 } else {
                     self.doubt(node, theirs, now);
