@@ -314,8 +314,9 @@ impl<N: Node> Space<N> {
         undisputed.map(|(range, segment)| (range, self.ledger.owner(segment)))
     }
 
-    /// Whether all that a grant would move is its author's, as far as this node knows, and all that it contradicts was. Of an honest author it is as soon as
-    /// this node has heard of the grants that made it the owner; [`merge`](Self::merge) takes a grant without asking.
+    /// Whether all that a grant would move is its author's, as far as this node knows, and all that it contradicts was. Of an
+    /// honest author it is as soon as this node has heard of the grants that made it the owner; [`merge`](Self::merge) takes a
+    /// grant without asking.
     pub fn is_by_owner(&self, grant: &Grant<N>) -> bool {
         self.ledger
             .over(grant.block.range())
