@@ -89,6 +89,8 @@ struct Said<'a> {
 pub struct Catalogue {
     nodes: BTreeMap<NodeId, Node>,
     networks: BTreeMap<NetworkId, Contest<NetworkSpec>>,
+    /// The networks that anybody has called so.
+    called: BTreeMap<String, BTreeSet<NetworkId>>,
     services: BTreeMap<(NetworkId, ServiceId), Contest<ServiceSpec>>,
     endpoints: BTreeMap<NetworkId, BTreeMap<EndpointId, Endpoint>>,
     /// The network and the node of each of them.
@@ -387,15 +389,14 @@ impl Catalogue {
     /// (Lamport time, then id) keeps it and the other is `name~id`. What a removed node has made comes last.
     pub fn display_name(&self, id: NetworkId) -> Option<String> {
         let spec = self.network(id)?;
-        let keeps = self
-            .networks()
+        let same = self.called.get(&spec.name).into_iter().flatten();
+        let same = same.filter_map(|other| Some((*other, self.network(*other)?)));
+        let keeper = same
             .filter(|(_, other)| other.name == spec.name)
-            .min_by_key(|(other_id, other)| (self.is_removed(other.creator), other.created, *other_id))
-            .is_some_and(|(winner, _)| winner == id);
-        Some(if keeps {
-            spec.name.clone()
-        } else {
-            format!("{}~{}", spec.name, id.short())
+            .min_by_key(|(other_id, other)| (self.is_removed(other.creator), other.created, *other_id));
+        Some(match keeper {
+            Some((keeper, _)) if keeper != id => format!("{}~{}", spec.name, id.short()),
+            _ => spec.name.clone(),
         })
     }
 }

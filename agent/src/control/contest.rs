@@ -114,6 +114,11 @@ impl<T: Shared> Contest<T> {
         self.said.get(&author)
     }
 
+    /// What anybody says, whether or not it is believed.
+    pub(super) fn values(&self) -> impl Iterator<Item = &T> {
+        self.said.values().map(|register| &register.value)
+    }
+
     /// Whether anybody says anything.
     pub(super) fn is_empty(&self) -> bool {
         self.said.is_empty()

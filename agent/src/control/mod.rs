@@ -136,6 +136,8 @@ pub struct Settings {
     pub rotate_keys: Option<Duration>,
     /// How old the cluster's key of gossip may get.
     pub rotate_gossip_key: Option<Duration>,
+    /// Networks whose names programs of this host are told, wherever their endpoints are.
+    pub shown_networks: Vec<String>,
     /// Below which the namespaces of networks are.
     pub run_dir: PathBuf,
     /// The host's own namespace.

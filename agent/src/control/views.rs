@@ -382,8 +382,10 @@ impl Control {
         self.catalogue.serving(network, service)
     }
 
+    /// Of networks that nobody can ask for here it is only said which addresses are theirs.
     pub(super) fn zone(&self) -> Zone {
         let mut zone = Zone::new(&self.settings.domain).expect("the domain was checked at the start");
+        let here = self.networks_here();
         for (id, spec) in self.catalogue.networks() {
             let name = self
                 .catalogue
@@ -391,6 +393,11 @@ impl Control {
                 .unwrap_or_else(|| spec.name.clone());
             let subnets = spec.subnets.iter().map(|subnet| subnet.net).collect();
             let mut names = NetworkZone::new(&name, spec.internal, subnets);
+            let mut shown = self.settings.shown_networks.iter();
+            if !here.contains(&id) && !shown.any(|shown| shown.eq_ignore_ascii_case(&name)) {
+                zone.set_network(id, names);
+                continue;
+            }
             for (endpoint_id, endpoint) in self.catalogue.endpoints(id) {
                 if !self.serves(endpoint.node) {
                     continue;

@@ -146,6 +146,7 @@ impl Node {
             encrypt: false,
             rotate_keys: None,
             rotate_gossip_key: None,
+            shown_networks: Vec::new(),
             run_dir: "/run/weft".into(),
             host: SandboxSpec::of_host(4, u64::from(n)),
         };

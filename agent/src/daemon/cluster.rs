@@ -130,6 +130,7 @@ impl Daemon {
             encrypt: self.options.encrypt,
             rotate_keys: self.options.rotate_keys,
             rotate_gossip_key: self.options.rotate_gossip_key,
+            shown_networks: self.options.dns.host_networks.clone(),
             run_dir: self.options.run_dir.clone(),
             host: super::target::host()?,
         };

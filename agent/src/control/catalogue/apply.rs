@@ -15,7 +15,9 @@ impl Catalogue {
                 // The scope of what concerns the whole cluster is no network: its numbers would go with that.
                 let id = Some(NetworkId(id_of(key)?)).filter(|id| *id != CLUSTER)?;
                 let was = self.network(id).cloned();
+                let names = self.names_of(id);
                 self.apply_register(said, id, |this| &mut this.networks);
+                self.note_names(id, &names);
                 let change = self.network_change(id, was);
                 change.or_else(|| self.is_contested(id).then_some(Change::NetworkContested(id)))
             }
@@ -159,6 +161,31 @@ impl Catalogue {
             (Some(_), Some(_)) => Change::ServiceChanged(network, id),
             (Some(was), None) => Change::ServiceRemoved(network, id, was.name),
         })
+    }
+
+    /// What anybody calls a network.
+    fn names_of(&self, id: NetworkId) -> BTreeSet<String> {
+        let contest = self.networks.get(&id).into_iter();
+        contest
+            .flat_map(Contest::values)
+            .map(|spec| spec.name.clone())
+            .collect()
+    }
+
+    /// Takes note of what a network is called, and was.
+    fn note_names(&mut self, id: NetworkId, before: &BTreeSet<String>) {
+        let now = self.names_of(id);
+        for gone in before.difference(&now) {
+            if let Some(networks) = self.called.get_mut(gone) {
+                networks.remove(&id);
+                if networks.is_empty() {
+                    self.called.remove(gone);
+                }
+            }
+        }
+        for name in now {
+            self.called.entry(name).or_default().insert(id);
+        }
     }
 
     fn network_change(&self, id: NetworkId, was: Option<NetworkSpec>) -> Option<Change> {
