@@ -17,21 +17,18 @@ use crate::api::ApiError;
 
 /// What this node cannot say to the others.
 pub(super) fn untold(error: PutError) -> ApiError {
-    let what = format!("this cannot be told to the other nodes: {error}");
     match error {
         PutError::TooManyRecords(_) => full(),
         PutError::NameTooLong(_) | PutError::ValueTooLong(_) | PutError::ReservedKind(_) => {
-            ApiError::invalid(what).with_help("use shorter names, fewer labels or fewer aliases")
+            ApiError::invalid(format!("this cannot be told to the other nodes: {error}"))
+                .with_help("use shorter names, fewer labels or fewer aliases")
         }
     }
 }
 
 /// This node says as much as others keep of it.
 pub(super) fn full() -> ApiError {
-    ApiError::exhausted(
-        "the other nodes keep 4,096 things that one node says, and this one has said as many; nothing was changed".to_owned(),
-    )
-    .with_help(
+    ApiError::exhausted("this node says as much as the other nodes keep of one; nothing was changed").with_help(
         "endpoints of this node, and networks and services that were made or changed here, count: make more of them on another \
          node, or remove some",
     )
