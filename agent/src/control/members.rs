@@ -357,3 +357,6 @@ pub(super) fn removal_of(node: NodeId, gossip: &Gossip, catalogue: &Catalogue) -
     let mut by = catalogue.removers_of(node);
     by.find_map(|by| gossip.get(&by, &key).cloned())
 }
+
+#[cfg(test)]
+mod tests;
