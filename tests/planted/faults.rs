@@ -48,7 +48,7 @@ pub const FAULTS: &[Fault] = &[
         right: "far.filter(|_| now.fdb.get(mac) != Some(far))",
         wrong: "far.filter(|_| !now.fdb.contains_key(mac))",
         suite: OVERLAY,
-        caught_by: "a_plan_leads_to_what_is_desired_and_then_there_is_nothing_to_do",
+        caught_by: "what_moves_is_followed_whatever_stood_there_before",
     },
     Fault {
         name: "stale-neighbour",
@@ -80,9 +80,9 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "reuse-at-once",
         known: "a number that was released just now is handed out again while others are free (moby #35401)",
-        file: "ipam/src/released.rs",
-        right: "let Some((_, first)) = self.by_age.pop_first()",
-        wrong: "let Some((_, first)) = self.by_age.pop_last()",
+        file: "ipam/src/space.rs",
+        right: "now.saturating_duration_since(at) >= rest;",
+        wrong: "now >= at || rest.is_zero();",
         suite: IPAM,
         caught_by: "a_number_released_just_now_waits_while_others_may_have_one",
     },
@@ -93,7 +93,7 @@ pub const FAULTS: &[Fault] = &[
         right: "used.push((key, Block::single(number(address))));",
         wrong: "let _ = key;",
         suite: AGENT,
-        caught_by: "whoever_comes_and_goes_all_know_who_owns_what",
+        caught_by: "what_is_in_use_stays_so_over_restarts",
     },
     Fault {
         name: "heir-without-majority",

@@ -204,7 +204,7 @@ impl Garden {
     /// Whether it ended well; nothing if it did not end.
     fn cargo(&self, args: &[&str], log: &Path) -> Result<Option<bool>> {
         let file = fs::File::create(log)?;
-        let mut child = Command::new(env!("CARGO"))
+        let mut child = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
             .args(args)
             .current_dir(&self.tree)
             .env("CARGO_TARGET_DIR", &self.build)

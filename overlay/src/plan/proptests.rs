@@ -293,22 +293,52 @@ fn observed() -> impl Strategy<Value = Observed> {
         })
 }
 
+/// One state, and another in which the networks are the same and the others' endpoints are elsewhere.
+fn moved() -> impl Strategy<Value = (Desired, Desired)> {
+    let remotes = || collection::btree_map(endpoint_id(), remote(), 0..4);
+    (desired(), collection::vec(remotes(), 4)).prop_map(|(before, remotes)| {
+        let mut after = before.clone();
+        for (network, remotes) in after.networks.values_mut().zip(remotes) {
+            network.remotes = remotes;
+        }
+        (before, after)
+    })
+}
+
+/// Whether the kernel holds just what is desired, and there is nothing left to do.
+fn is_reached(desired: &Desired, observed: &Observed) -> Result<(), TestCaseError> {
+    prop_assert_eq!(plan(desired, observed), Plan::default());
+    prop_assert_eq!(&observed.host.rules, &desired.host_rules());
+    let programmed: BTreeMap<_, _> = desired.programmed().collect();
+    prop_assert!(programmed.keys().eq(observed.networks.keys()));
+    let mut slots = BTreeSet::new();
+    for (id, network) in programmed {
+        let slot = observed.networks[&id].uplink.map(|uplink| uplink.slot);
+        prop_assert_eq!(slot.is_none(), network.internal);
+        prop_assert_eq!(&observed.networks[&id], &network.as_observed(slot));
+        prop_assert!(
+            slot.is_none_or(|slot| slots.insert(slot)),
+            "two uplinks share addresses"
+        );
+    }
+    Ok(())
+}
+
 proptest! {
     #[test]
     fn a_plan_leads_to_what_is_desired_and_then_there_is_nothing_to_do(
         desired in desired(), mut observed in observed()
     ) {
         carry_out(&plan(&desired, &observed), &mut observed);
-        prop_assert_eq!(plan(&desired, &observed), Plan::default());
-        prop_assert_eq!(&observed.host.rules, &desired.host_rules());
-        let programmed: BTreeMap<_, _> = desired.programmed().collect();
-        prop_assert!(programmed.keys().eq(observed.networks.keys()));
-        let mut slots = BTreeSet::new();
-        for (id, network) in programmed {
-            let slot = observed.networks[&id].uplink.map(|uplink| uplink.slot);
-            prop_assert_eq!(slot.is_none(), network.internal);
-            prop_assert_eq!(&observed.networks[&id], &network.as_observed(slot));
-            prop_assert!(slot.is_none_or(|slot| slots.insert(slot)), "two uplinks share addresses");
+        is_reached(&desired, &observed)?;
+    }
+
+    #[test]
+    fn what_moves_is_followed_whatever_stood_there_before((before, after) in moved()) {
+        let mut observed = Observed::default();
+        for desired in [before, after] {
+            carry_out(&plan(&desired, &observed), &mut observed);
+            is_reached(&desired, &observed)?;
         }
     }
 

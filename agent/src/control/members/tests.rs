@@ -35,7 +35,9 @@ fn connect(world: &mut World, node: usize, name: &str) {
 #[test]
 fn what_a_removed_node_had_is_nobodys_at_once_and_after_a_restart() {
     let mut world = World::of(3);
-    world.done(0, |to| Command::NetworkCreate(NetworkCreateRequest::new("app"), to));
+    world.done(0, |to| {
+        Command::NetworkCreate(NetworkCreateRequest::new("app"), to)
+    });
     let service = json!({"network": "app", "name": "web", "ports": [{"port": 80, "target": 80}],
         "publish": [{"host_port": 8080, "port": 80}]});
     let service = serde_json::from_value(service).unwrap();
@@ -45,7 +47,11 @@ fn what_a_removed_node_had_is_nobodys_at_once_and_after_a_restart() {
     world.pass(Duration::from_secs(3));
     let lost = world.nodes[2].control.me;
     for node in 0..2 {
-        assert_eq!(had(&world, node, lost), ["early", "a token", "a way in"], "node {node}");
+        assert_eq!(
+            had(&world, node, lost),
+            ["early", "a token", "a way in"],
+            "node {node}"
+        );
     }
     // Of its last word only one of the others hears, and of its removal first the other one.
     world.split(&[1, 2]);
@@ -65,7 +71,9 @@ fn what_a_removed_node_had_is_nobodys_at_once_and_after_a_restart() {
         let records = control.gossip.records();
         { records }.filter(|record| record.author == lost).count()
     };
-    world.until(Duration::from_secs(60), |world| holds(world, 0) == holds(world, 1));
+    world.until(Duration::from_secs(60), |world| {
+        holds(world, 0) == holds(world, 1)
+    });
     assert!(is_gone(&world), "what came later");
     for node in 0..2 {
         world.stop(node);

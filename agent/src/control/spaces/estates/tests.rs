@@ -276,3 +276,21 @@ fn of_two_nodes_one_may_leave_and_the_other_owns_all() {
     });
     assert_eq!(world.nodes[1].control.catalogue.nodes().count(), 1);
 }
+
+#[test]
+fn what_is_in_use_stays_so_over_restarts() {
+    let (mut world, vip) = world(2);
+    let mut had = Vec::new();
+    for n in 0..3 {
+        let more = [0, 1].map(|node| connect(&mut world, node, &format!("before-{node}-{n}")));
+        had.extend(more.into_iter().flatten());
+        for node in 0..2 {
+            world.stop(node);
+            world.restart(node);
+        }
+        world.pass(Duration::from_secs(10));
+    }
+    had.extend(connect_all(&mut world, &[0, 1]));
+    assert!(is_each_once(&had) && !had.contains(&vip), "{had:?} {vip}");
+    assert_eq!(had.len(), 12, "{had:?}");
+}
