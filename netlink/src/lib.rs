@@ -1,6 +1,7 @@
 //! Network namespaces, route netlink in batches, TAP devices, nf_tables, conntrack and BPF: the kernel's words for Weft's edges
 #![warn(missing_docs)]
 
+pub mod arp;
 pub mod bpf;
 pub mod conntrack;
 pub mod datagrams;
@@ -8,6 +9,7 @@ pub mod diag;
 pub mod icmp;
 pub mod netns;
 pub mod nft;
+pub mod packet;
 pub mod route;
 pub mod segments;
 mod socket;

@@ -17,6 +17,7 @@ use crate::error::LabError;
 use crate::namespaces::Namespaces;
 use crate::sys;
 use crate::wait::TimedOut;
+use weft_netlink::packet;
 
 /// With segmentation offload, a frame on a veth can be 64 KiB and its headers.
 const LARGEST_FRAME: usize = (64 << 10) + 256;
@@ -118,10 +119,10 @@ impl Capture {
                 place: namespaces.place().to_owned(),
                 interface: interface.to_owned(),
             })?;
-            let socket = sys::packet_socket().map_err(LabError::os(what()))?;
+            let socket = packet::open().map_err(LabError::os(what()))?;
             nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBuf, &(8 << 20))
                 .map_err(LabError::os(what()))?;
-            sys::packet_bind(socket.as_fd(), index).map_err(LabError::os(what()))?;
+            packet::bind(socket.as_fd(), index, libc::ETH_P_ALL as u16).map_err(LabError::os(what()))?;
             Ok::<_, LabError>(socket)
         })??;
         let pcap = options

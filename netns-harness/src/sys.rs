@@ -105,48 +105,6 @@ pub(crate) fn before_exec(
     unsafe { command.pre_exec(prepare) };
 }
 
-/// Opens a packet socket for all protocols, not bound to an interface yet.
-#[allow(unsafe_code)]
-pub(crate) fn packet_socket() -> io::Result<OwnedFd> {
-    // Protocol 0 receives nothing until the socket is bound, so that no frame of another interface slips in.
-    // SAFETY: the call takes three numbers.
-    let fd = unsafe {
-        libc::socket(
-            libc::AF_PACKET,
-            libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
-            0,
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// Binds a packet socket to one interface.
-#[allow(unsafe_code)]
-pub(crate) fn packet_bind(socket: BorrowedFd<'_>, ifindex: u32) -> io::Result<()> {
-    // SAFETY: an all-zero sockaddr_ll is a valid value of this plain C struct.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-    address.sll_ifindex = ifindex as i32;
-    // SAFETY: the pointer and the length describe `address`, which outlives the call.
-    let done = unsafe {
-        libc::bind(
-            socket.as_raw_fd(),
-            (&raw const address).cast(),
-            std::mem::size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-        )
-    };
-    if done < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
-}
-
 /// Receives one frame; the length is that of the frame, even where the buffer is shorter.
 #[allow(unsafe_code)]
 pub(crate) fn packet_recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {

@@ -136,7 +136,15 @@ fn each_thing_that_is_broken_is_named_and_nothing_else() {
         let web = h2.replica("web-2", "app", "--service web");
         let healthy = finds_nothing(h1);
         for topic in [
-            "records", "peers", "clock", "kernel", "underlay", "tunnel", "names", "services",
+            "records",
+            "peers",
+            "clock",
+            "kernel",
+            "underlay",
+            "tunnel",
+            "addresses",
+            "names",
+            "services",
         ] {
             assert!(healthy.fine(topic) > 0, "{topic}: {:#?}", healthy.all("ok"));
         }
@@ -194,6 +202,23 @@ fn each_thing_that_is_broken_is_named_and_nothing_else() {
         );
         run(&h2.host, "ip link set eth0 mtu 1500");
         finds_nothing(h1);
+
+        // An address that somebody took by hand, of an endpoint on another host and of one here. (On the link itself it would not
+        // stay.)
+        let other = h1.connected("other", "app", "");
+        for (taken, of) in [(web.address(), "`web-2` on h2"), (client.address(), "`client`")] {
+            run(&other.sandbox, &format!("ip address add {taken}/32 dev lo"));
+            finds(
+                h1,
+                "",
+                &["addresses", "tunnel", "services"],
+                &["addresses", "`other` answers for", of],
+            );
+            run(&other.sandbox, &format!("ip address del {taken}/32 dev lo"));
+            finds_nothing(h1);
+        }
+        h1.weft("network disconnect app other");
+        drop(other);
 
         // A backend that nobody listens for.
         let idle = h2.connected("web-3", "app", "--service web");

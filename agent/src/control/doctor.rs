@@ -10,7 +10,7 @@ use rand::SeedableRng as _;
 use rand_chacha::ChaCha20Rng;
 use serde::{Deserialize, Serialize};
 use weft_dns::{Answer, Asker, Query, Zone, answer};
-use weft_types::{EndpointId, NetworkId, NodeId};
+use weft_types::{EndpointId, Mac, NetworkId, NodeId};
 
 use super::{
     Control, Now, Responder,
@@ -77,6 +77,8 @@ pub struct NetworkView {
     pub mtu: u16,
     pub encrypted: bool,
     pub dns: Vec<IpAddr>,
+    /// Its gateways, which every host has.
+    pub gateways: Vec<IpAddr>,
     /// Endpoints of this host whose namespace is known, the first of which is where things are tried from.
     pub locals: Vec<Local>,
     pub remotes: Vec<Remote>,
@@ -88,6 +90,7 @@ pub struct NetworkView {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Local {
     pub name: String,
+    pub mac: Mac,
     pub addresses: Vec<IpAddr>,
     pub sandbox: SandboxSpec,
 }
@@ -95,6 +98,7 @@ pub struct Local {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remote {
     pub name: String,
+    pub mac: Mac,
     pub node: String,
     pub addresses: Vec<IpAddr>,
     pub vtep: IpAddr,
@@ -190,12 +194,13 @@ impl Control {
     fn network_view(&self, id: NetworkId, spec: &NetworkSpec, zone: &Zone) -> Option<NetworkView> {
         let (mut locals, mut remotes) = (Vec::new(), Vec::new());
         for (_, endpoint) in self.catalogue.endpoints(id) {
-            let name = endpoint.spec.name.clone();
+            let (name, mac) = (endpoint.spec.name.clone(), endpoint.spec.mac);
             let addresses = endpoint.spec.addresses.iter().map(IpNet::addr).collect();
             if endpoint.node == self.me {
                 let sandbox = endpoint.spec.sandbox().cloned();
                 locals.extend(sandbox.map(|sandbox| Local {
                     name,
+                    mac,
                     addresses,
                     sandbox,
                 }));
@@ -208,6 +213,7 @@ impl Control {
                 let node = self.catalogue.node_name(endpoint.node);
                 remotes.push(Remote {
                     name,
+                    mac,
                     node,
                     addresses,
                     vtep: fact.vtep,
@@ -219,6 +225,7 @@ impl Control {
             mtu: spec.mtu,
             encrypted: spec.encrypted,
             dns: self.dns_servers(spec),
+            gateways: spec.subnets.iter().map(|subnet| subnet.gateway).collect(),
             locals,
             remotes,
             names: self.resolved(id, zone),

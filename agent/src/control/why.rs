@@ -150,6 +150,7 @@ impl Control {
         let local = |endpoint: &Endpoint| {
             Some(Local {
                 name: endpoint.spec.name.clone(),
+                mac: endpoint.spec.mac,
                 addresses: endpoint.spec.addresses.iter().map(IpNet::addr).collect(),
                 sandbox: endpoint.spec.sandbox()?.clone(),
             })

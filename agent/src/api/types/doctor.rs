@@ -52,6 +52,8 @@ pub enum DoctorTopic {
     Underlay,
     /// The way to other endpoints, through the tunnel.
     Tunnel,
+    /// Who answers for addresses.
+    Addresses,
     /// What names resolve to.
     Names,
     /// Whether services and their backends take connections.
@@ -60,13 +62,14 @@ pub enum DoctorTopic {
 
 impl DoctorTopic {
     /// Every topic, in the order of the documentation.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Records,
         Self::Peers,
         Self::Clock,
         Self::Kernel,
         Self::Underlay,
         Self::Tunnel,
+        Self::Addresses,
         Self::Names,
         Self::Services,
     ];

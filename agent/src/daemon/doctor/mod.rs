@@ -3,6 +3,7 @@
 //! What should be comes from the owner of the state, what the kernel holds from the host thread; packets are sent from a
 //! thread of their own. Each part is judged by a function without I/O.
 
+mod addresses;
 #[cfg(test)]
 mod fixtures;
 mod kernel;
@@ -113,6 +114,10 @@ fn probe_network(network: &NetworkView, expected: &Expected, reached: &BTreeSet<
         Ok(found) => tunnel::judge(network, here, expected, &found, reached),
         Err(error) => vec![untried(DoctorTopic::Tunnel, &network.name, &error)],
     };
+    checks.extend(match addresses::probe(network, here, &netns) {
+        Ok(found) => addresses::judge(network, here, &found),
+        Err(error) => vec![untried(DoctorTopic::Addresses, &network.name, &error)],
+    });
     checks.extend(match names::probe(network, &netns) {
         Ok(found) => names::judge(network, &found),
         Err(error) => vec![untried(DoctorTopic::Names, &network.name, &error)],

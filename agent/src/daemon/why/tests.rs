@@ -44,6 +44,7 @@ fn story() -> Story {
     Story {
         node: "h1".to_owned(),
         asker: Some(Local {
+            mac: weft_types::Mac([2, 0, 0, 0, 0, 1]),
             name: "client".to_owned(),
             addresses: vec![[10, 9, 0, 1].into()],
             sandbox,
