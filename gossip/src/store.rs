@@ -470,4 +470,69 @@ mod tests {
         assert_eq!(store.since(short, u64::MAX).records, []);
         assert_eq!(store.since(short, u64::MAX - 1).records, [last]);
     }
+
+    /// Records of one author, as it would write them: for each name its version after, and whether it is there.
+    fn written(said: &[(u8, bool)]) -> Vec<Record> {
+        let (identity, cluster) = (Identity::from_seed([1; 32]), ClusterId([2; 16]));
+        let mut held: BTreeMap<Key, (u64, Option<bytes::Bytes>)> = BTreeMap::new();
+        let versions = said.iter().zip(1..);
+        versions
+            .map(|((name, is_there), version)| {
+                let key = Key {
+                    name: vec![*name],
+                    ..Key::first()
+                };
+                let value = is_there.then(|| bytes::Bytes::from(vec![version as u8]));
+                held.insert(key.clone(), (version, value.clone()));
+                let sums = held
+                    .iter()
+                    .map(|(key, (version, value))| StateSum::of(key, *version, value));
+                let state = sums.fold(StateSum::default(), StateSum::plus);
+                Record::sign(&identity, &cluster, key, version, value, state)
+            })
+            .collect()
+    }
+
+    fn applied<'a>(records: impl IntoIterator<Item = &'a Record>) -> Store {
+        let (mut store, now) = (Store::new(8, 8), Instant::now());
+        for record in records {
+            store.apply(record.clone(), now);
+        }
+        store
+    }
+
+    #[test]
+    fn records_merge_to_the_same_in_any_order() {
+        let said = written(&[(1, true), (2, true), (1, false), (2, true), (1, true)]);
+        let in_order = applied(&said);
+        let newest: Vec<&Record> = in_order.records().collect();
+        assert_eq!(newest, [&said[4], &said[3]]);
+        // Every order of five, with repetitions, as digits to the base of five.
+        for order in 0..5_u32.pow(5) {
+            let order = (0..5).map(|place| &said[(order / 5_u32.pow(place) % 5) as usize]);
+            let store = applied(order.chain(&said).chain(&said[..4]));
+            assert_eq!(store.records().collect::<Vec<_>>(), newest);
+        }
+    }
+
+    #[test]
+    fn what_is_older_than_what_was_complete_does_not_come_back() {
+        let said = written(&[(1, true), (2, true), (1, false), (2, true)]);
+        let mut store = applied(&said);
+        let (short, later) = (
+            Short::from(&said[0].author),
+            Instant::now() + std::time::Duration::from_secs(1),
+        );
+        assert!(store.author(short).unwrap().is_complete());
+        assert_eq!(store.drop_tombstones(later).len(), 1);
+        for old in &said[..3] {
+            assert_eq!(
+                store.apply(old.clone(), later),
+                Applied::Old,
+                "version {}",
+                old.version
+            );
+        }
+        assert_eq!(store.records().collect::<Vec<_>>(), [&said[3]]);
+    }
 }

@@ -185,3 +185,43 @@ pub(super) fn is_usable(address: std::net::IpAddr, subnets: &[SubnetSpec]) -> bo
             && !pools::unusable(subnet.net).contains(&number)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Something that its maker alone says what it is.
+    #[derive(Debug, Clone, PartialEq)]
+    struct Made(NodeId);
+
+    impl Shared for Made {
+        fn maker(&self) -> Option<NodeId> {
+            Some(self.0)
+        }
+    }
+
+    #[test]
+    fn what_is_used_is_there_whoever_says_that_it_is_gone() {
+        let [maker, user, liar] = [1, 2, 3].map(|n| NodeId([n; 32]));
+        let mut contest = Contest::default();
+        let mut say = |author, lamport, removed| {
+            let value = Made(maker);
+            let register = Register {
+                lamport,
+                removed,
+                value,
+            };
+            contest.set(author, CLUSTER, Some(register));
+            [false, true].map(|is_used| {
+                let uses = |node| is_used && node == user;
+                contest.live(uses, |_| false).is_some()
+            })
+        };
+        assert_eq!(say(maker, 1, false), [true, true]);
+        assert_eq!(say(user, 1, false), [true, true]);
+        assert_eq!(say(liar, MAX_LAMPORT, true), [false, true]);
+        assert_eq!(say(maker, MAX_LAMPORT, true), [false, true]);
+        // Who uses it and agrees that it is gone has nothing against it.
+        assert_eq!(say(user, 2, true), [false, false]);
+    }
+}

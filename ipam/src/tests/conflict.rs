@@ -196,3 +196,23 @@ fn a_version_beyond_the_last_of_an_epoch_is_never_made() {
     let spent = Err(GiveError::Refused(Refusal::Spent));
     assert_eq!(a.give(B, &Want::Number(8), Instant::now()), spent);
 }
+
+#[test]
+fn a_grant_that_comes_late_is_by_the_owner_only_if_the_owner_of_then_made_it() {
+    let mut space = sixteen(9);
+    for grant in [grant(0, 2, A, B, 1), grant(0, 2, B, C, 2)] {
+        assert!(space.is_by_owner(&grant));
+        assert_eq!(space.merge(grant), Merged::Applied);
+    }
+    assert!(space.is_by_owner(&grant(0, 2, A, 4, 1)), "it contradicts itself");
+    assert!(
+        space.is_by_owner(&grant(0, 2, B, 4, 2)),
+        "and so does who came next"
+    );
+    for liar in [C, 4, 9] {
+        for to in [A, B, C, liar, 8] {
+            assert!(!space.is_by_owner(&grant(0, 2, liar, to, 1)), "{liar} to {to}");
+            assert!(!space.is_by_owner(&grant(0, 2, liar, to, 2)), "{liar} to {to}");
+        }
+    }
+}

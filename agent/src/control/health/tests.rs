@@ -44,6 +44,15 @@ fn state(world: &mut World) -> BackendState {
     here.state
 }
 
+/// Whether names lead to it, where somebody is who may ask.
+fn is_named(world: &World) -> bool {
+    let control = &world.nodes[1].control;
+    let network = control.catalogue.networks().next().unwrap().0;
+    let addresses = control.addresses_of(network, "tasks.web.app.weft.internal");
+    assert!(addresses.len() < 2, "{addresses:?}");
+    !addresses.is_empty()
+}
+
 fn update(world: &mut World, health: serde_json::Value) {
     let request: ServiceUpdateRequest = serde_json::from_value(json!({ "health": health })).unwrap();
     let query = ServiceQuery::default();
@@ -85,15 +94,18 @@ fn a_backend_starts_fails_and_recovers_for_all_nodes_alike() {
     connect(&mut world);
     world.pass(4 * SECOND);
     assert_eq!(state(&mut world), BackendState::Starting);
+    assert!(!is_named(&world));
     assert_eq!(
         backend(&mut world, 0).reason.as_deref(),
         Some("connection refused")
     );
     world.pass(6 * SECOND);
     assert_eq!(state(&mut world), BackendState::Unhealthy);
+    assert!(!is_named(&world));
     world.nodes[1].probes = passes();
     world.pass(2 * SECOND);
     assert_eq!(state(&mut world), BackendState::Ready);
+    assert!(is_named(&world));
     assert_eq!(backend(&mut world, 0).reason, None);
     world.nodes[1].probes = fails("no answer within 2s");
     world.pass(2 * SECOND);
@@ -104,6 +116,7 @@ fn a_backend_starts_fails_and_recovers_for_all_nodes_alike() {
     );
     world.pass(2 * SECOND);
     assert_eq!(state(&mut world), BackendState::Unhealthy);
+    assert!(!is_named(&world));
     update(&mut world, json!({"off": true}));
     world.pass(SECOND);
     assert_eq!(state(&mut world), BackendState::Ready);

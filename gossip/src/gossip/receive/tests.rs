@@ -142,3 +142,37 @@ fn so_many_authors_are_heard_and_no_more() {
         assert_eq!(taken, author < 3, "{author}");
     }
 }
+
+#[test]
+fn nobody_is_believed_in_the_name_of_another_whichever_way_it_comes() {
+    let now = Instant::now();
+    let truth = signed(5, 1, b"a", 1);
+    let mut lie = Record {
+        value: Some(Bytes::from_static(b"a lie")),
+        version: 2,
+        ..truth.clone()
+    };
+    for is_copied in [true, false] {
+        if !is_copied {
+            // Signed, and by somebody else.
+            lie.signature = signed(6, 2, b"a", 1).signature;
+        }
+        let mut told = gossip(now);
+        assert!(take(&mut told, &truth, now) && !take(&mut told, &lie, now));
+        let mut compared = gossip(now);
+        assert!(take(&mut compared, &truth, now));
+        for all in [true, false] {
+            let records = vec![lie.clone()];
+            let set = AuthorSet {
+                all,
+                dropped: 0,
+                records,
+            };
+            compared.take_set(set, None, 0, now);
+        }
+        for gossip in [told, compared] {
+            assert_eq!(gossip.get(&truth.author, &truth.key), Some(&truth));
+            assert!(gossip.stats().forged > 0);
+        }
+    }
+}
