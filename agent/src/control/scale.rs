@@ -20,6 +20,7 @@ use super::{
 };
 use crate::api::types::{EndpointMode, Protocol, Scheduler, ServicePort, Tuning};
 
+mod costs;
 mod measured;
 
 /// So many others share the backends.
