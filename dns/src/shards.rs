@@ -60,6 +60,11 @@ impl<K: Hash + Eq + Clone, V: Clone> Shards<K, V> {
         self.shard_mut(key).get_mut(key)
     }
 
+    /// Everything, in no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.0.iter().flatten().flat_map(|shard| shard.iter())
+    }
+
     fn shard_mut<Q: Hash + ?Sized>(&mut self, key: &Q) -> &mut HashMap<K, V> {
         Arc::make_mut(self.0[shard(key)].get_or_insert_default())
     }

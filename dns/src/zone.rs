@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
@@ -73,6 +73,18 @@ impl Zone {
     /// What the networks are called, in lower case.
     pub fn network_names(&self) -> impl Iterator<Item = (NetworkId, &str)> {
         self.networks.iter().map(|(id, network)| (*id, network.name()))
+    }
+
+    /// All that it says, a line for each thing, however it came to that: two zones that answer alike have the same lines.
+    pub fn lines(&self) -> BTreeSet<String> {
+        let networks = self.networks.iter();
+        let lines = networks.flat_map(|(id, network)| {
+            network
+                .lines()
+                .into_iter()
+                .map(move |line| format!("{id} {line}"))
+        });
+        lines.collect()
     }
 
     /// Whether an address is in a subnet of any network.
@@ -303,6 +315,28 @@ impl NetworkZone {
         if pointers.is_empty() {
             self.reverse.remove(address);
         }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let (name, internal, subnets) = (&self.name, self.internal, &self.subnets);
+        let mut lines = vec![format!("{name} {internal} {subnets:?}")];
+        let endpoints = self.endpoints.iter();
+        lines.extend(endpoints.map(|(id, endpoint)| format!("endpoint {id} {endpoint:?}")));
+        lines.extend(self.names.iter().map(|(name, holders)| {
+            let mut members = holders.members.clone();
+            members.sort_unstable();
+            format!("name {name} {:?} {members:?}", holders.addresses)
+        }));
+        let services = self.services.iter();
+        lines.extend(services.map(|(name, service)| format!("service {name} {service:?}")));
+        let parents = self.parents.iter();
+        lines.extend(parents.map(|(name, children)| format!("parent {name} {children}")));
+        lines.extend(self.reverse.iter().map(|(address, pointers)| {
+            let mut names: Vec<_> = pointers.iter().map(|pointer| format!("{pointer:?}")).collect();
+            names.sort_unstable();
+            format!("address {address} {names:?}")
+        }));
+        lines
     }
 
     /// The network's name in lower case.

@@ -15,7 +15,9 @@ mod observed;
 mod op;
 mod record;
 
-pub use desired::{Desired, Encryption, LocalEndpoint, Network, Place, RemoteEndpoint, Sandbox, Subnet};
+pub use desired::{
+    Desired, Encryption, LocalEndpoint, Network, Place, RemoteEndpoint, Remotes, Sandbox, Subnet,
+};
 pub use diff::plan;
 pub use ingress::{HostPort, HostPorts, Ingress, IngressLink, SourceRules, Transport};
 pub use observed::{

@@ -11,7 +11,7 @@ use std::{
 
 use weft_types::NodeId;
 
-use super::{Control, Now, Probe, catalogue::Presence};
+use super::{Control, Now, Probe, catalogue::Presence, touched::Place};
 
 /// How often the host is asked.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -120,7 +120,7 @@ impl Control {
     /// What came of a [`Probe`].
     pub fn handle_probe(&mut self, node: NodeId, answers: bool, now: Now) {
         if self.away.hear(node, answers, now.instant) {
-            self.host_changed();
+            self.host_changed_at(Place::Node(node));
         }
     }
 

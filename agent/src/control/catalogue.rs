@@ -4,6 +4,7 @@
 //! they arrive does not matter.
 
 mod apply;
+mod index;
 mod keys;
 
 use std::{
@@ -21,8 +22,11 @@ use super::{
         CLUSTER, ConsentFact, DrainSpec, Drainee, EndpointSpec, IngressSpec, Kind, NetworkSpec, NodeFact,
         Register, RemovalFact, ServiceSpec, TokenFact, decode, endpoint_key, id_of, ingress_key,
     },
+    work::looked,
 };
 
+pub use index::Trait;
+use index::{ServiceIndex, Tags};
 pub use keys::SaidOfKeys;
 
 /// What this node thinks of another.
@@ -67,12 +71,12 @@ pub enum Change {
     /// With what it was.
     EndpointChanged(NetworkId, EndpointId, Box<Endpoint>),
     EndpointRemoved(NetworkId, EndpointId, Box<Endpoint>),
-    IngressChanged,
+    IngressChanged(NetworkId),
     TokensChanged,
     NodeRemoved(NodeId),
     /// What removed nodes owned, or who says what of it.
     EstatesChanged,
-    DrainChanged,
+    DrainChanged(Drainee),
     /// Who has which key of gossip, or is offered one.
     KeysChanged,
 }
@@ -92,9 +96,12 @@ pub struct Catalogue {
     /// The networks that anybody has called so.
     called: BTreeMap<String, BTreeSet<NetworkId>>,
     services: BTreeMap<(NetworkId, ServiceId), Contest<ServiceSpec>>,
+    index: ServiceIndex,
     endpoints: BTreeMap<NetworkId, BTreeMap<EndpointId, Endpoint>>,
     /// The network and the node of each of them.
     places: BTreeMap<EndpointId, (NetworkId, NodeId)>,
+    /// The endpoints of each node.
+    of_node: BTreeMap<NodeId, BTreeSet<(NetworkId, EndpointId)>>,
     /// The endpoints that serve a service, by its name.
     serving: BTreeMap<NetworkId, BTreeMap<String, BTreeSet<EndpointId>>>,
     ingresses: BTreeMap<(NetworkId, NodeId), IngressSpec>,
@@ -158,12 +165,7 @@ impl Catalogue {
 
     /// Whether a node has an endpoint on a network.
     fn uses(&self, network: NetworkId, node: NodeId) -> bool {
-        let mut endpoints = self
-            .endpoints
-            .get(&network)
-            .into_iter()
-            .flat_map(BTreeMap::values);
-        endpoints.any(|endpoint| endpoint.node == node)
+        self.endpoints_of_on(node, network).next().is_some()
     }
 
     /// Those who name themselves the makers of a network that another has made, with that network.
@@ -301,6 +303,31 @@ impl Catalogue {
         })
     }
 
+    /// The services that have something, by what they are.
+    pub fn services_having(&self, what: Trait) -> impl Iterator<Item = (ServiceId, &ServiceSpec)> {
+        let having = self.index.having(what);
+        having.filter_map(|(network, id)| Some((id, self.service(network, id)?)))
+    }
+
+    /// The services of a network by a name, whatever its case.
+    pub fn services_called(
+        &self,
+        network: NetworkId,
+        name: &str,
+    ) -> impl Iterator<Item = (ServiceId, &ServiceSpec)> {
+        let called = self.index.called(network, name);
+        let there = called.filter_map(move |id| Some((id, self.service(network, id)?)));
+        let name = name.to_ascii_lowercase();
+        there.filter(move |(_, spec)| spec.name.eq_ignore_ascii_case(&name))
+    }
+
+    /// The services of all networks that are called exactly so.
+    pub fn all_services_called(&self, name: &str) -> impl Iterator<Item = (ServiceId, &ServiceSpec)> {
+        let called = self.index.called_anywhere(name);
+        let there = called.filter_map(|(network, id)| Some((id, self.service(network, id)?)));
+        there.filter(move |(_, spec)| spec.name == name)
+    }
+
     pub fn service(&self, network: NetworkId, id: ServiceId) -> Option<&ServiceSpec> {
         self.services
             .get(&(network, id))?
@@ -312,6 +339,7 @@ impl Catalogue {
             .get(&network)
             .into_iter()
             .flatten()
+            .inspect(|_| looked())
             .map(|(id, endpoint)| (*id, endpoint))
     }
 
@@ -338,6 +366,30 @@ impl Catalogue {
         self.endpoints
             .iter()
             .flat_map(|(network, all)| all.iter().map(|(id, endpoint)| (*network, *id, endpoint)))
+            .inspect(|_| looked())
+    }
+
+    /// The endpoints of a node, by networks.
+    pub fn endpoints_of(&self, node: NodeId) -> impl Iterator<Item = (NetworkId, EndpointId, &Endpoint)> {
+        let places = self.of_node.get(&node).into_iter().flatten();
+        places.filter_map(|(network, id)| Some((*network, *id, self.endpoint(*network, *id)?)))
+    }
+
+    /// Those of them that are on one network.
+    pub fn endpoints_of_on(
+        &self,
+        node: NodeId,
+        network: NetworkId,
+    ) -> impl Iterator<Item = (EndpointId, &Endpoint)> {
+        let range = (network, EndpointId([0; 16]))..=(network, EndpointId([0xff; 16]));
+        let places = self.of_node.get(&node).into_iter();
+        let places = places.flat_map(move |places| places.range(range.clone()));
+        places.filter_map(move |(_, id)| Some((*id, self.endpoint(network, *id)?)))
+    }
+
+    /// The network that an endpoint is on.
+    pub fn network_of(&self, id: EndpointId) -> Option<NetworkId> {
+        self.places.get(&id).map(|(network, _)| *network)
     }
 
     /// A node's own place on a network.
@@ -347,7 +399,8 @@ impl Catalogue {
 
     /// The nodes with a place of their own on a network.
     pub fn ingresses(&self, network: NetworkId) -> impl Iterator<Item = (NodeId, &IngressSpec)> {
-        let all = self.ingresses.iter().filter(move |((on, _), _)| *on == network);
+        let range = (network, NodeId([0; 32]))..=(network, NodeId([0xff; 32]));
+        let all = self.ingresses.range(range);
         all.map(|((_, node), spec)| (*node, spec))
     }
 

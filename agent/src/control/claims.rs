@@ -11,7 +11,7 @@ use std::{
 use ipnet::IpNet;
 use weft_types::{Mac, NetworkId, NodeId, ServiceId};
 
-use super::{Control, Now, contest::is_usable, records::NetworkSpec};
+use super::{Control, Now, contest::is_usable, records::NetworkSpec, work::looked};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Thing {
@@ -21,34 +21,70 @@ pub(super) enum Thing {
     Key([u8; 32]),
 }
 
-/// By what is claimed: the claimants, the earliest first; one for each of its claims.
 #[derive(Debug, Default)]
-pub(super) struct Claims(BTreeMap<Thing, Vec<NodeId>>);
+pub(super) struct Claims {
+    /// By what is claimed: the claimants, the earliest first; one for each of its claims.
+    all: BTreeMap<Thing, Vec<NodeId>>,
+    /// How many things of a network are claimed more than once.
+    crowded: BTreeMap<NetworkId, usize>,
+}
+
+impl Thing {
+    fn network(self) -> Option<NetworkId> {
+        match self {
+            Self::Mac(network, _) | Self::Address(network, _) => Some(network),
+            Self::Key(_) => None,
+        }
+    }
+}
 
 impl Claims {
     pub(super) fn add(&mut self, node: NodeId, things: impl Iterator<Item = Thing>) {
         for thing in things {
-            self.0.entry(thing).or_default().push(node);
+            let claimants = self.all.entry(thing).or_default();
+            claimants.push(node);
+            if let (2, Some(network)) = (claimants.len(), thing.network()) {
+                *self.crowded.entry(network).or_default() += 1;
+            }
         }
     }
 
     pub(super) fn remove(&mut self, node: NodeId, things: impl Iterator<Item = Thing>) {
         for thing in things {
-            let Some(claimants) = self.0.get_mut(&thing) else {
+            let Some(claimants) = self.all.get_mut(&thing) else {
                 continue;
             };
             // The last one: whoever claims the same once more and takes that back has not lost its place.
             if let Some(last) = claimants.iter().rposition(|claimant| *claimant == node) {
                 claimants.remove(last);
+                if let (1, Some(network)) = (claimants.len(), thing.network())
+                    && let Some(crowded) = self.crowded.get_mut(&network)
+                {
+                    *crowded -= 1;
+                    if *crowded == 0 {
+                        self.crowded.remove(&network);
+                    }
+                }
             }
             if claimants.is_empty() {
-                self.0.remove(&thing);
+                self.all.remove(&thing);
             }
         }
     }
 
     pub(super) fn of(&self, thing: Thing) -> &[NodeId] {
-        self.0.get(&thing).map_or(&[], Vec::as_slice)
+        looked();
+        self.all.get(&thing).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether anything of a network is claimed more than once, so that who has it hangs on more than what says so itself.
+    pub(super) fn is_crowded(&self, network: NetworkId) -> bool {
+        self.crowded.contains_key(&network)
+    }
+
+    /// The networks of which that is so.
+    pub(super) fn crowded(&self) -> impl Iterator<Item = NetworkId> {
+        self.crowded.keys().copied()
     }
 
     /// Whether `node` claimed it before all others.
@@ -58,8 +94,21 @@ impl Claims {
 
     /// What several nodes claim, with all of them.
     pub(super) fn disputed(&self) -> impl Iterator<Item = (Thing, &[NodeId])> {
-        let all = self.0.iter().map(|(thing, nodes)| (*thing, nodes.as_slice()));
+        let all = self.all.iter().map(|(thing, nodes)| (*thing, nodes.as_slice()));
         all.filter(|(_, nodes)| nodes.iter().any(|node| *node != nodes[0]))
+    }
+}
+
+#[cfg(test)]
+impl Claims {
+    pub(super) fn assert_crowded(&self) {
+        let mut crowded = BTreeMap::new();
+        for (thing, _) in self.all.iter().filter(|(_, claimants)| claimants.len() > 1) {
+            if let Some(network) = thing.network() {
+                *crowded.entry(network).or_default() += 1;
+            }
+        }
+        assert_eq!(self.crowded, crowded);
     }
 }
 

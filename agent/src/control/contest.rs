@@ -11,6 +11,7 @@ use weft_types::{NetworkId, NodeId};
 use super::{
     pools,
     records::{CLUSTER, DrainSpec, NetworkSpec, Register, ServiceSpec, SubnetSpec},
+    work::looked,
 };
 
 /// Registers beyond it are not read, and nobody writes them.
@@ -164,6 +165,7 @@ impl<T: Shared> Contest<T> {
         uses: impl Fn(NodeId) -> bool,
         is_removed: impl Fn(NodeId) -> bool,
     ) -> Option<&T> {
+        looked();
         let winner = self
             .believed()
             .max_by_key(|(author, register)| (register.lamport, !is_removed(*author), *author));

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use weft_lb::{Attempts, EjectRule};
 use weft_types::{EndpointId, NetworkId, ServiceId};
 
-use super::{Control, Now};
+use super::{Control, Now, catalogue::Trait, touched::Place};
 use crate::api::{Timestamp, types::EventKind};
 
 /// That a host ejects a backend, as it tells others.
@@ -24,14 +24,14 @@ pub struct EjectedUntil {
 impl Control {
     /// The services whose clients are watched for what fails.
     pub(super) fn ejecting(&self) -> BTreeSet<ServiceId> {
-        let services = self.catalogue.all_services();
+        let services = self.catalogue.services_having(Trait::Ejects);
         let ejecting = services.filter(|(_, spec)| spec.tuning.eject().is_some());
         ejecting.map(|(id, _)| id).collect()
     }
 
     /// What the clients of this host have tried so far with the backends of [`ejecting`](Self::ejecting) services.
     pub fn handle_attempts(&mut self, counted: &BTreeMap<EndpointId, Attempts>, now: Now) {
-        let services = self.catalogue.all_services();
+        let services = self.catalogue.services_having(Trait::Ejects);
         let rules = services.filter_map(|(id, spec)| Some((id, spec, spec.tuning.eject()?)));
         let ruled: Vec<_> = rules
             .map(|(id, spec, (failures, time))| {
@@ -59,7 +59,7 @@ impl Control {
 
     /// Forgets the backends of services that do not eject (any more).
     fn forget_ejections(&mut self) {
-        let services = self.catalogue.all_services();
+        let services = self.catalogue.services_having(Trait::Ejects);
         let ejecting = services.filter(|(_, spec)| spec.tuning.eject().is_some());
         let backends = ejecting.flat_map(|(_, spec)| self.serving(spec.network, &spec.name));
         let backends: BTreeSet<EndpointId> = backends.map(|(id, _)| id).collect();
@@ -68,13 +68,11 @@ impl Control {
 
     fn tell_ejections(&mut self, now: Now) {
         while let Some(change) = self.ejections.poll_change() {
-            self.host_changed();
-            let mut networks = self.catalogue.networks().map(|(network, _)| network);
-            let is_on = |network: &NetworkId| self.endpoint_spec(*network, change.endpoint).is_some();
-            let Some(network) = networks.find(is_on) else {
+            self.host_changed_at(Place::Nothing);
+            let Some(network) = self.catalogue.network_of(change.endpoint) else {
                 continue;
             };
-            drop(networks);
+            self.host_changed_at(Place::Endpoint(network, change.endpoint));
             let kind = match change.ejected {
                 Some(_) => EventKind::EndpointEjected,
                 None => EventKind::EndpointReadmitted,

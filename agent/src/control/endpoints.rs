@@ -109,7 +109,7 @@ impl Control {
         if let Some(service) = &request.service
             && !self
                 .catalogue
-                .services(*id)
+                .services_called(*id, service)
                 .any(|(_, spec)| spec.name == *service)
         {
             return Err(
@@ -459,9 +459,7 @@ impl Control {
     }
 
     pub(super) fn local_endpoints(&self) -> impl Iterator<Item = (NetworkId, EndpointId, &Known)> {
-        self.catalogue
-            .all_endpoints()
-            .filter(|(_, _, endpoint)| endpoint.node == self.me)
+        self.catalogue.endpoints_of(self.me)
     }
 
     pub(super) fn endpoint_spec(&self, network: NetworkId, id: EndpointId) -> Option<&EndpointSpec> {

@@ -67,7 +67,7 @@ impl Control {
         id: EndpointId,
         more: Vec<(&str, String)>,
     ) {
-        let Some((_, endpoint)) = self.catalogue.endpoints(network).find(|(known, _)| *known == id) else {
+        let Some(endpoint) = self.catalogue.endpoint(network, id) else {
             return;
         };
         let name = endpoint.spec.name.clone();

@@ -163,7 +163,7 @@ impl Control {
         now: Now,
     ) -> Option<Finding> {
         let service = service?;
-        let mut services = self.catalogue.services(network);
+        let mut services = self.catalogue.services_called(network, service);
         let is_checked = services.any(|(_, spec)| spec.name == service && spec.health.is_some());
         is_checked.then(|| Finding::new(HealthState::Starting, "not checked yet", now.unix_millis))
     }
@@ -214,25 +214,26 @@ impl Control {
 
     /// The endpoints of this host that are to be checked, and those that are not any more.
     fn wanted_checks(&self) -> (BTreeMap<EndpointId, Wanted>, Vec<(NetworkId, EndpointId)>) {
-        let mut checks: BTreeMap<(NetworkId, &str), (&HealthCheck, Option<u16>)> = BTreeMap::new();
-        for (_, spec) in self.catalogue.all_services() {
-            if let Some(check) = &spec.health {
-                let port = check.port(&spec.ports);
-                checks.insert((spec.network, &spec.name), (check, port));
-            }
-        }
+        // Of several services of a name the last one that has a check.
+        let check_of = |network, service: &str| {
+            let called = self.catalogue.services_called(network, service);
+            let called = called.filter(|(_, spec)| spec.name == service);
+            let checks = called.filter_map(|(_, spec)| {
+                let check = spec.health.as_ref()?;
+                Some((check, check.port(&spec.ports)))
+            });
+            checks.last()
+        };
         let (mut wanted, mut released) = (BTreeMap::new(), Vec::new());
         for (network, id, endpoint) in self.local_endpoints() {
             let spec = &endpoint.spec;
-            let check = spec
-                .service
-                .as_deref()
-                .and_then(|service| checks.get(&(network, service)));
+            let service = spec.service.as_deref();
+            let check = service.and_then(|service| check_of(network, service));
             // Before its interface is there, a probe would only find that out.
             let sandbox = spec.sandbox().filter(|_| self.ifnames.contains_key(&id));
             match (check, sandbox) {
                 (Some((check, port)), Some(sandbox)) => {
-                    wanted.extend(want(network, spec, sandbox, check, *port).map(|wanted| (id, wanted)));
+                    wanted.extend(want(network, spec, sandbox, check, port).map(|wanted| (id, wanted)));
                 }
                 (Some(_), None) => {}
                 (None, _) if spec.health.check.is_some() => released.push((network, id)),

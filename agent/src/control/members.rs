@@ -10,6 +10,7 @@ use super::{
     catalogue::{Catalogue, Change, Presence},
     records::{CLUSTER, Kind, NetworkSpec, NodeFact, Register, RemovalFact, TunnelFact, encode, network_key},
     spaces::Wire,
+    touched::Place,
 };
 use crate::api::types::{ClusterJoinResponse, EventKind};
 
@@ -143,7 +144,7 @@ impl Control {
         grants_me
     }
 
-    fn apply(&mut self, author: NodeId, key: &Key, value: Option<&[u8]>, now: Now) {
+    pub(super) fn apply(&mut self, author: NodeId, key: &Key, value: Option<&[u8]>, now: Now) {
         let change = self.catalogue.apply(author, key, value);
         let more = self.catalogue.take_more();
         for change in change.into_iter().chain(more) {
@@ -153,9 +154,9 @@ impl Control {
 
     fn on_change(&mut self, change: Change, now: Now) {
         if change != Change::KeysChanged {
-            self.host_changed();
+            self.note_touched(&change);
             self.note_for_checks(&change);
-            self.ingresses_to_look_at |= !matches!(change, Change::IngressChanged | Change::TokensChanged);
+            self.ingresses_to_look_at |= !matches!(change, Change::IngressChanged(_) | Change::TokensChanged);
         }
         match change {
             Change::KeysChanged | Change::TokensChanged => self.keyring.look_soon(now.instant),
@@ -166,7 +167,7 @@ impl Control {
                     self.describe_itself(now);
                 }
             }
-            Change::IngressChanged | Change::DrainChanged => {}
+            Change::IngressChanged(_) | Change::DrainChanged(_) => {}
             Change::NodeRemoved(node) => {
                 if node == self.me {
                     self.removed = true;
@@ -290,7 +291,7 @@ impl Control {
         }
     }
 
-    fn on_member(&mut self, member: &Member, now: Now) {
+    pub(super) fn on_member(&mut self, member: &Member, now: Now) {
         let (presence, kind) = match member.state {
             MemberState::Alive => (Presence::Alive, EventKind::NodeAlive),
             MemberState::Suspect => (Presence::Suspect, EventKind::NodeSuspect),
@@ -304,7 +305,7 @@ impl Control {
         {
             let served = before.is_some_and(|before| before != Presence::Unheard);
             self.believe(member.node, presence, served, now);
-            self.host_changed();
+            self.host_changed_at(Place::Node(member.node));
             self.keyring.look_soon(now.instant);
             self.look_at_estates(now);
             self.node_event(kind, member.node);

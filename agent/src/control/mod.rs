@@ -13,6 +13,7 @@ pub mod catalogue;
 mod claims;
 mod command;
 mod contest;
+mod derived;
 pub mod docker;
 pub mod doctor;
 mod drain;
@@ -38,16 +39,21 @@ pub mod records;
 mod refusals;
 mod ring;
 mod rotation;
+#[cfg(test)]
+mod scale;
 mod services;
 mod spaces;
 mod sums;
 mod timers;
 pub mod token;
 mod tokens;
+mod touched;
 mod traffic;
 mod tunnels;
 mod views;
+mod ways;
 pub mod why;
+mod work;
 #[cfg(test)]
 mod world;
 
@@ -88,6 +94,7 @@ pub use views::{DNS_V4, DNS_V6, HostState, Resolver, SandboxTables};
 
 use away::Away;
 use catalogue::{Catalogue, Presence};
+use derived::Derived;
 use docker::Docker;
 use drain::Drains;
 use health::Checks;
@@ -98,6 +105,7 @@ use records::{Kind, SandboxSpec, SpaceKey};
 use rotation::Rotation;
 pub use spaces::Kept;
 use spaces::{Estates, Spaces};
+use touched::Place;
 use tunnels::Tunnels;
 
 /// What every node of a cluster knows about it, from `init` or from the answer to `join`.
@@ -269,8 +277,8 @@ pub struct Control {
     checks: Checks,
     polls: Polls,
     drains: Drains,
-    /// What sandboxes were last told of the services of each network.
-    balanced: BTreeMap<NetworkId, views::Balanced>,
+    /// What the host was last told, as far as it is kept.
+    derived: Derived,
     slow_start: SlowStart,
     ejections: Ejections,
     /// How often this host has ejected a backend.
@@ -350,6 +358,7 @@ impl Control {
             gossip.evict(node, why, now.instant);
         }
         let removed = catalogue.is_removed(me);
+        let derived = Derived::new(&settings.domain);
         let reading_back = (!fresh && !alone).then(|| now.instant + READ_BACK);
         let mut control = Self {
             me,
@@ -374,7 +383,7 @@ impl Control {
             polls: Polls::default(),
             drains: Drains::default(),
             slow_start: SlowStart::default(),
-            balanced: BTreeMap::new(),
+            derived,
             ejections: Ejections::default(),
             ejected_so_far: 0,
             estates: Estates::default(),
@@ -476,10 +485,8 @@ impl Control {
         self.turn.replies.push(Box::new(move || responder.send(result)));
     }
 
+    /// The host is to be told, and anything may be another than before.
     fn host_changed(&mut self) {
-        if !self.turn.host_changed && self.reading_back.is_none() {
-            self.turn.host_changed = true;
-            self.generation += 1;
-        }
+        self.host_changed_at(Place::Everything);
     }
 }

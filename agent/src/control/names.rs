@@ -114,6 +114,13 @@ pub fn service(
     let only = network_reference
         .map(|reference| network(catalogue, reference))
         .transpose()?;
+    let called = catalogue.all_services_called(reference);
+    let called: Vec<_> = called
+        .filter(|(_, spec)| only.is_none_or(|network| network == spec.network))
+        .collect();
+    if let [(id, spec)] = called[..] {
+        return Ok((id, spec.clone()));
+    }
     let candidates: Vec<_> = catalogue
         .all_services()
         .filter(|(_, spec)| only.is_none_or(|network| network == spec.network))

@@ -13,6 +13,7 @@ use weft_types::{Mac, NetworkId, ServiceId};
 
 use super::{
     Control, Now,
+    catalogue::Trait,
     operations::{Operation, Stop},
     pools::number,
     records::{IngressSpec, ServiceSpec, SpaceKey, encode, ingress_key},
@@ -70,7 +71,7 @@ impl Control {
     fn holders(&self) -> BTreeMap<Slot, (NetworkId, ServiceId)> {
         let publishing = self
             .catalogue
-            .all_services()
+            .services_having(Trait::Publishes)
             .filter(|(_, spec)| !spec.publish.is_empty() && self.can_be_entered(spec.network));
         let mut publishing: Vec<_> = publishing.collect();
         publishing.sort_by_key(|(id, spec)| (self.catalogue.is_removed(spec.creator), spec.created, *id));
@@ -87,6 +88,11 @@ impl Control {
         self.catalogue.network(network).is_some_and(|spec| !spec.internal)
     }
 
+    fn publishing(&self, network: NetworkId) -> impl Iterator<Item = (ServiceId, &ServiceSpec)> {
+        let all = self.catalogue.services_having(Trait::Publishes);
+        all.filter(move |(_, spec)| spec.network == network)
+    }
+
     /// The ports that a service really has, of those that it was given.
     fn held<'a>(
         holders: &'a BTreeMap<Slot, (NetworkId, ServiceId)>,
@@ -100,9 +106,9 @@ impl Control {
     /// Whether a port is open on this host.
     fn is_open_here(&self, spec: &ServiceSpec, port: &PublishedPort) -> bool {
         port.mode == PublishMode::Ingress
-            || self.catalogue.endpoints(spec.network).any(|(_, endpoint)| {
-                endpoint.node == self.me && endpoint.spec.service.as_deref() == Some(&spec.name)
-            })
+            || self
+                .serving(spec.network, &spec.name)
+                .any(|(_, endpoint)| endpoint.node == self.me)
     }
 
     /// What `service` may not publish, before anything is changed. `spec` is as it is to be.
@@ -175,7 +181,7 @@ impl Control {
     pub(super) fn publish_problems(&self) -> Vec<String> {
         let holders = self.holders();
         let mut problems = Vec::new();
-        for (id, spec) in self.catalogue.all_services() {
+        for (id, spec) in self.catalogue.services_having(Trait::Publishes) {
             for port in &spec.publish {
                 let Some((network, holder)) = holders.get(&slot(port)).filter(|(_, holder)| *holder != id)
                 else {
@@ -200,7 +206,7 @@ impl Control {
             return BTreeSet::new();
         }
         let holders = self.holders();
-        let services = self.catalogue.all_services();
+        let services = self.catalogue.services_having(Trait::Publishes);
         services
             .filter(|(id, spec)| Self::held(&holders, *id, spec).any(|port| self.is_open_here(spec, port)))
             .map(|(_, spec)| spec.network)
@@ -308,7 +314,7 @@ impl Control {
     pub(super) fn overlay_ingress(&self, network: NetworkId) -> Option<plan::Ingress> {
         let ingress = self.catalogue.ingress(network, self.me)?;
         let holders = self.holders();
-        let services = self.catalogue.services(network);
+        let services = self.publishing(network);
         let ports = services.flat_map(|(id, spec)| {
             Self::held(&holders, id, spec)
                 .filter(|port| self.is_open_here(spec, port))
@@ -330,8 +336,7 @@ impl Control {
             .map(|network| EntryTable {
                 network,
                 services: self
-                    .catalogue
-                    .services(network)
+                    .publishing(network)
                     .flat_map(|(id, spec)| self.entry_services(&holders, id, spec))
                     .collect(),
             })

@@ -132,7 +132,7 @@ impl Control {
         };
         let namesake =
             |(other, spec): (ServiceId, &ServiceSpec)| other != set.id && spec.name == set.spec.name;
-        if self.catalogue.services(id).any(namesake) {
+        if self.catalogue.services_called(id, &set.spec.name).any(namesake) {
             return Err(ApiError::conflict(format!(
                 "network `{}` has a service `{}` already",
                 network.name, set.spec.name

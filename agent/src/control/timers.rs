@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Control, Now, catalogue::Presence};
+use super::{Control, Now, catalogue::Presence, touched::Place};
 
 /// How often this node looks whether it still owns free numbers of every kind.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -62,7 +62,8 @@ impl Control {
             self.turn.commit.append(&mut self.unsaved);
         }
         if self.slow_start.handle_timeout(now.instant) {
-            self.host_changed();
+            // Whose shares grow is looked at each time.
+            self.host_changed_at(Place::Nothing);
         }
         self.readmit_who_is_due(now);
         if self.next_look <= now.instant {
@@ -95,7 +96,7 @@ impl Control {
             self.catalogue.set_presence(id, Presence::Down, incarnation);
             self.believe(id, Presence::Down, true, now);
             self.node_event(crate::api::types::EventKind::NodeDown, id);
-            self.host_changed();
+            self.host_changed_at(Place::Node(id));
         }
     }
 }

@@ -16,9 +16,9 @@ use ring::hkdf;
 use sha2::{Digest, Sha256};
 use weft_overlay::{
     kernel::{TUNNEL, namespace_path},
-    plan::{self, Encryption},
+    plan::Encryption,
 };
-use weft_types::{EndpointId, Mac, NetworkId, NodeId};
+use weft_types::{Mac, NetworkId, NodeId};
 use weft_wireguard::{Desired, KeyPair, Network, Peer, PeerStatus, Secret32, Status};
 
 use super::{
@@ -27,7 +27,8 @@ use super::{
     records::{NetworkSpec, NodeFact, TunnelFact},
 };
 use crate::api::types::{EncryptionStatus, TunnelStatus};
-use keys::{End, ends, fingerprint};
+use keys::fingerprint;
+pub(super) use keys::{End, ends};
 
 /// The addresses inside tunnels, which nobody outside of them sees (RFC 6598 keeps them for such).
 const ADDRESSES: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
@@ -184,23 +185,6 @@ impl Control {
             Encryption::Kernel if spec.encrypted => fact.tunnel.address.into(),
             _ => fact.vtep,
         }
-    }
-
-    /// Has a network of the overlay encrypted by what encrypts on this host.
-    pub(super) fn encrypt(&self, network: &mut plan::Network, nodes: &BTreeMap<EndpointId, NodeId>) {
-        let kind = self.settings.encrypter.kind;
-        network.encryption = Some(kind);
-        if kind == Encryption::Process {
-            return;
-        }
-        // The kernel's VXLAN is between the addresses inside the tunnels. Who has none is not reached.
-        network.vtep = self.tunnel_address().into();
-        let ends = ends(&self.catalogue);
-        network.remotes.retain(|id, remote| {
-            let end = nodes.get(id).and_then(|node| ends.get(node));
-            end.map(|end| remote.vtep = end.fact.tunnel.address.into())
-                .is_some()
-        });
     }
 
     /// How this host encrypts, with the tunnels of all networks or of one.

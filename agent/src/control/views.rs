@@ -8,14 +8,16 @@ use std::{
 };
 
 use ipnet::IpNet;
-use weft_dns::{NetworkZone, Zone};
+use weft_dns::Zone;
 use weft_overlay::plan;
-use weft_types::{EndpointId, Mac, NetworkId, NodeId, ServiceId};
+use weft_types::{EndpointId, NetworkId, ServiceId};
 
 use super::{
     Control, EntryTable, Now,
-    catalogue::Endpoint,
+    catalogue::{Endpoint, Trait},
+    derived::Derived,
     records::{Attachment, DockerSpec, NetworkSpec, SandboxSpec, ServiceSpec},
+    ways::Ways,
 };
 use crate::api::types::{BackendState, EndpointMode, Protocol, Scheduler, ServicePort};
 
@@ -65,14 +67,15 @@ pub struct Resolver {
 impl Control {
     pub fn host_state(&mut self, now: Now) -> HostState {
         self.look_who_is_new(now);
+        self.derive();
         let tunnels = self.tunnels();
         self.tunnels.expect(tunnels.as_ref(), now);
         HostState {
             tunnels: tunnels.map(Box::new),
             tunnel_mtu: self.tunnel_mtu(),
             generation: self.generation,
-            overlay: self.overlay(),
-            sandboxes: self.sandbox_tables(),
+            overlay: self.overlay(&self.derived.ways),
+            sandboxes: self.sandbox_tables(&self.derived),
             entries: self.entry_tables(),
             watched: self.ejecting(),
             entry_problems: self
@@ -80,7 +83,7 @@ impl Control {
                 .into_iter()
                 .chain(self.entry_problems())
                 .collect(),
-            zone: self.zone(),
+            zone: self.derived.zone.clone(),
             askers: self.askers(),
         }
     }
@@ -131,7 +134,7 @@ impl Control {
         Some(format!("{name}.{}", self.settings.domain))
     }
 
-    fn overlay(&self) -> plan::Desired {
+    pub(super) fn overlay(&self, ways: &Ways) -> plan::Desired {
         let facts = self.catalogue.nodes().filter(|(id, _)| *id != self.me);
         let members: BTreeSet<IpAddr> = facts
             .filter_map(|(_, node)| Some(node.fact.as_ref()?.vtep))
@@ -139,7 +142,10 @@ impl Control {
         let networks = self
             .networks_here()
             .into_iter()
-            .filter_map(|id| Some((id, self.overlay_network(id, self.catalogue.network(id)?))))
+            .filter_map(|id| {
+                let (spec, remotes) = (self.catalogue.network(id)?, ways.get(&id).cloned());
+                Some((id, self.overlay_network(id, spec, remotes.unwrap_or_default())))
+            })
             .collect();
         plan::Desired {
             networks,
@@ -154,37 +160,20 @@ impl Control {
         local.chain(self.catalogue.ingresses_of(self.me)).collect()
     }
 
-    fn overlay_network(&self, id: NetworkId, spec: &NetworkSpec) -> plan::Network {
-        let mut endpoints = BTreeMap::new();
-        let mut remotes = BTreeMap::new();
-        let mut nodes = BTreeMap::new();
-        for (endpoint_id, endpoint) in self.catalogue.endpoints(id) {
-            if endpoint.node == self.me {
-                endpoints.insert(endpoint_id, local_endpoint(&endpoint.spec, spec));
-            } else if let Some(remote) =
-                self.remote(endpoint.node, id, endpoint.spec.mac, &endpoint.spec.addresses)
-            {
-                remotes.insert(endpoint_id, remote);
-                nodes.insert(endpoint_id, endpoint.node);
-            }
-        }
-        for (node, ingress) in self.catalogue.ingresses(id).filter(|(node, _)| *node != self.me) {
-            if let Some(remote) = self.remote(node, id, ingress.mac, &ingress.addresses) {
-                // Ids are random, and the beginning of a node's is no endpoint's.
-                if let Some(id) = node.0.first_chunk() {
-                    remotes.insert(EndpointId(*id), remote);
-                    nodes.insert(EndpointId(*id), node);
-                }
-            }
-        }
-        let mut network = plan::Network {
+    fn overlay_network(&self, id: NetworkId, spec: &NetworkSpec, remotes: plan::Remotes) -> plan::Network {
+        let kind = spec.encrypted.then_some(self.settings.encrypter.kind);
+        let locals = self.catalogue.endpoints_of_on(self.me, id);
+        plan::Network {
             ingress: self.overlay_ingress(id),
             name: spec.name.clone(),
             vni: spec.vni,
             mtu: spec.mtu,
-            vtep: self.settings.vtep,
+            vtep: match kind {
+                Some(plan::Encryption::Kernel) => self.tunnel_address().into(),
+                _ => self.settings.vtep,
+            },
             vxlan_port: self.settings.vxlan_port,
-            encryption: None,
+            encryption: kind,
             subnets: spec
                 .subnets
                 .iter()
@@ -195,34 +184,11 @@ impl Control {
                 .collect(),
             internal: spec.internal,
             service_addresses: self.dns_servers(spec),
-            endpoints,
+            endpoints: locals
+                .map(|(id, endpoint)| (id, local_endpoint(&endpoint.spec, spec)))
+                .collect(),
             remotes,
-        };
-        if spec.encrypted {
-            self.encrypt(&mut network, &nodes);
         }
-        network
-    }
-
-    /// A place on a network that another node has, as far as that is really its own.
-    fn remote(
-        &self,
-        node: NodeId,
-        network: NetworkId,
-        mac: Mac,
-        addresses: &[IpNet],
-    ) -> Option<plan::RemoteEndpoint> {
-        let fact = self.catalogue.node(node)?.fact.as_ref()?;
-        let addresses = self.held_by(node, network, addresses);
-        let is_real = !addresses.is_empty()
-            && self.has_mac(node, network, mac)
-            && fact.vtep != self.settings.vtep
-            && fact.vtep.is_ipv4() == self.settings.vtep.is_ipv4();
-        is_real.then_some(plan::RemoteEndpoint {
-            mac,
-            addresses,
-            vtep: fact.vtep,
-        })
     }
 
     /// The addresses at which names are answered, in the families that endpoints have.
@@ -238,65 +204,24 @@ impl Control {
     }
 
     /// What has not changed since the last time is the same in memory: whoever is told has only the rest to look at.
-    fn sandbox_tables(&mut self) -> Vec<SandboxTables> {
-        let mut known = BTreeMap::new();
-        let mut before = std::mem::take(&mut self.balanced);
-        let tables = self
-            .sandboxes()
-            .into_iter()
-            .map(|(sandbox, networks)| SandboxTables {
-                sandbox: sandbox.clone(),
-                tables: networks
-                    .into_iter()
-                    .map(|(network, _)| weft_lb::ClientTable {
-                        network,
-                        services: known
-                            .entry(network)
-                            .or_insert_with(|| {
-                                let before = before.remove(&network).unwrap_or_default();
-                                self.balanced_services(network, before)
-                            })
-                            .clone(),
-                    })
-                    .collect(),
-            });
-        let tables = tables.collect();
-        self.balanced = known;
-        tables
-    }
-
-    fn balanced_services(&self, network: NetworkId, before: Balanced) -> Balanced {
-        let mut seen = BTreeSet::new();
-        let services = self
-            .catalogue
-            .services(network)
-            .map(|(id, spec)| {
-                let mut service = self.balanced_service(id, spec);
-                // A datapath has room for one service at an address, even of a node that says otherwise of its own.
-                service.vips.retain(|vip| seen.insert(*vip));
-                (id, service)
-            })
-            .filter(|(_, service)| !service.vips.is_empty());
-        let mut kept = 0;
-        let services: Balanced = services
-            .map(|(id, service)| {
-                let place = before.binary_search_by_key(&id, |service| service.id).ok();
-                match place.map(|place| &before[place]) {
-                    Some(same) if **same == service => {
-                        kept += 1;
-                        Arc::clone(same)
-                    }
-                    _ => Arc::new(service),
-                }
-            })
-            .collect();
-        let is_same = kept == services.len() && kept == before.len();
-        if is_same { before } else { services }
+    pub(super) fn sandbox_tables(&self, derived: &Derived) -> Vec<SandboxTables> {
+        let sandboxes = self.sandboxes().into_iter();
+        let tables = sandboxes.map(|(sandbox, networks)| SandboxTables {
+            sandbox: sandbox.clone(),
+            tables: networks
+                .into_iter()
+                .map(|(network, _)| weft_lb::ClientTable {
+                    network,
+                    services: derived.balanced(network),
+                })
+                .collect(),
+        });
+        tables.collect()
     }
 
     /// Takes note of which backends are new, where that counts.
     fn look_who_is_new(&mut self, now: Now) {
-        let services = self.catalogue.all_services();
+        let services = self.catalogue.services_having(Trait::Grows);
         let slow = services.filter_map(|(id, spec)| Some((id, spec, spec.tuning.slow_start()?)));
         let slow: Vec<_> = slow
             .map(|(id, spec, time)| {
@@ -382,63 +307,32 @@ impl Control {
         self.catalogue.serving(network, service)
     }
 
-    /// Of networks that nobody can ask for here it is only said which addresses are theirs.
-    pub(super) fn zone(&self) -> Zone {
-        let mut zone = Zone::new(&self.settings.domain).expect("the domain was checked at the start");
-        let here = self.networks_here();
-        for (id, spec) in self.catalogue.networks() {
-            let name = self
-                .catalogue
-                .display_name(id)
-                .unwrap_or_else(|| spec.name.clone());
-            let subnets = spec.subnets.iter().map(|subnet| subnet.net).collect();
-            let mut names = NetworkZone::new(&name, spec.internal, subnets);
-            let mut shown = self.settings.shown_networks.iter();
-            if !here.contains(&id) && !shown.any(|shown| shown.eq_ignore_ascii_case(&name)) {
-                zone.set_network(id, names);
-                continue;
-            }
-            for (endpoint_id, endpoint) in self.catalogue.endpoints(id) {
-                if !self.serves(endpoint.node) {
-                    continue;
-                }
-                let called = [&endpoint.spec.name]
-                    .into_iter()
-                    .chain(&endpoint.spec.aliases)
-                    .cloned()
-                    .collect();
-                let addresses = self.held_by(endpoint.node, id, &endpoint.spec.addresses);
-                names.set_endpoint(
-                    endpoint_id,
-                    weft_dns::Endpoint {
-                        names: called,
-                        addresses,
-                    },
-                );
-            }
-            for (service_id, service) in self.catalogue.services(id) {
-                let healthy = self.balanced_backends(id, &service.name);
-                let healthy = healthy
-                    .into_iter()
-                    .filter(|backend| backend.state == weft_lb::BackendState::Active);
-                let mode = match service.mode {
-                    EndpointMode::Vip => weft_dns::EndpointMode::Vip,
-                    EndpointMode::Dnsrr => weft_dns::EndpointMode::DnsRr,
-                };
-                let backends = healthy.flat_map(|backend| backend.addrs).collect();
-                names.set_service(
-                    &service.name,
-                    weft_dns::Service {
-                        mode,
-                        vips: self.held_vips(id, service_id),
-                        backends,
-                        ports: service.ports.iter().filter_map(dns_port).collect(),
-                    },
-                );
-            }
-            zone.set_network(id, names);
+    /// What an endpoint is called and where it is, unless it cannot be reached.
+    pub(super) fn named_endpoint(&self, network: NetworkId, id: EndpointId) -> Option<weft_dns::Endpoint> {
+        let endpoint = self.catalogue.endpoint(network, id)?;
+        let spec = &endpoint.spec;
+        let names = [&spec.name].into_iter().chain(&spec.aliases).cloned();
+        self.serves(endpoint.node).then(|| weft_dns::Endpoint {
+            names: names.collect(),
+            addresses: self.held_by(endpoint.node, network, &spec.addresses),
+        })
+    }
+
+    /// Where a service is.
+    pub(super) fn named_service(&self, id: ServiceId, service: &ServiceSpec) -> weft_dns::Service {
+        let healthy = self.balanced_backends(service.network, &service.name);
+        let healthy = healthy
+            .into_iter()
+            .filter(|backend| backend.state == weft_lb::BackendState::Active);
+        weft_dns::Service {
+            mode: match service.mode {
+                EndpointMode::Vip => weft_dns::EndpointMode::Vip,
+                EndpointMode::Dnsrr => weft_dns::EndpointMode::DnsRr,
+            },
+            vips: self.held_vips(service.network, id),
+            backends: healthy.flat_map(|backend| backend.addrs).collect(),
+            ports: service.ports.iter().filter_map(dns_port).collect(),
         }
-        zone
     }
 
     fn askers(&self) -> BTreeMap<NetworkId, BTreeMap<IpAddr, Vec<NetworkId>>> {

@@ -328,6 +328,7 @@ impl World {
         }
         if turn.host_changed {
             let state = node.control.host_state(self.now);
+            node.control.assert_derived(&state);
             let locals = state
                 .overlay
                 .networks

@@ -1,7 +1,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    ops::{Deref, DerefMut},
     path::PathBuf,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -51,9 +53,33 @@ pub struct Network {
     /// The endpoints on this host.
     pub endpoints: BTreeMap<EndpointId, LocalEndpoint>,
     /// The endpoints on other hosts.
-    pub remotes: BTreeMap<EndpointId, RemoteEndpoint>,
+    pub remotes: Remotes,
     /// The way in, if ports of this host lead into it. A network without a way out has none.
     pub ingress: Option<Ingress>,
+}
+
+/// Endpoints on other hosts. Copies share them until one is changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Remotes(Arc<BTreeMap<EndpointId, RemoteEndpoint>>);
+
+impl From<BTreeMap<EndpointId, RemoteEndpoint>> for Remotes {
+    fn from(remotes: BTreeMap<EndpointId, RemoteEndpoint>) -> Self {
+        Self(Arc::new(remotes))
+    }
+}
+
+impl Deref for Remotes {
+    type Target = BTreeMap<EndpointId, RemoteEndpoint>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for Remotes {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        Arc::make_mut(&mut self.0)
+    }
 }
 
 /// What encrypts the frames of a network.

@@ -135,7 +135,7 @@ fn desired_network() -> impl Strategy<Value = Network> {
                     vec![]
                 },
                 endpoints,
-                remotes,
+                remotes: remotes.into(),
             },
         )
 }

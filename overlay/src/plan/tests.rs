@@ -68,7 +68,7 @@ fn network(vni: u32) -> Network {
         internal: false,
         service_addresses: vec![ip("169.254.53.53"), ip("fd00:53::53")],
         endpoints: BTreeMap::from([(endpoint(5), local(5))]),
-        remotes: BTreeMap::from([(endpoint(6), remote(6, 2))]),
+        remotes: BTreeMap::from([(endpoint(6), remote(6, 2))]).into(),
         ingress: None,
     }
 }

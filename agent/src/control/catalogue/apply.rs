@@ -24,7 +24,10 @@ impl Catalogue {
             Kind::Service => {
                 let id = ServiceId(id_of(key)?);
                 let was = self.service(scope, id).cloned();
+                let tags = Tags::of(self.services.get(&(scope, id)));
                 self.apply_register(said, (scope, id), |this| &mut this.services);
+                let now = Tags::of(self.services.get(&(scope, id)));
+                self.index.note(scope, id, &tags, &now);
                 self.service_change(scope, id, was)
             }
             Kind::Endpoint => {
@@ -48,7 +51,7 @@ impl Catalogue {
                     self.claims
                         .remove(author, of_place(scope, was.mac, &was.addresses));
                 }
-                (was.as_ref() != self.ingresses.get(&place)).then_some(Change::IngressChanged)
+                (was.as_ref() != self.ingresses.get(&place)).then_some(Change::IngressChanged(scope))
             }
             Kind::Token => {
                 let id = key.name.as_slice().try_into().ok()?;
@@ -94,7 +97,7 @@ impl Catalogue {
                 let drainee = Drainee::of(key)?;
                 let was = self.drain(drainee).cloned();
                 self.apply_register(said, drainee, |this| &mut this.drains);
-                (was.as_ref() != self.drain(drainee)).then_some(Change::DrainChanged)
+                (was.as_ref() != self.drain(drainee)).then_some(Change::DrainChanged(drainee))
             }
             Kind::Keys => {
                 self.keys.apply_held(author, value);
@@ -263,8 +266,19 @@ impl Catalogue {
                 .remove(said.author, of_place(network, spec.mac, &spec.addresses));
         }
         match decoded {
-            Some(_) => drop(self.places.insert(id, place)),
-            None => drop(self.places.remove(&id)),
+            Some(_) => {
+                self.places.insert(id, place);
+                self.of_node.entry(said.author).or_default().insert((network, id));
+            }
+            None => {
+                self.places.remove(&id);
+                if let Some(of_node) = self.of_node.get_mut(&said.author) {
+                    of_node.remove(&(network, id));
+                    if of_node.is_empty() {
+                        self.of_node.remove(&said.author);
+                    }
+                }
+            }
         }
         match decoded {
             Some(spec) => {

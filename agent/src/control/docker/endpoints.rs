@@ -120,7 +120,7 @@ impl Control {
         let Some(spec) = self.catalogue.network(network).cloned() else {
             return Err(ApiError::not_found("the network was removed meanwhile").into());
         };
-        if let Some((_, known)) = self.catalogue.endpoints(network).find(|(known, _)| *known == id) {
+        if let Some(known) = self.catalogue.endpoint(network, id) {
             return Ok(EndpointGrant { mac: known.spec.mac });
         }
         let wanted = task.request.mac;

@@ -24,15 +24,15 @@ use crate::api::{
 };
 
 /// A node that tunnels can lead to.
-pub(super) struct End<'c> {
-    pub(super) fact: &'c NodeFact,
+pub(in crate::control) struct End<'c> {
+    pub(in crate::control) fact: &'c NodeFact,
     /// The keys that it takes packets by, the newest first.
-    pub(super) keys: Vec<[u8; 32]>,
+    pub(in crate::control) keys: Vec<[u8; 32]>,
 }
 
 /// The nodes that tunnels can lead to. An address that several say belongs to one of them, and so does a key: to whoever was
 /// known to have it first. What one has is not what another is about to have.
-pub(super) fn ends(catalogue: &Catalogue) -> BTreeMap<NodeId, End<'_>> {
+pub(in crate::control) fn ends(catalogue: &Catalogue) -> BTreeMap<NodeId, End<'_>> {
     let holders = holders(members(catalogue).map(|(id, fact)| (id, fact.tunnel.address)));
     let mut keys = BTreeSet::new();
     let mut ends = BTreeMap::new();

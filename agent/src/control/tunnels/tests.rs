@@ -118,6 +118,7 @@ fn in_the_kernels_wireguard_vxlan_is_between_the_addresses_inside_the_tunnels() 
     let addresses = [0, 1].map(|node| IpAddr::from(address(&world, node)));
     let control = &mut world.nodes[0].control;
     control.settings.encrypter.kind = Encryption::Kernel;
+    control.host_changed();
     let now = Now {
         instant: Instant::now(),
         unix_millis: 0,

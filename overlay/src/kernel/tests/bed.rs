@@ -214,7 +214,7 @@ pub(super) fn network(id: NetworkId, vtep: IpAddr) -> Network {
         internal: false,
         service_addresses: vec![ip("169.254.53.53"), ip("fd00:53::53")],
         endpoints: BTreeMap::new(),
-        remotes: BTreeMap::new(),
+        remotes: Default::default(),
         ingress: None,
     }
 }
