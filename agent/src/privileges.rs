@@ -22,22 +22,23 @@ pub const OF_TUNNELS: CapabilitySet = CapabilitySet::NET_ADMIN
     .union(CapabilitySet::SYS_ADMIN)
     .union(CapabilitySet::NET_BIND_SERVICE);
 
+/// What enters namespaces and mounts for the agent, and starts [`OF_TUNNELS`] and [`OF_COMMANDS`].
+pub const OF_BROKER: CapabilitySet = OF_TUNNELS
+    // `/proc/PID/ns/net` of processes that may do more than the broker, as a container's may.
+    .union(CapabilitySet::SYS_PTRACE)
+    // Namespaces of other users, in directories that only they can enter.
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    // Sockets for echo requests.
+    .union(OF_COMMANDS);
+
 /// A command that checks the health of an endpoint: `ping` is one.
 pub const OF_COMMANDS: CapabilitySet = CapabilitySet::NET_RAW;
 
 /// The agent, once its sockets have their groups.
 pub fn of_agent(datapath: DatapathChoice) -> CapabilitySet {
     let always = CapabilitySet::NET_ADMIN
-        // Namespaces are made, entered and mounted.
-        | CapabilitySet::SYS_ADMIN
-        // `/proc/PID/ns/net` of processes that may do more than the agent, as a container's may.
-        | CapabilitySet::SYS_PTRACE
-        // Namespaces of other users, in directories that only they can enter.
-        | CapabilitySet::DAC_READ_SEARCH
         // Names are answered at port 53.
-        | CapabilitySet::NET_BIND_SERVICE
-        // `doctor` and `why` send echo requests.
-        | CapabilitySet::NET_RAW;
+        | CapabilitySet::NET_BIND_SERVICE;
     match datapath {
         DatapathChoice::Nft => always,
         DatapathChoice::Auto | DatapathChoice::Ebpf => always | CapabilitySet::BPF | CapabilitySet::PERFMON,

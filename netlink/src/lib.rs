@@ -2,6 +2,7 @@
 #![warn(missing_docs)]
 
 pub mod bpf;
+pub mod broker;
 pub mod conntrack;
 pub mod datagrams;
 pub mod diag;

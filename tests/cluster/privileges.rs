@@ -215,10 +215,13 @@ fn everything(datapath: &'static str, start: impl Fn(&mut Command) -> Command) {
 fn agents(datapath: &str) -> u64 {
     let all = capabilities_of("weft.service");
     let at_start = ["chown", "setpcap"];
+    let of_broker = ["sys_admin", "sys_ptrace", "dac_read_search", "net_raw"];
     let of_ebpf = ["bpf", "perfmon"];
     let kept = all.into_iter().filter(|name| {
         let name = name.as_str();
-        !at_start.contains(&name) && (datapath != "nft" || !of_ebpf.contains(&name))
+        !at_start.contains(&name)
+            && !of_broker.contains(&name)
+            && (datapath != "nft" || !of_ebpf.contains(&name))
     });
     bits(&kept.collect::<Vec<_>>())
 }

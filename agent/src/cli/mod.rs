@@ -3,6 +3,7 @@
 //! [`main`] is synchronous: `weft lab` changes namespaces, which a process with threads cannot do, so a
 //! runtime is made only by the commands that need one.
 
+mod broker;
 mod dns;
 mod failure;
 mod format;
@@ -109,6 +110,9 @@ enum Command {
     /// Carry the packets of encrypted networks; the agent starts it, or its service does
     #[command(hide = true)]
     Tunnels(tunnels::TunnelsArgs),
+    /// Enter namespaces and mount for an agent, which starts it
+    #[command(hide = true)]
+    Broker(broker::BrokerArgs),
     /// Print the completions of a shell
     Completion(CompletionArgs),
 }
@@ -298,6 +302,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Failure> {
         Command::Docker(command) => docker::run(session, command)?,
         Command::Whoami(args) => whoami::run(args)?,
         Command::Tunnels(args) => tunnels::run(&args)?,
+        Command::Broker(args) => crate::broker::run(args.options())?,
         Command::Completion(args) => {
             clap_complete::generate(args.shell, &mut Cli::command(), "weft", &mut std::io::stdout());
         }
@@ -327,6 +332,7 @@ impl Command {
                 | Self::Lab(_)
                 | Self::Whoami(_)
                 | Self::Tunnels(_)
+                | Self::Broker(_)
                 | Self::Completion(_)
         )
     }
