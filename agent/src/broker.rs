@@ -22,6 +22,7 @@ use weft_netlink::broker::{self, Policy};
 use weft_overlay::kernel::netns_dir;
 
 use crate::{
+    daemon::resolv,
     options::{AgentOptions, DatapathChoice, TunnelsStart},
     privileges,
 };
@@ -87,6 +88,7 @@ impl BrokerOptions {
             may_mount_bpf: self.bpf,
             commands: self.commands,
             give_up: || privileges::keep_only(privileges::OF_COMMANDS).map_err(io::Error::other),
+            resolver: resolv::change_checked,
             encrypter,
         }
     }

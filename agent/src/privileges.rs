@@ -3,17 +3,17 @@
 //! Each gives up the rest before it has a second thread: capabilities belong to threads, and threads and processes have no more
 //! than those that start them. `docs/security.md` says what each capability is for.
 
-use std::path::Path;
+mod calls;
+mod files;
 
 use anyhow::Context as _;
-use landlock::{
-    ABI, Access as _, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr as _, RulesetCreated,
-    RulesetCreatedAttr as _, RulesetError, RulesetStatus,
-};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set, set_capabilities,
     set_no_new_privs,
 };
+
+pub use calls::forbid_calls;
+pub use files::{confine_agent, confine_tunnels};
 
 use crate::options::DatapathChoice;
 
@@ -67,39 +67,6 @@ pub fn keep_only(keep: CapabilitySet) -> anyhow::Result<()> {
     set_capabilities(None, sets).with_context(failed)
 }
 
-/// What carries packets of others reaches no file of this host but those in the agent's directory and the one that TAP devices are made
-/// with, runs no program and mounts nothing, as far as the kernel can see to that (Landlock, Linux 5.13).
-///
-/// Says whether it can.
-pub fn confine_tunnels(run_dir: &Path) -> anyhow::Result<bool> {
-    let failed = || "files of this host cannot be put out of reach; `--no-sandbox` does without that";
-    std::fs::create_dir_all(run_dir).with_context(|| format!("cannot make {}", run_dir.display()))?;
-    let look = AccessFs::ReadFile | AccessFs::ReadDir;
-    let allowed = [
-        // Namespaces, and its own socket.
-        (run_dir, look | AccessFs::MakeSock | AccessFs::RemoveFile),
-        (
-            Path::new("/dev/net"),
-            AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev,
-        ),
-        // How many processors it may use.
-        (Path::new("/proc/self"), look),
-        (Path::new("/sys/fs/cgroup"), look),
-    ];
-    let rules = allowed.into_iter().filter_map(|(path, access)| {
-        // What is not there needs no rule.
-        let path = PathFd::new(path).ok()?;
-        Some(Ok::<_, RulesetError>(PathBeneath::new(path, access)))
-    });
-    Ruleset::default()
-        .handle_access(AccessFs::from_all(ABI::V5))
-        .and_then(Ruleset::create)
-        .and_then(|ruleset| ruleset.add_rules(rules))
-        .and_then(RulesetCreated::restrict_self)
-        .map(|enforced| enforced.ruleset != RulesetStatus::NotEnforced)
-        .with_context(failed)
-}
-
 /// As `systemd` and `capsh` write them.
 pub fn names(set: CapabilitySet) -> String {
     let names: Vec<_> = set.iter_names().map(|(name, _)| format!("CAP_{name}")).collect();
@@ -133,35 +100,6 @@ mod tests {
             );
         });
         thread.join().unwrap();
-    }
-
-    #[test]
-    fn tunnels_reach_their_directory_and_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
-        let (run_dir, other) = (dir.path().join("run"), dir.path().join("other"));
-        std::fs::write(&other, "").unwrap();
-        let inside = run_dir.join("tunnels.sock");
-        // It binds one thread, which ends.
-        let thread = std::thread::spawn(move || {
-            keep_only(OF_TUNNELS).unwrap();
-            if !confine_tunnels(&run_dir).unwrap() {
-                weft_netlink::testing::skip("it needs a kernel with Landlock");
-                return None;
-            }
-            drop(std::os::unix::net::UnixListener::bind(&inside).unwrap());
-            std::fs::remove_file(&inside).unwrap();
-            let denied = [
-                std::fs::read(&other).map(drop),
-                std::fs::write(&other, "x"),
-                std::fs::write(run_dir.join("x"), "x"),
-                std::process::Command::new("/bin/true").status().map(drop),
-            ];
-            Some(denied.map(|tried| tried.map_err(|error| error.kind())))
-        });
-        let refused = Err(std::io::ErrorKind::PermissionDenied);
-        if let Some(tried) = thread.join().unwrap() {
-            assert_eq!(tried, [refused; 4]);
-        }
     }
 
     #[test]

@@ -12,9 +12,7 @@ use std::{
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{
-        MsgFlags, SockaddrStorage, recv, sendto,
-    },
+    sys::socket::{MsgFlags, SockaddrStorage, recv, sendto},
 };
 
 use crate::{

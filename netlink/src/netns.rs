@@ -202,8 +202,14 @@ impl Netns {
             // By descriptors: the name may be another file's by now.
             let [source, place] = [netns.fd.as_raw_fd(), place.as_raw_fd()]
                 .map(|fd| PathBuf::from(format!("/proc/self/fd/{fd}")));
-            mount(Some(&source), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-                .map_err(|error| NetnsError::new("mount", path, error))?;
+            mount(
+                Some(&source),
+                &place,
+                None::<&str>,
+                MsFlags::MS_BIND,
+                None::<&str>,
+            )
+            .map_err(|error| NetnsError::new("mount", path, error))?;
             Ok(netns)
         });
         if made.is_err() {
@@ -289,13 +295,16 @@ impl Netns {
 
     /// For the calling thread, for good.
     pub(crate) fn enter(&self) -> Result<(), NetnsError> {
-        setns(&self.fd, CloneFlags::CLONE_NEWNET).map_err(|error| NetnsError::new("enter", &self.path(), error))
+        setns(&self.fd, CloneFlags::CLONE_NEWNET)
+            .map_err(|error| NetnsError::new("enter", &self.path(), error))
     }
 
     /// A socket that belongs to the namespace, bound to nothing.
     pub fn socket(&self, kind: SocketKind) -> io::Result<OwnedFd> {
         match broker::get() {
-            Some(broker) => self.ask(broker, &Request::Socket(kind)).and_then(broker::Answer::descriptor),
+            Some(broker) => self
+                .ask(broker, &Request::Socket(kind))
+                .and_then(broker::Answer::descriptor),
             None => return self.run(|| make_socket(kind)).map_err(in_words)?,
         }
         .map_err(in_words)
@@ -304,7 +313,9 @@ impl Netns {
     /// The file by which TAP devices of the namespace are made and opened.
     pub(crate) fn tap_file(&self) -> io::Result<fs::File> {
         match broker::get() {
-            Some(broker) => self.ask(broker, &Request::TapFile).and_then(broker::Answer::descriptor),
+            Some(broker) => self
+                .ask(broker, &Request::TapFile)
+                .and_then(broker::Answer::descriptor),
             None => return self.run(crate::tap::open_file).map_err(in_words)?,
         }
         .map(fs::File::from)
@@ -316,7 +327,9 @@ impl Netns {
         let broker = broker::get().ok_or_else(|| NetnsError::Refused {
             reason: "this process has none".to_owned(),
         })?;
-        broker.ask(&Request::Run(line.to_owned()), &[self.as_fd(), errors])?.started()
+        broker
+            .ask(&Request::Run(line.to_owned()), &[self.as_fd(), errors])?
+            .started()
     }
 
     fn ask(&self, broker: &broker::Broker, request: &Request) -> Result<broker::Answer, NetnsError> {
@@ -326,10 +339,16 @@ impl Netns {
     /// Writes settings of the namespace, each a path below `/proc/sys` such as `net/ipv4/ip_forward`.
     pub fn set_sysctls<N: AsRef<str> + Sync>(&self, settings: &[(N, &str)]) -> Result<(), NetnsError> {
         if let Some(broker) = broker::get() {
-            let pairs = settings.iter().map(|(name, value)| (name.as_ref().to_owned(), (*value).to_owned()));
+            let pairs = settings
+                .iter()
+                .map(|(name, value)| (name.as_ref().to_owned(), (*value).to_owned()));
             return self.ask(broker, &Request::WriteSettings(pairs.collect()))?.done();
         }
-        self.run(|| settings.iter().try_for_each(|(name, value)| write_setting(name.as_ref(), value)))?
+        self.run(|| {
+            settings
+                .iter()
+                .try_for_each(|(name, value)| write_setting(name.as_ref(), value))
+        })?
     }
 
     /// Reads settings of the namespace, in order, without the line end.
@@ -381,7 +400,13 @@ fn in_words(error: NetnsError) -> io::Error {
 
 /// In the namespace of the calling thread.
 pub(crate) fn make_socket(kind: SocketKind) -> io::Result<OwnedFd> {
-    let of = |ipv4| if ipv4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let of = |ipv4| {
+        if ipv4 {
+            AddressFamily::Inet
+        } else {
+            AddressFamily::Inet6
+        }
+    };
     let netlink = |protocol| (AddressFamily::Netlink, SockType::Raw, Some(protocol));
     let (family, how, protocol) = match kind {
         SocketKind::Route => netlink(SockProtocol::NetlinkRoute),

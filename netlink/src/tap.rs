@@ -270,9 +270,10 @@ mod tests {
 
     #[test]
     fn a_name_that_no_interface_can_have_is_refused() {
+        let here = Netns::current().unwrap();
         for name in ["", "sixteen-bytes-01", "a\0b"] {
             assert!(
-                matches!(create_persistent(name, 1), Err(TapError::Name(_))),
+                matches!(create_persistent(&here, name, 1), Err(TapError::Name(_))),
                 "{name}"
             );
         }

@@ -16,7 +16,7 @@ mod keys;
 mod listeners;
 mod names;
 mod observe;
-mod resolv;
+pub(crate) mod resolv;
 mod server;
 mod service;
 mod store;
@@ -88,6 +88,9 @@ pub fn run(options: AgentOptions) -> anyhow::Result<()> {
     let broker = broker::start(&options)?;
     let needed = privileges::of_agent(options.datapath);
     privileges::keep_only(needed)?;
+    if options.sandbox {
+        confine(&options)?;
+    }
     tracing::info!(
         at_most = privileges::names(needed),
         "all other privileges are given up"
@@ -102,6 +105,20 @@ pub fn run(options: AgentOptions) -> anyhow::Result<()> {
         runtime.block_on(async { Daemon::start(options, store, sockets).await?.serve(broker).await });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     result
+}
+
+/// What the agent does not do by itself, it cannot be made to do.
+fn confine(options: &AgentOptions) -> anyhow::Result<()> {
+    if !privileges::confine_agent(options)? {
+        tracing::warn!(
+            "this kernel, or a filter of system calls, has no Landlock that would keep files of this host out of reach"
+        );
+    }
+    // A unit of an earlier version may not let it: it bounds the calls by itself.
+    if let Err(error) = privileges::forbid_calls(options.datapath) {
+        tracing::warn!(reason = format!("{error:#}"), "the agent can make more system calls than it needs");
+    }
+    Ok(())
 }
 
 fn start_log(format: LogFormat) {

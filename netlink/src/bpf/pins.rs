@@ -73,7 +73,9 @@ impl Pins {
         }
         match broker::get() {
             Some(broker) => {
-                let asked = broker.ask(&Request::UnmountBpf, &[]).and_then(broker::Answer::done);
+                let asked = broker
+                    .ask(&Request::UnmountBpf, &[])
+                    .and_then(broker::Answer::done);
                 asked.map_err(|error| failed()(io::Error::other(error)))?;
             }
             None => Self::unmount_here(&self.dir).map_err(failed())?,

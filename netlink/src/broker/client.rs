@@ -131,6 +131,12 @@ fn senseless(missing: &str) -> NetnsError {
     }
 }
 
+/// Has the broker of this process write the resolver configuration of a named namespace, or take it away. `None` if it has none.
+pub fn set_resolver(name: &str, text: Option<&str>) -> Option<Result<(), NetnsError>> {
+    let request = Request::Resolver(name.to_owned(), text.map(str::to_owned));
+    Some(get()?.ask(&request, &[]).and_then(Answer::done))
+}
+
 /// Has the broker of this process start what encrypts, which goes on when this process and the broker end.
 pub fn start_encrypter() -> Result<Started, NetnsError> {
     let broker = get().ok_or_else(|| NetnsError::Refused {
@@ -223,7 +229,10 @@ fn is_readable(socket: &OwnedFd, patience: Duration) -> io::Result<bool> {
     loop {
         let left = patience.saturating_sub(begun.elapsed());
         let mut ready = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut ready, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+        match poll(
+            &mut ready,
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX),
+        ) {
             Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
             Ok(count) => return Ok(count > 0),

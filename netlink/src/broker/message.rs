@@ -41,6 +41,8 @@ pub(crate) enum Request {
     WriteSettings(Vec<(String, String)>),
     MountBpf,
     UnmountBpf,
+    /// Writes the resolver configuration of a named namespace, or takes it away.
+    Resolver(String, Option<String>),
     /// Runs a line of shell in a namespace, its error output to a descriptor that comes along. It is killed when nobody waits for its
     /// end any more.
     Run(String),
@@ -53,7 +55,11 @@ impl Request {
     pub(super) fn is_repeatable(&self) -> bool {
         match self {
             Self::Open(_) | Self::Create | Self::RemoveAt(_) | Self::Socket(_) | Self::TapFile => true,
-            Self::ReadSettings(_) | Self::WriteSettings(_) | Self::MountBpf | Self::UnmountBpf => true,
+            Self::ReadSettings(_)
+            | Self::WriteSettings(_)
+            | Self::MountBpf
+            | Self::UnmountBpf
+            | Self::Resolver(..) => true,
             Self::CreateAt(_) | Self::Run(_) | Self::Encrypt => false,
         }
     }
@@ -118,9 +124,11 @@ impl From<&NetnsError> for Failure {
             NetnsError::NotANetns { path } => Self::NotANetns(path.clone()),
             NetnsError::Exists { path } => Self::Exists(path.clone()),
             NetnsError::Permission { action, path } => Self::Permission(action.to_string(), path.clone()),
-            NetnsError::Os { action, path, source } => {
-                Self::Os(action.to_string(), path.clone(), source.raw_os_error().unwrap_or(libc::EIO))
-            }
+            NetnsError::Os { action, path, source } => Self::Os(
+                action.to_string(),
+                path.clone(),
+                source.raw_os_error().unwrap_or(libc::EIO),
+            ),
             NetnsError::Broker { action, source } => Self::Refused(format!("{action}: {source}")),
             NetnsError::Refused { reason } => Self::Refused(reason.clone()),
         }

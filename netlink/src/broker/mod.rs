@@ -24,7 +24,7 @@ use rustix::{
 };
 
 pub(crate) use client::{Answer, Broker, get};
-pub use client::{Ended, Readable, Started, install, start_encrypter};
+pub use client::{Ended, Readable, Started, install, set_resolver, start_encrypter};
 pub(crate) use message::Request;
 pub use message::SocketKind;
 pub use serve::serve;
@@ -44,6 +44,8 @@ pub struct Policy {
     pub commands: bool,
     /// What the thread that is about to start a command gives up.
     pub give_up: fn() -> io::Result<()>,
+    /// Checks and writes the resolver configuration of a named namespace, or takes it away.
+    pub resolver: fn(&str, Option<&str>) -> io::Result<()>,
     /// The program that encrypts and its arguments; `None` where somebody else starts it.
     pub encrypter: Option<Vec<PathBuf>>,
 }
@@ -57,13 +59,22 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 
 fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC;
-    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+    Ok(socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        flags,
+        None,
+    )?)
 }
 
 /// Sees to it that no program which this process starts gets a descriptor that whoever started this one has left open.
 pub fn keep_descriptors() -> io::Result<()> {
     for entry in fs::read_dir("/proc/self/fd")? {
-        let Some(number) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+        let Some(number) = entry?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<i32>().ok())
+        else {
             continue;
         };
         if number > 2 {

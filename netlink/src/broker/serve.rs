@@ -17,7 +17,7 @@ use nix::{
     unistd::Pid,
 };
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2, statat},
+    fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, statat},
     io::Errno,
     net::{RecvFlags, sockopt::socket_peercred},
 };
@@ -135,7 +135,8 @@ fn decide(policy: &Policy, request: Request, along: Vec<OwnedFd>) -> Outcome {
         }
         Request::Socket(kind) => {
             enter(along)?;
-            let socket = netns::make_socket(kind).map_err(|error| failed("open a socket in", "a namespace", error))?;
+            let socket =
+                netns::make_socket(kind).map_err(|error| failed("open a socket in", "a namespace", error))?;
             Ok(handed(socket))
         }
         Request::TapFile => {
@@ -152,7 +153,9 @@ fn decide(policy: &Policy, request: Request, along: Vec<OwnedFd>) -> Outcome {
         Request::WriteSettings(pairs) => {
             check_settings(pairs.iter().map(|(name, _)| name))?;
             if let Some((name, value)) = pairs.iter().find(|(_, value)| !settings::is_value(value)) {
-                return Err(refused(&format!("{name} is not set to {value:?} by anything here")));
+                return Err(refused(&format!(
+                    "{name} is not set to {value:?} by anything here"
+                )));
             }
             enter(along)?;
             for (name, value) in &pairs {
@@ -171,6 +174,14 @@ fn decide(policy: &Policy, request: Request, along: Vec<OwnedFd>) -> Outcome {
             let dir = folder(policy, &policy.bpf, false)?;
             bpf::Pins::unmount_here(&path_of(&dir))
                 .map_err(|error| failed("unmount the BPF file system at", &policy.bpf, error))?;
+            Ok(done(()))
+        }
+        Request::Resolver(name, text) => {
+            let written = (policy.resolver)(&name, text.as_deref());
+            written.map_err(|error| match error.kind() {
+                io::ErrorKind::InvalidInput => refused(&error.to_string()),
+                _ => failed("write the resolver configuration of", &name, error),
+            })?;
             Ok(done(()))
         }
         Request::Run(_) | Request::Encrypt => Err(refused("it is answered elsewhere")),
@@ -196,11 +207,15 @@ fn open(path: &Path) -> Result<OwnedFd, NetnsError> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let there = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed("open", path, error))?;
     if !netns::is_on_nsfs(&there) {
-        return Err(NetnsError::NotANetns { path: path.to_owned() });
+        return Err(NetnsError::NotANetns {
+            path: path.to_owned(),
+        });
     }
     // The path may lead elsewhere by now, the descriptor does not.
     match Netns::open_here(&path_of(&there)) {
-        Err(NetnsError::NotANetns { .. }) => Err(NetnsError::NotANetns { path: path.to_owned() }),
+        Err(NetnsError::NotANetns { .. }) => Err(NetnsError::NotANetns {
+            path: path.to_owned(),
+        }),
         opened => opened.map(OwnedFd::from),
     }
 }
@@ -221,7 +236,9 @@ fn check_settings<'a>(names: impl Iterator<Item = &'a String>) -> Result<(), Net
             return Err(refused("so many settings are not needed at one time"));
         }
         if !settings::is_listed(name) {
-            return Err(refused(&format!("the setting {name:?} is not one that networks need")));
+            return Err(refused(&format!(
+                "the setting {name:?} is not one that networks need"
+            )));
         }
     }
     Ok(())
@@ -244,8 +261,13 @@ impl<'a> Place<'a> {
             ))
         };
         let folder = path.parent().ok_or_else(elsewhere)?;
-        let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(elsewhere)?;
-        let is_plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .ok_or_else(elsewhere)?;
+        let is_plain = name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
         let is_ours = folder == policy.networks;
         if is_ours && is_plain && !name.starts_with('.') && name.len() <= 64 {
             Ok(Self { policy, folder, name })
@@ -278,19 +300,19 @@ impl AsRef<Path> for Kept {
     }
 }
 
-/// A folder of the run directory, or that itself. No link on the way below it is followed.
+/// A folder right below the run directory, which itself is where the operator has put it.
 fn folder(policy: &Policy, path: &Path, make: bool) -> Result<OwnedFd, NetnsError> {
     let at = |error: Errno| failed("open", path, error);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     if make {
         fs::create_dir_all(&policy.run_dir).map_err(|error| failed("make", &policy.run_dir, error))?;
     }
-    let run_dir = rustix::fs::openat(CWD, &policy.run_dir, flags, Mode::empty()).map_err(at)?;
+    let run_dir = openat(CWD, &policy.run_dir, flags, Mode::empty()).map_err(at)?;
     let Ok(below) = path.strip_prefix(&policy.run_dir) else {
         return Err(refused("it is not below the run directory"));
     };
-    if below.as_os_str().is_empty() {
-        return Ok(run_dir);
+    if below.components().count() != 1 {
+        return Err(refused("it is not right below the run directory"));
     }
     if make && statat(&run_dir, below, AtFlags::SYMLINK_NOFOLLOW).is_err() {
         match mkdirat(&run_dir, below, Mode::from_raw_mode(0o755)) {
@@ -298,8 +320,8 @@ fn folder(policy: &Policy, path: &Path, make: bool) -> Result<OwnedFd, NetnsErro
             Err(error) => return Err(failed("make", path, error)),
         }
     }
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    openat2(&run_dir, below, flags, Mode::empty(), resolve).map_err(at)
+    // Its name is one word, so that there is no way to it on which to be led elsewhere.
+    openat(&run_dir, below, flags | OFlags::NOFOLLOW, Mode::empty()).map_err(at)
 }
 
 fn start_command(policy: &Policy, line: &str, along: Vec<OwnedFd>) -> Result<Child, NetnsError> {
@@ -308,7 +330,9 @@ fn start_command(policy: &Policy, line: &str, along: Vec<OwnedFd>) -> Result<Chi
     }
     let mut along = along.into_iter();
     let netns = along_namespace(along.next())?;
-    let errors = along.next().ok_or_else(|| refused("a command needs a place for its errors"))?;
+    let errors = along
+        .next()
+        .ok_or_else(|| refused("a command needs a place for its errors"))?;
     netns.enter()?;
     let failed = |error| failed("run", "/bin/sh", error);
     (policy.give_up)().map_err(failed)?;
@@ -405,7 +429,10 @@ impl Places {
     }
 
     fn await_none(&self, patience: Duration) {
-        let waited = self.0.1.wait_timeout_while(self.taken(), patience, |taken| *taken > 0);
+        let waited = self
+            .0
+            .1
+            .wait_timeout_while(self.taken(), patience, |taken| *taken > 0);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 }

@@ -2,7 +2,10 @@
 
 /// Of a device, or of `all` or `default`: `net/ipv4/conf/DEVICE/…`.
 const OF_DEVICES: [(&str, &[&str]); 2] = [
-    ("ipv4", &["arp_ignore", "route_localnet", "rp_filter", "send_redirects"]),
+    (
+        "ipv4",
+        &["arp_ignore", "route_localnet", "rp_filter", "send_redirects"],
+    ),
     ("ipv6", &["accept_ra", "forwarding"]),
 ];
 const OTHERS: [&str; 5] = [
@@ -21,7 +24,9 @@ pub(super) fn is_listed(name: &str) -> bool {
     let ["net", version, "conf", device, setting] = parts[..] else {
         return false;
     };
-    let is_device = (1..libc::IFNAMSIZ).contains(&device.len()) && !matches!(device, "." | "..") && !device.contains('\0');
+    let is_device = (1..libc::IFNAMSIZ).contains(&device.len())
+        && !matches!(device, "." | "..")
+        && !device.contains('\0');
     is_device
         && OF_DEVICES
             .iter()
@@ -65,7 +70,14 @@ mod tests {
         ] {
             assert!(!is_listed(name), "{name}");
         }
-        for (value, is) in [("0", true), ("2", true), ("", false), ("10", false), ("|/x", false), ("1\n", false)] {
+        for (value, is) in [
+            ("0", true),
+            ("2", true),
+            ("", false),
+            ("10", false),
+            ("|/x", false),
+            ("1\n", false),
+        ] {
             assert_eq!(is_value(value), is, "{value}");
         }
     }
