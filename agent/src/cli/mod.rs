@@ -163,7 +163,8 @@ struct AgentArgs {
     /// Who starts `weft tunnels`, which encrypts: this agent when there is an encrypted network, or a service manager
     #[arg(long, value_name = "WHO", value_enum, default_value_t)]
     tunnels: TunnelsStart,
-    /// Start `weft tunnels` without what keeps it from this host's files (Landlock), should that be in its way
+    /// Do without what keeps the agent and `weft tunnels` from this host's files (Landlock) and system calls (seccomp), should that be in
+    /// their way
     #[arg(long)]
     no_sandbox: bool,
     /// The socket of Docker's driver, `off` for none [default: /run/docker/plugins/weft.sock on hosts with Docker]

@@ -116,7 +116,10 @@ fn confine(options: &AgentOptions) -> anyhow::Result<()> {
     }
     // A unit of an earlier version may not let it: it bounds the calls by itself.
     if let Err(error) = privileges::forbid_calls(options.datapath) {
-        tracing::warn!(reason = format!("{error:#}"), "the agent can make more system calls than it needs");
+        tracing::warn!(
+            reason = format!("{error:#}"),
+            "the agent can make more system calls than it needs"
+        );
     }
     Ok(())
 }
