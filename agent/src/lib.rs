@@ -7,6 +7,7 @@
 #![warn(missing_docs)]
 
 pub mod api;
+mod broker;
 pub mod cli;
 mod control;
 pub mod daemon;

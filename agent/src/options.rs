@@ -127,7 +127,7 @@ pub struct AgentOptions {
     pub wireguard: WireguardChoice,
     /// Who starts the process that encrypts.
     pub tunnels: TunnelsStart,
-    /// Whether that process is kept from this host's files, where the agent starts it.
+    /// Whether the agent, and that process where the agent starts it, are kept from this host's files, and the agent from system calls.
     pub sandbox: bool,
     /// Where Docker finds its driver.
     pub docker_plugin: DockerPlugin,

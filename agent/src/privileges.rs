@@ -3,17 +3,17 @@
 //! Each gives up the rest before it has a second thread: capabilities belong to threads, and threads and processes have no more
 //! than those that start them. `docs/security.md` says what each capability is for.
 
-use std::path::Path;
+mod calls;
+mod files;
 
 use anyhow::Context as _;
-use landlock::{
-    ABI, Access as _, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr as _, RulesetCreated,
-    RulesetCreatedAttr as _, RulesetError, RulesetStatus,
-};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set, set_capabilities,
     set_no_new_privs,
 };
+
+pub use calls::forbid_calls;
+pub use files::{confine_agent, confine_tunnels};
 
 use crate::options::DatapathChoice;
 
@@ -22,22 +22,23 @@ pub const OF_TUNNELS: CapabilitySet = CapabilitySet::NET_ADMIN
     .union(CapabilitySet::SYS_ADMIN)
     .union(CapabilitySet::NET_BIND_SERVICE);
 
+/// What enters namespaces and mounts for the agent, and starts [`OF_TUNNELS`] and [`OF_COMMANDS`].
+pub const OF_BROKER: CapabilitySet = OF_TUNNELS
+    // `/proc/PID/ns/net` of processes that may do more than the broker, as a container's may.
+    .union(CapabilitySet::SYS_PTRACE)
+    // Namespaces of other users, in directories that only they can enter.
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    // Sockets for echo requests.
+    .union(OF_COMMANDS);
+
 /// A command that checks the health of an endpoint: `ping` is one.
 pub const OF_COMMANDS: CapabilitySet = CapabilitySet::NET_RAW;
 
 /// The agent, once its sockets have their groups.
 pub fn of_agent(datapath: DatapathChoice) -> CapabilitySet {
     let always = CapabilitySet::NET_ADMIN
-        // Namespaces are made, entered and mounted.
-        | CapabilitySet::SYS_ADMIN
-        // `/proc/PID/ns/net` of processes that may do more than the agent, as a container's may.
-        | CapabilitySet::SYS_PTRACE
-        // Namespaces of other users, in directories that only they can enter.
-        | CapabilitySet::DAC_READ_SEARCH
         // Names are answered at port 53.
-        | CapabilitySet::NET_BIND_SERVICE
-        // `doctor` and `why` send echo requests.
-        | CapabilitySet::NET_RAW;
+        | CapabilitySet::NET_BIND_SERVICE;
     match datapath {
         DatapathChoice::Nft => always,
         DatapathChoice::Auto | DatapathChoice::Ebpf => always | CapabilitySet::BPF | CapabilitySet::PERFMON,
@@ -64,39 +65,6 @@ pub fn keep_only(keep: CapabilitySet) -> anyhow::Result<()> {
         inheritable: had.inheritable & keep,
     };
     set_capabilities(None, sets).with_context(failed)
-}
-
-/// What carries packets of others reaches no file of this host but those in the agent's directory and the one that TAP devices are made
-/// with, runs no program and mounts nothing, as far as the kernel can see to that (Landlock, Linux 5.13).
-///
-/// Says whether it can.
-pub fn confine_tunnels(run_dir: &Path) -> anyhow::Result<bool> {
-    let failed = || "files of this host cannot be put out of reach; `--no-sandbox` does without that";
-    std::fs::create_dir_all(run_dir).with_context(|| format!("cannot make {}", run_dir.display()))?;
-    let look = AccessFs::ReadFile | AccessFs::ReadDir;
-    let allowed = [
-        // Namespaces, and its own socket.
-        (run_dir, look | AccessFs::MakeSock | AccessFs::RemoveFile),
-        (
-            Path::new("/dev/net"),
-            AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev,
-        ),
-        // How many processors it may use.
-        (Path::new("/proc/self"), look),
-        (Path::new("/sys/fs/cgroup"), look),
-    ];
-    let rules = allowed.into_iter().filter_map(|(path, access)| {
-        // What is not there needs no rule.
-        let path = PathFd::new(path).ok()?;
-        Some(Ok::<_, RulesetError>(PathBeneath::new(path, access)))
-    });
-    Ruleset::default()
-        .handle_access(AccessFs::from_all(ABI::V5))
-        .and_then(Ruleset::create)
-        .and_then(|ruleset| ruleset.add_rules(rules))
-        .and_then(RulesetCreated::restrict_self)
-        .map(|enforced| enforced.ruleset != RulesetStatus::NotEnforced)
-        .with_context(failed)
 }
 
 /// As `systemd` and `capsh` write them.
@@ -132,35 +100,6 @@ mod tests {
             );
         });
         thread.join().unwrap();
-    }
-
-    #[test]
-    fn tunnels_reach_their_directory_and_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
-        let (run_dir, other) = (dir.path().join("run"), dir.path().join("other"));
-        std::fs::write(&other, "").unwrap();
-        let inside = run_dir.join("tunnels.sock");
-        // It binds one thread, which ends.
-        let thread = std::thread::spawn(move || {
-            keep_only(OF_TUNNELS).unwrap();
-            if !confine_tunnels(&run_dir).unwrap() {
-                weft_netlink::testing::skip("it needs a kernel with Landlock");
-                return None;
-            }
-            drop(std::os::unix::net::UnixListener::bind(&inside).unwrap());
-            std::fs::remove_file(&inside).unwrap();
-            let denied = [
-                std::fs::read(&other).map(drop),
-                std::fs::write(&other, "x"),
-                std::fs::write(run_dir.join("x"), "x"),
-                std::process::Command::new("/bin/true").status().map(drop),
-            ];
-            Some(denied.map(|tried| tried.map_err(|error| error.kind())))
-        });
-        let refused = Err(std::io::ErrorKind::PermissionDenied);
-        if let Some(tried) = thread.join().unwrap() {
-            assert_eq!(tried, [refused; 4]);
-        }
     }
 
     #[test]

@@ -17,14 +17,11 @@ use nix::{
 use socket2::{SockFilter, SockRef};
 use weft_types::Mac;
 
-use crate::{
-    icmp::checksum,
-    netns::{Netns, NetnsError},
-    packet,
-};
+use crate::{broker::SocketKind, icmp::checksum, netns::Netns, packet};
 
 const ARP: u16 = libc::ETH_P_ARP as u16;
 const IPV6: u16 = libc::ETH_P_IPV6 as u16;
+const ARP_REPLY: u8 = 2;
 const ICMPV6: u8 = 58;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
@@ -37,9 +34,6 @@ pub type Holders = BTreeMap<IpAddr, BTreeSet<Mac>>;
 /// Why nobody could be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ArpError {
-    /// The namespace cannot be entered.
-    #[error(transparent)]
-    Netns(#[from] NetnsError),
     /// No socket, or a broken one.
     #[error("nobody can be asked for addresses on the link")]
     Socket(#[from] io::Error),
@@ -64,7 +58,8 @@ pub fn who_has(
     addresses: &[IpAddr],
     patience: Duration,
 ) -> Result<Holders, ArpError> {
-    let sockets = netns.run(|| Ok::<_, io::Error>([open(link, ARP)?, open(link, IPV6)?]))??;
+    let open = |ipv4| netns.socket(SocketKind::Neighbours { link, ipv4 });
+    let sockets = [open(true)?, open(false)?];
     let from = own.iter().find_map(|own| match own {
         IpAddr::V4(own) => Some(*own),
         IpAddr::V6(_) => None,
@@ -106,17 +101,30 @@ pub fn who_has(
     Ok(holders)
 }
 
-fn open(link: u32, protocol: u16) -> io::Result<OwnedFd> {
+/// A socket of the calling thread's namespace for the answers to one kind of question, and for nothing else that comes over the
+/// link.
+pub(crate) fn open(link: u32, ipv4: bool) -> io::Result<OwnedFd> {
     let socket = packet::open()?;
-    // Whatever else comes over the link is not to fill the queue.
-    let (at, wanted) = match protocol {
-        ARP => (21, 2),
-        _ => (HEADERS as u32, u32::from(ADVERTISEMENT)),
+    // Bytes of the frame, and what they have to be.
+    let (protocol, [first, second]) = match ipv4 {
+        true => (ARP, [(20, 0), (21, ARP_REPLY)]),
+        false => (IPV6, [(14 + 6, ICMPV6), (HEADERS as u32, ADVERTISEMENT)]),
     };
     let load = |at| SockFilter::new((libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16, 0, 0, at);
-    let unless = |value| SockFilter::new((libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, 0, 1, value);
+    let unless = |value: u8, skip| {
+        let equal = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+        SockFilter::new(equal, 0, skip, value.into())
+    };
     let end = |length| SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, length);
-    SockRef::from(&socket).attach_filter(&[load(at), unless(wanted), end(u32::MAX), end(0)])?;
+    SockRef::from(&socket).attach_filter(&[
+        load(first.0),
+        unless(first.1, 3),
+        load(second.0),
+        unless(second.1, 1),
+        end(u32::MAX),
+        end(0),
+    ])?;
+    packet::lock_filter(socket.as_fd())?;
     packet::bind(socket.as_fd(), link, protocol)?;
     Ok(socket)
 }
@@ -185,7 +193,7 @@ fn holder(frame: &[u8]) -> Option<(IpAddr, Mac)> {
     let bytes = |from: usize, len: usize| frame.get(from..from + len);
     let protocol = u16::from_be_bytes(bytes(12, 2)?.try_into().ok()?);
     if protocol == ARP {
-        if bytes(14, 8)? != [0, 1, 8, 0, 6, 4, 0, 2] {
+        if bytes(14, 8)? != [0, 1, 8, 0, 6, 4, 0, ARP_REPLY] {
             return None;
         }
         let address: [u8; 4] = bytes(28, 4)?.try_into().ok()?;

@@ -9,7 +9,10 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
 };
 
-use crate::nft::nfnl::{ACK, DUMP, Messages, NfSocket, attribute, number};
+use crate::{
+    netns::Netns,
+    nft::nfnl::{ACK, DUMP, Messages, NfSocket, attribute, number},
+};
 
 #[cfg(test)]
 mod tests;
@@ -114,7 +117,16 @@ pub struct Conntrack {
 impl Conntrack {
     /// Connects to the network namespace of the calling thread.
     pub fn open() -> Result<Self, ConntrackError> {
-        let socket = NfSocket::open().map_err(|source| ConntrackError {
+        Self::of(NfSocket::open())
+    }
+
+    /// The same for another namespace than that of the calling thread.
+    pub fn open_in(netns: &Netns) -> Result<Self, ConntrackError> {
+        Self::of(NfSocket::open_in(netns))
+    }
+
+    fn of(opened: io::Result<NfSocket>) -> Result<Self, ConntrackError> {
+        let socket = opened.map_err(|source| ConntrackError {
             doing: "open a netfilter socket",
             source,
         })?;
@@ -190,12 +202,20 @@ pub struct Overflow;
 impl Events {
     /// Subscribes in the network namespace of the calling thread.
     pub fn open() -> Result<Self, ConntrackError> {
-        let open = || {
-            let mut socket = NfSocket::open()?;
+        Self::of(NfSocket::open())
+    }
+
+    /// The same for another namespace.
+    pub fn open_in(netns: &Netns) -> Result<Self, ConntrackError> {
+        Self::of(NfSocket::open_in(netns))
+    }
+
+    fn of(opened: io::Result<NfSocket>) -> Result<Self, ConntrackError> {
+        let subscribed = opened.and_then(|mut socket| {
             socket.subscribe(&[GROUP_NEW, GROUP_UPDATE, GROUP_DESTROY], EVENT_BUFFER_BYTES)?;
             Ok(socket)
-        };
-        let socket = open().map_err(|source| ConntrackError {
+        });
+        let socket = subscribed.map_err(|source| ConntrackError {
             doing: "subscribe to connection tracking",
             source,
         })?;

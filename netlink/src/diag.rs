@@ -11,6 +11,8 @@ use netlink_sys::Socket as Netlink;
 
 use crate::{
     bpf::Map,
+    broker::SocketKind,
+    netns::Netns,
     nft::nfnl::{attribute, attributes},
     socket,
 };
@@ -116,7 +118,16 @@ pub struct Diag {
 impl Diag {
     /// Connects to the network namespace of the calling thread.
     pub fn open() -> Result<Self, DiagError> {
-        let socket = socket::open(libc::NETLINK_SOCK_DIAG as isize).map_err(|source| DiagError {
+        Self::of(socket::open(SocketKind::Diag))
+    }
+
+    /// The same for another namespace than that of the calling thread.
+    pub fn open_in(netns: &Netns) -> Result<Self, DiagError> {
+        Self::of(netns.socket(SocketKind::Diag).and_then(socket::connect))
+    }
+
+    fn of(opened: io::Result<Netlink>) -> Result<Self, DiagError> {
+        let socket = opened.map_err(|source| DiagError {
             doing: "open a socket to list sockets",
             source,
         })?;

@@ -12,12 +12,13 @@ use std::{
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{
-        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recv, sendto, socket,
-    },
+    sys::socket::{MsgFlags, SockaddrStorage, recv, sendto},
 };
 
-use crate::netns::{Netns, NetnsError};
+use crate::{
+    broker::SocketKind,
+    netns::{Netns, NetnsError},
+};
 
 /// What an echo consists of before its payload.
 const HEADER: usize = 8;
@@ -95,7 +96,7 @@ pub fn ping(
         // The number of one is a field of 16 bits.
         for some in some.chunks(1 << 16) {
             if !some.is_empty() {
-                let socket = netns.run(|| open(ipv4))??;
+                let socket = open(netns, ipv4)?;
                 exchange(&socket, ipv4, some, patience, &mut answers)?;
             }
         }
@@ -120,30 +121,18 @@ impl From<Errno> for PingError {
     }
 }
 
-fn open(ipv4: bool) -> io::Result<OwnedFd> {
-    let (family, protocol, level, option, probe) = if ipv4 {
-        let probe = libc::IP_PMTUDISC_PROBE;
-        let icmp = SockProtocol::Icmp;
-        (
-            AddressFamily::Inet,
-            icmp,
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
-            probe,
-        )
-    } else {
-        let probe = libc::IPV6_PMTUDISC_PROBE;
-        let icmp = SockProtocol::IcmpV6;
-        (
-            AddressFamily::Inet6,
-            icmp,
+fn open(netns: &Netns, ipv4: bool) -> io::Result<OwnedFd> {
+    let (level, option, probe) = match ipv4 {
+        true => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
+        false => (
             libc::IPPROTO_IPV6,
             libc::IPV6_MTU_DISCOVER,
-            probe,
-        )
+            libc::IPV6_PMTUDISC_PROBE,
+        ),
     };
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let socket = socket(family, SockType::Raw, flags, protocol)?;
+    let socket = netns.socket(SocketKind::Icmp { ipv4 })?;
+    let flags = rustix::fs::fcntl_getfl(&socket)?;
+    rustix::fs::fcntl_setfl(&socket, flags | rustix::fs::OFlags::NONBLOCK)?;
     // Never in fragments, whatever the kernel has learned of the way: that is what is to be found out.
     // SAFETY: the option is an int, which is what the pointer leads to for the length that is given.
     Errno::result(unsafe {

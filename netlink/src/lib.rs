@@ -3,6 +3,7 @@
 
 pub mod arp;
 pub mod bpf;
+pub mod broker;
 pub mod conntrack;
 pub mod datagrams;
 pub mod diag;

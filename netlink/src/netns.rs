@@ -4,11 +4,12 @@
 //! thread made for it, which ends there: no thread that the caller knows ever changes its namespace.
 
 use std::{
+    borrow::Cow,
     fmt, fs,
     io::{self, Write as _},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::fs::{MetadataExt, OpenOptionsExt},
+        unix::fs::OpenOptionsExt,
     },
     panic::resume_unwind,
     path::{Path, PathBuf},
@@ -19,6 +20,12 @@ use std::{
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
+    sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket},
+};
+
+use crate::{
+    arp,
+    broker::{self, Request, SocketKind},
 };
 
 /// `NS_GET_NSTYPE` of `linux/nsfs.h`: which kind of namespace a descriptor is.
@@ -70,7 +77,7 @@ pub enum NetnsError {
     #[error("no permission to {action} {}: this needs CAP_SYS_ADMIN, as root has or `unshare -Urn` gives", .path.display())]
     Permission {
         /// What was tried, a verb.
-        action: &'static str,
+        action: Cow<'static, str>,
         /// On which object.
         path: PathBuf,
     },
@@ -78,22 +85,43 @@ pub enum NetnsError {
     #[error("could not {action} {}", .path.display())]
     Os {
         /// What was tried, a verb.
-        action: &'static str,
+        action: Cow<'static, str>,
         /// On which object.
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
     },
+    /// The process that has the privileges for it is not there, or is stuck.
+    #[error("the broker of the agent does not {action}; what was asked of it may have been done or not")]
+    Broker {
+        /// What it does not do.
+        action: &'static str,
+        /// What became of asking it.
+        source: io::Error,
+    },
+    /// The process that has the privileges for it does no such thing for anybody.
+    #[error("the broker of the agent refused: {reason}; nothing was done")]
+    Refused {
+        /// Its words.
+        reason: String,
+    },
 }
 
 impl NetnsError {
-    fn new(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
+    pub(crate) fn new(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
         let path = path.to_owned();
         let source = source.into();
         match source.raw_os_error() {
             Some(libc::ENOENT | libc::ESRCH | libc::ENOTDIR) => Self::NotFound { path },
-            Some(libc::EPERM | libc::EACCES) => Self::Permission { action, path },
-            _ => Self::Os { action, path, source },
+            Some(libc::EPERM | libc::EACCES) => Self::Permission {
+                action: action.into(),
+                path,
+            },
+            _ => Self::Os {
+                action: action.into(),
+                path,
+                source,
+            },
         }
     }
 }
@@ -107,32 +135,37 @@ impl Netns {
     /// The namespace that a path leads to: one of `ip netns add`, or `/proc/PID/ns/net`.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, NetnsError> {
         let path = path.as_ref();
+        match (Self::open_here(path), broker::get()) {
+            // Of a process that may do more than this one, or of another user.
+            (Err(NetnsError::Permission { .. }), Some(broker)) => {
+                let request = Request::Open(path.to_owned());
+                Self::try_from(broker.ask(&request, &[])?.descriptor()?)
+            }
+            (opened, _) => opened,
+        }
+    }
+
+    /// The same, by this process alone.
+    pub(crate) fn open_here(path: &Path) -> Result<Self, NetnsError> {
         // O_NONBLOCK: a FIFO put at the path must not hold us up.
         let file = fs::OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NONBLOCK)
             .open(path)
             .map_err(|error| NetnsError::new("open", path, error))?;
-        let metadata = file
-            .metadata()
-            .map_err(|error| NetnsError::new("open", path, error))?;
-        let fd = OwnedFd::from(file);
-        if !is_netns(fd.as_fd()) {
-            return Err(NetnsError::NotANetns {
+        Self::try_from(OwnedFd::from(file)).map_err(|error| match error {
+            NetnsError::NotANetns { .. } => NetnsError::NotANetns {
                 path: path.to_owned(),
-            });
-        }
-        Ok(Self {
-            fd,
-            id: NetnsId {
-                dev: metadata.dev(),
-                ino: metadata.ino(),
             },
+            error => error,
         })
     }
 
     /// A new namespace without a name. It goes when its last descriptor, process and mount are gone.
     pub fn create() -> Result<Self, NetnsError> {
+        if let Some(broker) = broker::get() {
+            return Self::try_from(broker.ask(&Request::Create, &[])?.descriptor()?);
+        }
         on_new_thread(|| {
             unshare(CloneFlags::CLONE_NEWNET)
                 .map_err(|error| NetnsError::new("make", Path::new("a network namespace"), error))?;
@@ -146,11 +179,15 @@ impl Netns {
     /// private: otherwise copies of the mount in other mount namespaces would outlive [`remove_at`](Self::remove_at).
     pub fn create_at(path: impl AsRef<Path>) -> Result<Self, NetnsError> {
         let path = path.as_ref();
+        if let Some(broker) = broker::get() {
+            let request = Request::CreateAt(path.to_owned());
+            return Self::try_from(broker.ask(&request, &[])?.descriptor()?);
+        }
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(|error| NetnsError::new("make", parent, error))?;
             share_mount(parent).map_err(|error| NetnsError::new("share", parent, error))?;
         }
-        fs::OpenOptions::new()
+        let place = fs::OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o444)
@@ -165,9 +202,17 @@ impl Netns {
                 }
             })?;
         let made = Self::create().and_then(|netns| {
-            let source = PathBuf::from(format!("/proc/self/fd/{}", netns.fd.as_raw_fd()));
-            mount(Some(&source), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-                .map_err(|error| NetnsError::new("mount", path, error))?;
+            // By descriptors: the name may be another file's by now.
+            let [source, place] = [netns.fd.as_raw_fd(), place.as_raw_fd()]
+                .map(|fd| PathBuf::from(format!("/proc/self/fd/{fd}")));
+            mount(
+                Some(&source),
+                &place,
+                None::<&str>,
+                MsFlags::MS_BIND,
+                None::<&str>,
+            )
+            .map_err(|error| NetnsError::new("mount", path, error))?;
             Ok(netns)
         });
         if made.is_err() {
@@ -198,7 +243,10 @@ impl Netns {
     /// that a mount and nothing else is in it. A path that is not there is no error.
     pub fn remove_at(path: impl AsRef<Path>) -> Result<(), NetnsError> {
         let path = path.as_ref();
-        match umount2(path, MntFlags::MNT_DETACH) {
+        if let Some(broker) = broker::get() {
+            return broker.ask(&Request::RemoveAt(path.to_owned()), &[])?.done();
+        }
+        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             // EINVAL: a file without a mount, which a crash between the two steps leaves.
             Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}
             Err(error) => return Err(NetnsError::new("unmount", path, error)),
@@ -222,15 +270,9 @@ impl Netns {
 
     /// Its cookie, by which BPF programs know it: of this boot, and never given to another namespace.
     pub fn cookie(&self) -> Result<u64, NetnsError> {
-        let cookie = self.run(|| {
-            let flags = nix::sys::socket::SockFlag::SOCK_CLOEXEC;
-            let (family, kind) = (
-                nix::sys::socket::AddressFamily::Inet,
-                nix::sys::socket::SockType::Datagram,
-            );
-            let socket = nix::sys::socket::socket(family, kind, flags, None)?;
-            netns_cookie(socket.as_fd())
-        })?;
+        let cookie = self
+            .socket(SocketKind::Udp { ipv4: true })
+            .and_then(|socket| netns_cookie(socket.as_fd()));
         cookie.map_err(|error| NetnsError::new("ask for the cookie of", &self.path(), error))
     }
 
@@ -245,49 +287,80 @@ impl Netns {
 
     /// Runs a closure inside the namespace, on a thread that ends with it, and returns what it returns.
     ///
-    /// A socket opened inside belongs to the namespace for good and may be used anywhere afterwards.
+    /// A socket opened inside belongs to the namespace for good and may be used anywhere afterwards. A process with a
+    /// [broker](crate::broker) cannot do this, and has [`Self::socket`] and its like.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
         on_new_thread(|| {
-            setns(&self.fd, CloneFlags::CLONE_NEWNET)
-                .map_err(|error| NetnsError::new("enter", &self.path(), error))?;
+            self.enter()?;
             Ok(work())
         })
     }
 
+    /// For the calling thread, for good.
+    pub(crate) fn enter(&self) -> Result<(), NetnsError> {
+        setns(&self.fd, CloneFlags::CLONE_NEWNET)
+            .map_err(|error| NetnsError::new("enter", &self.path(), error))
+    }
+
+    /// A socket that belongs to the namespace, bound to nothing.
+    pub fn socket(&self, kind: SocketKind) -> io::Result<OwnedFd> {
+        match broker::get() {
+            Some(broker) => self
+                .ask(broker, &Request::Socket(kind))
+                .and_then(broker::Answer::descriptor),
+            None => return self.run(|| make_socket(kind)).map_err(in_words)?,
+        }
+        .map_err(in_words)
+    }
+
+    /// The file by which TAP devices of the namespace are made and opened.
+    pub(crate) fn tap_file(&self) -> io::Result<fs::File> {
+        match broker::get() {
+            Some(broker) => self
+                .ask(broker, &Request::TapFile)
+                .and_then(broker::Answer::descriptor),
+            None => return self.run(crate::tap::open_file).map_err(in_words)?,
+        }
+        .map(fs::File::from)
+        .map_err(in_words)
+    }
+
+    /// Has the broker of this process run a line of shell inside, with what the broker leaves to commands.
+    pub fn start_command(&self, line: &str, errors: BorrowedFd<'_>) -> Result<broker::Started, NetnsError> {
+        let broker = broker::get().ok_or_else(|| NetnsError::Refused {
+            reason: "this process has none".to_owned(),
+        })?;
+        broker
+            .ask(&Request::Run(line.to_owned()), &[self.as_fd(), errors])?
+            .started()
+    }
+
+    fn ask(&self, broker: &broker::Broker, request: &Request) -> Result<broker::Answer, NetnsError> {
+        broker.ask(request, &[self.as_fd()])
+    }
+
     /// Writes settings of the namespace, each a path below `/proc/sys` such as `net/ipv4/ip_forward`.
     pub fn set_sysctls<N: AsRef<str> + Sync>(&self, settings: &[(N, &str)]) -> Result<(), NetnsError> {
+        if let Some(broker) = broker::get() {
+            let pairs = settings
+                .iter()
+                .map(|(name, value)| (name.as_ref().to_owned(), (*value).to_owned()));
+            return self.ask(broker, &Request::WriteSettings(pairs.collect()))?.done();
+        }
         self.run(|| {
-            for (name, value) in settings {
-                let path = Path::new("/proc/sys").join(name.as_ref());
-                fs::OpenOptions::new()
-                    .write(true)
-                    .open(&path)
-                    .and_then(|mut file| file.write_all(value.as_bytes()))
-                    .map_err(|source| NetnsError::Os {
-                        action: "write",
-                        path,
-                        source,
-                    })?;
-            }
-            Ok(())
+            settings
+                .iter()
+                .try_for_each(|(name, value)| write_setting(name.as_ref(), value))
         })?
     }
 
     /// Reads settings of the namespace, in order, without the line end.
     pub fn sysctls<N: AsRef<str> + Sync>(&self, names: &[N]) -> Result<Vec<String>, NetnsError> {
-        self.run(|| {
-            let read = |name: &N| {
-                let path = Path::new("/proc/sys").join(name.as_ref());
-                let text = fs::read_to_string(&path);
-                let text = text.map_err(|source| NetnsError::Os {
-                    action: "read",
-                    path,
-                    source,
-                })?;
-                Ok(text.trim_end().to_owned())
-            };
-            names.iter().map(read).collect()
-        })?
+        if let Some(broker) = broker::get() {
+            let names = names.iter().map(|name| name.as_ref().to_owned());
+            return self.ask(broker, &Request::ReadSettings(names.collect()))?.texts();
+        }
+        self.run(|| names.iter().map(read_setting).collect())?
     }
 
     fn path(&self) -> PathBuf {
@@ -299,6 +372,88 @@ impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+impl From<Netns> for OwnedFd {
+    fn from(netns: Netns) -> Self {
+        netns.fd
+    }
+}
+
+impl TryFrom<OwnedFd> for Netns {
+    type Error = NetnsError;
+
+    fn try_from(fd: OwnedFd) -> Result<Self, NetnsError> {
+        let path = || PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        if !is_netns(fd.as_fd()) {
+            return Err(NetnsError::NotANetns { path: path() });
+        }
+        let found = rustix::fs::fstat(&fd).map_err(|error| NetnsError::new("open", &path(), error))?;
+        let id = NetnsId {
+            dev: found.st_dev,
+            ino: found.st_ino,
+        };
+        Ok(Self { fd, id })
+    }
+}
+
+fn in_words(error: NetnsError) -> io::Error {
+    io::Error::other(error)
+}
+
+/// In the namespace of the calling thread.
+pub(crate) fn make_socket(kind: SocketKind) -> io::Result<OwnedFd> {
+    let of = |ipv4| {
+        if ipv4 {
+            AddressFamily::Inet
+        } else {
+            AddressFamily::Inet6
+        }
+    };
+    let netlink = |protocol| (AddressFamily::Netlink, SockType::Raw, Some(protocol));
+    let (family, how, protocol) = match kind {
+        SocketKind::Route => netlink(SockProtocol::NetlinkRoute),
+        SocketKind::Generic => netlink(SockProtocol::NetlinkGeneric),
+        SocketKind::Netfilter => netlink(SockProtocol::NetlinkNetFilter),
+        SocketKind::Diag => netlink(SockProtocol::NetlinkSockDiag),
+        SocketKind::Udp { ipv4 } => (of(ipv4), SockType::Datagram, None),
+        SocketKind::Tcp { ipv4 } => (of(ipv4), SockType::Stream, None),
+        SocketKind::Neighbours { link, ipv4 } => return arp::open(link, ipv4),
+        SocketKind::Icmp { ipv4: true } => (of(true), SockType::Raw, Some(SockProtocol::Icmp)),
+        SocketKind::Icmp { ipv4: false } => (of(false), SockType::Raw, Some(SockProtocol::IcmpV6)),
+    };
+    Ok(socket(family, how, SockFlag::SOCK_CLOEXEC, protocol)?)
+}
+
+/// In the namespace of the calling thread.
+pub(crate) fn write_setting(name: &str, value: &str) -> Result<(), NetnsError> {
+    let path = Path::new("/proc/sys").join(name);
+    let file = fs::OpenOptions::new().write(true).open(&path);
+    file.and_then(|mut file| file.write_all(value.as_bytes()))
+        .map_err(|source| NetnsError::Os {
+            action: "write".into(),
+            path,
+            source,
+        })
+}
+
+/// In the namespace of the calling thread.
+pub(crate) fn read_setting(name: &impl AsRef<str>) -> Result<String, NetnsError> {
+    let path = Path::new("/proc/sys").join(name.as_ref());
+    let text = fs::read_to_string(&path).map_err(|source| NetnsError::Os {
+        action: "read".into(),
+        path,
+        source,
+    })?;
+    Ok(text.trim_end().to_owned())
+}
+
+/// Whether a descriptor is of the file system that namespaces are on, which can be asked before anything is opened.
+pub(crate) fn is_on_nsfs(fd: &OwnedFd) -> bool {
+    /// `NSFS_MAGIC` of `linux/magic.h`
+    const NSFS_MAGIC: i64 = 0x6e73_6673;
+    #[allow(clippy::unnecessary_cast)]
+    rustix::fs::fstatfs(fd).is_ok_and(|found| found.f_type as i64 == NSFS_MAGIC)
 }
 
 /// As `readlink /proc/PID/ns/net` writes it.
@@ -384,7 +539,7 @@ fn unescape(field: &str) -> String {
         })
 }
 
-fn share_mount(dir: &Path) -> io::Result<()> {
+pub(crate) fn share_mount(dir: &Path) -> io::Result<()> {
     let mounts = mounts_above(dir)?;
     if mounts
         .iter()
@@ -420,7 +575,7 @@ fn unshare_mount(dir: &Path) -> io::Result<()> {
     let is_ours = !IPROUTE2_DIRS.iter().any(|path| dir == Path::new(path));
     let empty = fs::read_dir(&dir)?.next().is_none();
     if is_ours && empty && mounts_above(&dir)?.iter().any(|mount| mount.point == dir) {
-        umount2(&dir, MntFlags::MNT_DETACH)?;
+        umount2(&dir, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?;
     }
     Ok(())
 }

@@ -44,3 +44,22 @@ pub fn bind(socket: BorrowedFd<'_>, link: u32, protocol: u16) -> io::Result<()> 
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+/// Keeps the filter of a socket from being taken off or replaced, by whoever has the socket later.
+pub(crate) fn lock_filter(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let yes: libc::c_int = 1;
+    // SAFETY: the option is an int, which is what the pointer leads to for the length that is given.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LOCK_FILTER,
+            (&raw const yes).cast(),
+            size_of_val(&yes) as libc::socklen_t,
+        )
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

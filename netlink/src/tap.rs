@@ -24,7 +24,7 @@ use crate::netns::{Netns, NetnsError};
 /// Bytes in front of each frame, both ways.
 pub const VNET_HEADER_LEN: usize = 10;
 
-const DEVICE: &str = "/dev/net/tun";
+pub(crate) const DEVICE: &str = "/dev/net/tun";
 
 /// What every open of one device has to ask for alike: Ethernet frames, each with a `virtio_net_hdr` that tells of
 /// segments and checksums left to do, by several queues.
@@ -98,7 +98,6 @@ impl Tap {
     /// Opens a device that is there. From now on its frames come with checksums and segments put off, as far as this
     /// kernel can say so.
     pub fn open(netns: &Netns, name: &str) -> Result<Self, TapError> {
-        // A device belongs to the namespace of the thread that opened the file.
         let opened = netns.run(|| Self::open_here(name));
         opened.map_err(|source| in_netns(name, source))?
     }
@@ -107,7 +106,7 @@ impl Tap {
         let mut request = request(name)?;
         // Otherwise one would be made, and go with the process.
         nix::net::if_::if_nametoindex(name).map_err(|_| TapError::Absent(name.to_owned()))?;
-        let file = open()?;
+        let file = open_file().map_err(TapError::Open)?;
         let check = |done| {
             Errno::result(done).map(drop).map_err(|source| TapError::Attach {
                 name: name.to_owned(),
@@ -176,15 +175,14 @@ fn in_netns(name: &str, source: NetnsError) -> TapError {
     }
 }
 
-/// Makes a TAP device with this name and interface index in the namespace of the calling thread. It stays until somebody
-/// deletes it.
-pub fn create_persistent(name: &str, index: u32) -> Result<(), TapError> {
+/// Makes a TAP device with this name and interface index in a namespace. It stays until somebody deletes it.
+pub fn create_persistent(netns: &Netns, name: &str, index: u32) -> Result<(), TapError> {
     let mut request = request(name)?;
     let failed = |source: Errno| TapError::Create {
         name: name.to_owned(),
         source: source.into(),
     };
-    let device = open()?;
+    let device = netns.tap_file().map_err(TapError::Open)?;
     let index = libc::c_int::try_from(index).map_err(|_| failed(Errno::EINVAL))?;
     // SAFETY: the request reads one int, which outlives the call.
     Errno::result(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFINDEX, &raw const index) })
@@ -197,13 +195,13 @@ pub fn create_persistent(name: &str, index: u32) -> Result<(), TapError> {
     Ok(())
 }
 
-fn open() -> Result<File, TapError> {
+/// A device belongs to the namespace of the thread that opens this.
+pub(crate) fn open_file() -> io::Result<File> {
     OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(DEVICE)
-        .map_err(TapError::Open)
 }
 
 fn request(name: &str) -> Result<libc::ifreq, TapError> {
@@ -236,7 +234,7 @@ mod tests {
             Ok(netns) => netns,
             Err(error) => return skip(error),
         };
-        match netns.run(|| create_persistent("tap0", 57)).unwrap() {
+        match create_persistent(&netns, "tap0", 57) {
             Err(TapError::Open(error)) => return skip(format_args!("{DEVICE}: {error}")),
             made => made.unwrap(),
         }
@@ -258,7 +256,7 @@ mod tests {
         };
         assert!(matches!(Tap::open(&netns, "vx0"), Err(TapError::Absent(_))));
         assert!(mtu(&netns, "vx0").is_err());
-        match netns.run(|| create_persistent("vx0", 57)).unwrap() {
+        match create_persistent(&netns, "vx0", 57) {
             Err(TapError::Open(error)) => return skip(format_args!("{DEVICE}: {error}")),
             made => made.unwrap(),
         }
@@ -272,9 +270,10 @@ mod tests {
 
     #[test]
     fn a_name_that_no_interface_can_have_is_refused() {
+        let here = Netns::current().unwrap();
         for name in ["", "sixteen-bytes-01", "a\0b"] {
             assert!(
-                matches!(create_persistent(name, 1), Err(TapError::Name(_))),
+                matches!(create_persistent(&here, name, 1), Err(TapError::Name(_))),
                 "{name}"
             );
         }

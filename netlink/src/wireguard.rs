@@ -15,10 +15,11 @@ use netlink_packet_generic::{
     ctrl::{GenlCtrl, GenlCtrlCmd, nlas::GenlCtrlAttrs},
 };
 use netlink_packet_wireguard::{WireguardAttribute, WireguardCmd, WireguardMessage};
-use netlink_sys::{Socket, protocols::NETLINK_GENERIC};
+use netlink_sys::Socket;
 use zeroize::Zeroizing;
 
 use crate::{
+    broker::SocketKind,
     netns::{Netns, NetnsError},
     socket,
 };
@@ -152,7 +153,8 @@ impl WireguardSocket {
     /// Opens a socket that belongs to the namespace. This loads the kernel's module where there is one.
     pub fn open(netns: &Netns) -> Result<Self, WireguardError> {
         let socket = netns
-            .run(|| socket::open(NETLINK_GENERIC))?
+            .socket(SocketKind::Generic)
+            .and_then(socket::connect)
             .map_err(|source| WireguardError::Io {
                 what: "open a generic netlink socket".to_owned(),
                 source,

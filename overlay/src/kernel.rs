@@ -35,7 +35,7 @@ use weft_types::{EndpointId, NetworkId};
 
 pub use self::{
     error::{Cause, KernelError, OpError},
-    names::{TUNNEL, namespace_path, wireguard_path},
+    names::{TUNNEL, namespace_path, netns_dir, wireguard_path},
 };
 use crate::plan::{Desired, Gate, HostPorts, Observed, ObservedNetwork, Plan, Sandbox, Uplink, plan};
 
@@ -126,7 +126,7 @@ impl Kernel {
     pub fn new(options: Options) -> Result<Self, KernelError> {
         let host = Netns::current()?;
         let route = RouteSocket::open(&host)?;
-        let nft = host.run(Nft::open)??;
+        let nft = Nft::open_in(&host)?;
         let netns_dir = names::netns_dir(&options.run_dir);
         Ok(Self {
             netns_dir,

@@ -37,9 +37,9 @@ pub const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
 
 /// Whether a TAP device can be made here; says so if not.
 pub fn has_tap() -> bool {
-    let made = Netns::create().map(|netns| netns.run(|| tap::create_persistent("t", 9)));
+    let made = Netns::create().map(|netns| tap::create_persistent(&netns, "t", 9));
     match made {
-        Ok(Ok(Err(error @ tap::TapError::Open(_)))) => {
+        Ok(Err(error @ tap::TapError::Open(_))) => {
             skip(format_args!("it needs TAP devices: {error}"));
             false
         }

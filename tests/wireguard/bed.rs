@@ -167,7 +167,7 @@ impl Node {
         let pod = host.sandbox("pod").unwrap();
         let netns = |sandbox: &Sandbox| sandbox.run(|| Netns::current().unwrap()).unwrap();
         let inside = netns(&network);
-        inside.run(|| tap::create_persistent("vx0", 77)).unwrap().unwrap();
+        tap::create_persistent(&inside, "vx0", 77).unwrap();
         let mut lines = format!(
             "set -e
              ip link set lo up

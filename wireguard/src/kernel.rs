@@ -261,7 +261,7 @@ impl Inside {
         netns.set_sysctls(&[("net/ipv4/ip_forward", "0")])?;
         Ok(Self {
             route: RouteSocket::open(&netns)?,
-            nft: netns.run(Nft::open)??,
+            nft: Nft::open_in(&netns)?,
             wireguard: WireguardSocket::open(&netns)?,
             netns,
         })

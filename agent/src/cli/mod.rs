@@ -3,6 +3,7 @@
 //! [`main`] is synchronous: `weft lab` changes namespaces, which a process with threads cannot do, so a
 //! runtime is made only by the commands that need one.
 
+mod broker;
 mod dns;
 mod failure;
 mod format;
@@ -109,6 +110,9 @@ enum Command {
     /// Carry the packets of encrypted networks; the agent starts it, or its service does
     #[command(hide = true)]
     Tunnels(tunnels::TunnelsArgs),
+    /// Enter namespaces and mount for an agent, which starts it
+    #[command(hide = true)]
+    Broker(broker::BrokerArgs),
     /// Print the completions of a shell
     Completion(CompletionArgs),
 }
@@ -159,7 +163,8 @@ struct AgentArgs {
     /// Who starts `weft tunnels`, which encrypts: this agent when there is an encrypted network, or a service manager
     #[arg(long, value_name = "WHO", value_enum, default_value_t)]
     tunnels: TunnelsStart,
-    /// Start `weft tunnels` without what keeps it from this host's files (Landlock), should that be in its way
+    /// Do without what keeps the agent and `weft tunnels` from this host's files (Landlock) and system calls (seccomp), should that be in
+    /// their way
     #[arg(long)]
     no_sandbox: bool,
     /// The socket of Docker's driver, `off` for none [default: /run/docker/plugins/weft.sock on hosts with Docker]
@@ -298,6 +303,7 @@ fn run(args: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Failure> {
         Command::Docker(command) => docker::run(session, command)?,
         Command::Whoami(args) => whoami::run(args)?,
         Command::Tunnels(args) => tunnels::run(&args)?,
+        Command::Broker(args) => crate::broker::run(args.options())?,
         Command::Completion(args) => {
             clap_complete::generate(args.shell, &mut Cli::command(), "weft", &mut std::io::stdout());
         }
@@ -327,6 +333,7 @@ impl Command {
                 | Self::Lab(_)
                 | Self::Whoami(_)
                 | Self::Tunnels(_)
+                | Self::Broker(_)
                 | Self::Completion(_)
         )
     }

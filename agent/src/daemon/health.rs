@@ -1,10 +1,10 @@
 //! Runs health probes on this host, each inside its endpoint's network namespace.
 
 use std::{
+    io::pipe,
     net::{IpAddr, SocketAddr},
-    os::unix::process::ExitStatusExt as _,
+    os::fd::AsFd as _,
     pin::pin,
-    process::{ExitStatus, Stdio},
     sync::Arc,
 };
 
@@ -16,25 +16,20 @@ use hyper::{
     header::{HOST, USER_AGENT},
 };
 use hyper_util::rt::TokioIo;
-use nix::{
-    sys::signal::{Signal, killpg},
-    unistd::Pid,
-};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
-    net::{TcpSocket, TcpStream},
-    process::{Child, Command},
-    runtime::Handle,
+    net::{TcpSocket, TcpStream, unix::pipe::Receiver},
     sync::Semaphore,
     task::{JoinSet, spawn_blocking},
     time::timeout,
 };
-use weft_netlink::netns::{Netns, NetnsId};
-
-use crate::{
-    control::{HealthProbe, HealthResult, Try, records::SandboxSpec},
-    privileges,
+use weft_netlink::{
+    broker::{Ended, SocketKind, Started},
+    netns::{Netns, NetnsId},
 };
+
+use super::host::sentence;
+use crate::control::{HealthProbe, HealthResult, Try, records::SandboxSpec};
 
 /// Probes at the same time; the others wait for their turn, and their time runs only from then on.
 const AT_ONCE: usize = 64;
@@ -103,10 +98,10 @@ async fn run(probe: &HealthProbe, commands: bool) -> Result<(), String> {
     }
 }
 
-/// Does something in a sandbox on a thread of its own, which ends with it.
-async fn inside<T: Send + 'static>(
+/// Does something with the namespace of a sandbox, and waits for it elsewhere.
+async fn with<T: Send + 'static>(
     sandbox: &SandboxSpec,
-    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+    work: impl FnOnce(&Netns) -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
     let (path, id) = (
         sandbox.path.clone(),
@@ -115,30 +110,27 @@ async fn inside<T: Send + 'static>(
             ino: sandbox.inode,
         },
     );
-    let entered = spawn_blocking(move || {
+    let done = spawn_blocking(move || {
         let netns = Netns::open(&path).map_err(|error| error.to_string())?;
         if netns.id() != id {
             return Err("its network namespace is gone".to_owned());
         }
-        netns
-            .run(work)
-            .map_err(|error| error.to_string())?
-            .map_err(|error| error.to_string())
+        work(&netns)
     });
-    entered
-        .await
+    done.await
         .unwrap_or_else(|error| Err(format!("its network namespace cannot be entered: {error}")))
 }
 
 async fn connect(sandbox: &SandboxSpec, address: IpAddr, port: u16) -> Result<TcpStream, String> {
-    let runtime = Handle::current();
-    // A socket belongs to the namespace it was made in, wherever it is used.
-    let socket = inside(sandbox, move || {
-        let _entered = runtime.enter();
-        match address {
-            IpAddr::V4(_) => TcpSocket::new_v4(),
-            IpAddr::V6(_) => TcpSocket::new_v6(),
-        }
+    let ipv4 = address.is_ipv4();
+    let socket = with(sandbox, move |netns| {
+        let socket = netns.socket(SocketKind::Tcp { ipv4 });
+        let socket = socket.and_then(|socket| {
+            let socket = std::net::TcpStream::from(socket);
+            socket.set_nonblocking(true)?;
+            Ok(TcpSocket::from_std_stream(socket))
+        });
+        socket.map_err(|error| sentence(&error))
     });
     let to = SocketAddr::new(address, port);
     let connected = socket.await?.connect(to).await;
@@ -170,43 +162,22 @@ async fn get(stream: TcpStream, to: SocketAddr, path: &str) -> Result<(), String
     }
 }
 
-/// Kills a command with all it started, unless it has ended.
-struct Group(Option<Pid>);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(group) = self.0 {
-            // It may have ended just now.
-            let _ = killpg(group, Signal::SIGKILL);
-        }
-    }
-}
-
 async fn run_command(sandbox: &SandboxSpec, command: &str) -> Result<(), String> {
-    let (runtime, command) = (Handle::current(), command.to_owned());
-    let (mut child, mut group) = inside(sandbox, move || {
-        let _entered = runtime.enter();
-        // Of this thread, which is about to end, and of what it starts.
-        privileges::keep_only(privileges::OF_COMMANDS).map_err(std::io::Error::other)?;
-        let child = Command::new("/bin/sh")
-            .args(["-c", &command])
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()?;
-        let group = Group(child.id().map(|id| Pid::from_raw(id.cast_signed())));
-        Ok((child, group))
+    let command = command.to_owned();
+    let (errors, into) = pipe().map_err(|error| error.to_string())?;
+    // It is killed with all it started if this is given up before its end.
+    let started = with(sandbox, move |netns| {
+        let started = netns.start_command(&command, into.as_fd());
+        started.map_err(|error| sentence(&error))
     })
     .await?;
-    let (status, said) = wait(&mut child).await.map_err(|error| error.to_string())?;
-    group.0 = None;
-    if status.success() {
-        return Ok(());
-    }
-    let how = match (status.code(), status.signal()) {
+    let waited = async {
+        let errors = Receiver::from_owned_fd(errors.into())?;
+        wait(&started, errors).await
+    };
+    let (ended, said) = waited.await.map_err(|error| error.to_string())?;
+    let how = match (ended.code, ended.signal) {
+        (Some(0), _) => return Ok(()),
         (Some(code), _) => format!("exit code {code}"),
         (None, signal) => format!("ended by signal {}", signal.unwrap_or_default()),
     };
@@ -221,21 +192,19 @@ async fn run_command(sandbox: &SandboxSpec, command: &str) -> Result<(), String>
 }
 
 /// Until it has ended, whoever else holds its error output.
-async fn wait(child: &mut Child) -> std::io::Result<(ExitStatus, Vec<u8>)> {
-    let mut output = child.stderr.take();
+async fn wait(started: &Started, errors: Receiver) -> std::io::Result<(Ended, Vec<u8>)> {
+    let mut output = Some(errors);
     let mut said = Vec::new();
-    let status = {
-        let mut ended = pin!(child.wait());
-        loop {
-            tokio::select! {
-                // What it said before it ended is there when it has ended.
-                biased;
-                more = read_more(&mut output, &mut said) => if !more { output = None },
-                status = &mut ended => break status?,
-            }
+    let mut ended = pin!(started.wait());
+    let ended = loop {
+        tokio::select! {
+            // What it said before it ended is there when it has ended.
+            biased;
+            more = read_more(&mut output, &mut said) => if !more { output = None },
+            ended = &mut ended => break ended?,
         }
     };
-    Ok((status, said))
+    Ok((ended, said))
 }
 
 /// False at the end. Cancel-safe.

@@ -16,7 +16,7 @@ mod keys;
 mod listeners;
 mod names;
 mod observe;
-mod resolv;
+pub(crate) mod resolv;
 mod server;
 mod service;
 mod store;
@@ -30,6 +30,7 @@ use std::{
     collections::BTreeMap,
     io::IsTerminal as _,
     net::SocketAddr,
+    os::fd::OwnedFd,
     os::unix::net::UnixListener,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -41,10 +42,12 @@ use tokio::{
 };
 use tracing_subscriber::EnvFilter;
 use weft_gossip::Identity;
+use weft_netlink::broker::Readable;
 use weft_wireguard::Secret32;
 
 use crate::{
     api::ApiError,
+    broker,
     control::{
         Encrypter, HealthResult, HostFacts, Now, Responder, Ring, TunnelKeys, TunnelReport,
         docker::DockerCommand,
@@ -68,6 +71,10 @@ use service::{Passed, Watchdog};
 use store::Store;
 use tunnels::TunnelsThread;
 
+/// It cannot be started by a process that has given up what it needs.
+const WITHOUT_BROKER: &str = "the broker that enters namespaces for the agent was killed, and the one that stood by too; networks and \
+    connections stay as they are: start the agent again, as a service manager does by itself";
+
 /// API requests that wait to be handled; more are kept waiting in their connections.
 const MAX_REQUESTS: usize = 64;
 
@@ -77,8 +84,13 @@ pub fn run(options: AgentOptions) -> anyhow::Result<()> {
     let store = Store::open(&options.data_dir)?;
     // Nobody can connect yet, and other groups than this process's can be let in only while it may do everything.
     let sockets = Sockets::bind(&options)?;
+    // Nothing can be started with more than this process keeps.
+    let broker = broker::start(&options)?;
     let needed = privileges::of_agent(options.datapath);
     privileges::keep_only(needed)?;
+    if options.sandbox {
+        confine(&options)?;
+    }
     tracing::info!(
         at_most = privileges::names(needed),
         "all other privileges are given up"
@@ -88,9 +100,28 @@ pub fn run(options: AgentOptions) -> anyhow::Result<()> {
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let result = runtime.block_on(async { Daemon::start(options, store, sockets).await?.serve().await });
+    let broker = broker.watch()?;
+    let result =
+        runtime.block_on(async { Daemon::start(options, store, sockets).await?.serve(broker).await });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     result
+}
+
+/// What the agent does not do by itself, it cannot be made to do.
+fn confine(options: &AgentOptions) -> anyhow::Result<()> {
+    if !privileges::confine_agent(options)? {
+        tracing::warn!(
+            "this kernel, or a filter of system calls, has no Landlock that would keep files of this host out of reach"
+        );
+    }
+    // A unit of an earlier version may not let it: it bounds the calls by itself.
+    if let Err(error) = privileges::forbid_calls(options.datapath) {
+        tracing::warn!(
+            reason = format!("{error:#}"),
+            "the agent can make more system calls than it needs"
+        );
+    }
+    Ok(())
 }
 
 fn start_log(format: LogFormat) {
@@ -229,7 +260,8 @@ impl Daemon {
         Ok(daemon)
     }
 
-    async fn serve(mut self) -> anyhow::Result<()> {
+    async fn serve(mut self, broker: OwnedFd) -> anyhow::Result<()> {
+        let broker = Readable::new(broker)?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut watchdog = Watchdog::start();
@@ -239,6 +271,8 @@ impl Daemon {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
+                // It says nothing but that it is gone.
+                _ = broker.wait() => anyhow::bail!(WITHOUT_BROKER),
                 Some(request) = self.requests.recv() => self.on_request(request).await?,
                 Some(attempt) = self.joins.recv() => self.on_join(attempt).await?,
                 Some(command) = self.docker.recv() => self.on_docker(command),

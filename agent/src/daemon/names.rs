@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use tokio::{runtime, sync::oneshot};
 use weft_dns::{Asker, Counts, Forwarder, ForwarderConfig, Server, Zone};
+use weft_netlink::netns::Netns;
 use weft_types::NetworkId;
 
 use super::service::{self, Kept, NameSockets};
@@ -116,7 +117,7 @@ impl Names {
             Some(sockets) => sockets,
             None => {
                 service::let_go(&name);
-                NameSockets::bind(address)?
+                NameSockets::bind(&Netns::current()?, address)?
             }
         };
         service::keep(&name, &sockets);

@@ -8,6 +8,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use weft_netlink::broker;
+
+use super::host::sentence;
 use crate::control::Resolver;
 
 /// Where `ip netns exec` looks for the configuration of named namespaces.
@@ -41,14 +44,66 @@ impl ResolverFiles {
             None => found(&self.root),
         };
         for gone in before.iter().filter(|target| !wanted.contains_key(*target)) {
-            remove(&self.root, gone);
+            self.change(gone, None);
         }
         for (target, resolver) in &wanted {
-            if let Err(error) = write(&self.root, target, &text(resolver)) {
-                tracing::debug!(%target, %error, "resolv.conf not written");
+            let text = text(resolver);
+            let is_there = file_of(&self.root, target).is_none_or(|file| {
+                fs::read_to_string(file).is_ok_and(|there| there == text || !there.starts_with(MARK))
+            });
+            if !is_there {
+                self.change(target, Some(&text));
             }
         }
         self.set = Some(wanted);
+    }
+
+    /// By the broker, as an agent that could write to `/etc` could do everything.
+    fn change(&self, target: &str, text: Option<&str>) {
+        let changed = match broker::set_resolver(target, text) {
+            Some(changed) => changed.map_err(|error| sentence(&error)),
+            None => change(&self.root, target, text).map_err(|error| error.to_string()),
+        };
+        if let Err(error) = changed {
+            tracing::debug!(%target, error, "resolv.conf not written");
+        }
+    }
+}
+
+/// What the broker does for the agent, whom it does not trust: one file below one directory, in which nothing but resolvers is named.
+pub fn change_checked(target: &str, text: Option<&str>) -> io::Result<()> {
+    let refused = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if matches!(target, "" | "." | "..") || target.len() > 255 || target.contains(['/', '\0']) {
+        return refused("a resolver configuration is of a named namespace");
+    }
+    let is_plain = |line: &str| {
+        let mut words = line.split(' ');
+        match words.next() {
+            Some("nameserver") => words.all(|word| word.parse::<std::net::IpAddr>().is_ok()),
+            Some("search" | "options") => {
+                words.all(|word| word.bytes().all(|byte| is_name(byte) || byte == b':'))
+            }
+            _ => false,
+        }
+    };
+    match text.map(|text| text.strip_prefix(MARK)) {
+        Some(None) => return refused("a resolver configuration begins with who wrote it"),
+        Some(Some(lines)) if !lines.lines().all(is_plain) => {
+            return refused("a resolver configuration names resolvers, and domains to search");
+        }
+        _ => {}
+    }
+    change(Path::new(ROOT), target, text)
+}
+
+fn change(root: &Path, target: &str, text: Option<&str>) -> io::Result<()> {
+    match text {
+        Some(text) => write(root, target, text),
+        None => {
+            remove(root, target);
+            Ok(())
+        }
     }
 }
 
@@ -131,6 +186,26 @@ mod tests {
             .iter()
             .map(|target| ((*target).to_owned(), resolver.clone()));
         each.collect()
+    }
+
+    #[test]
+    fn for_an_agent_that_is_not_trusted_only_resolvers_are_written() {
+        let good = format!("{MARK}nameserver 169.254.53.53\nsearch app.weft.internal\noptions ndots:1\n");
+        for (target, text) in [
+            ("", good.clone()),
+            ("..", good.clone()),
+            ("a/b", good.clone()),
+            ("/etc", good.clone()),
+            ("a\0b", good.clone()),
+            ("web", "nameserver 10.0.0.1\n".to_owned()),
+            ("web", format!("{MARK}root::0:0::/:/bin/sh\n")),
+            ("web", format!("{MARK}nameserver evil\n")),
+            ("web", format!("{MARK}search a;b\n")),
+        ] {
+            let refused = change_checked(target, Some(&text)).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidInput, "{target} {text}");
+        }
+        assert!(change_checked("../x", None).is_err());
     }
 
     #[test]

@@ -14,14 +14,21 @@ use std::{
 use listenfd::ListenFd;
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use sd_notify::NotifyState;
+use socket2::Socket;
 use tokio::time::{Interval, MissedTickBehavior, interval};
-use weft_netlink::netns::NetnsId;
+use weft_netlink::{
+    broker::SocketKind,
+    netns::{Netns, NetnsId},
+};
 use weft_types::NetworkId;
 
 /// What the sockets are called at which names are asked.
 const NAMES: &str = "names";
 /// Room for what is asked at one address while the agent is away, in bytes of the kernel's, of which a question takes about 800.
 const ROOM: usize = 1 << 20;
+
+/// Connections by TCP that wait to be taken.
+const WAITING: i32 = 128;
 
 /// Where names are asked at one address.
 #[derive(Debug)]
@@ -91,15 +98,22 @@ pub(super) fn passed() -> Passed {
 }
 
 impl NameSockets {
-    pub(super) fn bind(address: SocketAddr) -> io::Result<Self> {
-        let udp = UdpSocket::bind(address)?;
+    pub(super) fn bind(netns: &Netns, address: SocketAddr) -> io::Result<Self> {
+        let ipv4 = address.is_ipv4();
+        let udp = Socket::from(netns.socket(SocketKind::Udp { ipv4 })?);
+        udp.bind(&address.into())?;
+        let tcp = Socket::from(netns.socket(SocketKind::Tcp { ipv4 })?);
+        // An agent before this one may have left connections there that are still ending.
+        tcp.set_reuse_address(true)?;
+        tcp.bind(&address.into())?;
+        tcp.listen(WAITING)?;
         // What the kernel gives by itself is room for some 250 questions.
         if let Err(error) = setsockopt(&udp, RcvBufForce, &ROOM) {
             tracing::debug!(%error, "the socket for names keeps its size");
         }
         Ok(Self {
-            udp,
-            tcp: TcpListener::bind(address)?,
+            udp: udp.into(),
+            tcp: tcp.into(),
         })
     }
 }

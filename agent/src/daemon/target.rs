@@ -1,12 +1,11 @@
 //! Finding the namespace that a user names: `NAME`, `/a/path` or `pid:N`.
 
-use std::{
-    io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use weft_netlink::{netns::Netns, route::RouteSocket};
+use weft_netlink::{
+    netns::{Netns, NetnsError},
+    route::RouteSocket,
+};
 
 use crate::{
     api::ApiError,
@@ -18,8 +17,6 @@ use crate::{
 
 /// Where `ip netns add` keeps its namespaces.
 const NAMED: &str = "/run/netns";
-/// The file system type of namespace handles (`NSFS_MAGIC` in linux/magic.h).
-const NSFS_MAGIC: i64 = 0x6e73_6673;
 
 pub fn path_of(target: &str) -> Result<PathBuf, ApiError> {
     if let Some(pid) = target.strip_prefix("pid:") {
@@ -47,35 +44,44 @@ pub fn path_of(target: &str) -> Result<PathBuf, ApiError> {
 pub fn resolve(target: &str) -> Result<SandboxSpec, ApiError> {
     let path = path_of(target)?;
     let shown = path.display();
-    let metadata = std::fs::metadata(&path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound if target.starts_with("pid:") => {
-            ApiError::not_found(format!("there is no process {}", &target[4..]))
-                .with_help("`ps` lists the running ones")
+    let id = match Netns::open(&path) {
+        Ok(netns) => netns.id(),
+        Err(NetnsError::NotFound { .. }) if target.starts_with("pid:") => {
+            return Err(
+                ApiError::not_found(format!("there is no process {}", &target[4..]))
+                    .with_help("`ps` lists the running ones"),
+            );
         }
-        io::ErrorKind::NotFound => {
-            ApiError::not_found(format!("there is no network namespace `{target}` ({shown})")).with_help(
-                format!("make one with `ip netns add {target}`, or see `ip netns list`"),
-            )
+        Err(NetnsError::NotFound { .. }) => {
+            return Err(
+                ApiError::not_found(format!("there is no network namespace `{target}` ({shown})")).with_help(
+                    format!("make one with `ip netns add {target}`, or see `ip netns list`"),
+                ),
+            );
         }
-        io::ErrorKind::PermissionDenied => ApiError::forbidden(format!("the agent may not open {shown}"))
-            .with_help("run the agent as root, or name a namespace of the agent's own user"),
-        _ => ApiError::internal(format!("cannot look at {shown}: {error}")),
-    })?;
-    let kind = nix::sys::statfs::statfs(&path)
-        .map_err(|error| ApiError::internal(format!("cannot look at {shown}: {error}")))?
-        .filesystem_type();
-    if kind.0 as i64 != NSFS_MAGIC {
-        return Err(
-            ApiError::invalid(format!("{shown} is not a network namespace")).with_help(
-                "after a reboot the files in /run/netns are empty: delete and make the namespace again",
-            ),
-        );
-    }
+        Err(NetnsError::Permission { .. }) => {
+            return Err(ApiError::forbidden(format!("the agent may not open {shown}"))
+                .with_help("run the agent as root, or name a namespace of the agent's own user"));
+        }
+        Err(NetnsError::NotANetns { .. }) => {
+            return Err(
+                ApiError::invalid(format!("{shown} is not a network namespace")).with_help(
+                    "after a reboot the files in /run/netns are empty: delete and make the namespace again",
+                ),
+            );
+        }
+        Err(error) => {
+            return Err(ApiError::internal(format!(
+                "cannot look at {shown}: {}",
+                super::host::sentence(&error)
+            )));
+        }
+    };
     Ok(SandboxSpec {
         target: target.to_owned(),
         path: path.to_string_lossy().into_owned(),
-        device: metadata.dev(),
-        inode: metadata.ino(),
+        device: id.dev,
+        inode: id.ino,
     })
 }
 
@@ -133,7 +139,10 @@ pub fn routes_of_host() -> Result<Vec<HostRoute>, ApiError> {
 
 /// Whether the namespace that `spec` was made with is still the one at its path.
 pub fn still_there(spec: &SandboxSpec) -> bool {
-    std::fs::metadata(&spec.path).is_ok_and(|found| found.dev() == spec.device && found.ino() == spec.inode)
+    Netns::open(&spec.path).is_ok_and(|found| {
+        let id = found.id();
+        (id.dev, id.ino) == (spec.device, spec.inode)
+    })
 }
 
 #[cfg(test)]

@@ -5,10 +5,10 @@
 //! it was told stays in force until it is told something else, so nothing here is in the way of a packet.
 
 use std::{
+    io::ErrorKind,
     net::Ipv4Addr,
     os::unix::net::UnixStream,
     path::PathBuf,
-    process::{Child, Command, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     time::{Duration, Instant},
 };
@@ -21,6 +21,7 @@ use nix::{
     unistd::Pid,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use weft_netlink::broker::{self, Ended, Started};
 use weft_overlay::{kernel::wireguard_path, plan::Encryption};
 use weft_wireguard::{Client, ClientError, Desired, Kernel, Status, probe_kernel, remove_kernel};
 
@@ -113,7 +114,6 @@ impl TunnelsThread {
         let keeper = Keeper {
             run_dir: options.run_dir.clone(),
             start: options.tunnels,
-            sandbox: options.sandbox,
             port: options.wireguard_port,
             wanted: None,
             mtu: 0,
@@ -162,7 +162,6 @@ impl TunnelsThread {
 struct Keeper {
     run_dir: PathBuf,
     start: TunnelsStart,
-    sandbox: bool,
     port: u16,
     /// What the process is to do; `None` for nothing, be it that nobody has said anything yet.
     wanted: Option<Box<Desired>>,
@@ -175,8 +174,8 @@ struct Keeper {
     /// Whether the other of the two, which an agent before this one may have used, is known to be gone.
     is_alone: bool,
     client: Option<Client>,
-    /// The process, if it was this agent that started it.
-    child: Option<Child>,
+    /// The process, if it was started for this agent.
+    child: Option<Started>,
     started: Option<Instant>,
     /// What of `wanted` could not be done.
     failed: Vec<String>,
@@ -315,16 +314,7 @@ impl Keeper {
         }
         self.started = Some(Instant::now());
         tracing::info!("starting `weft tunnels`");
-        let child = Command::new("/proc/self/exe")
-            .arg("tunnels")
-            .arg("--run-dir")
-            .arg(&self.run_dir)
-            .args((!self.sandbox).then_some("--no-sandbox"))
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .map_err(|error| format!("it cannot be started: {error}"))?;
+        let child = broker::start_encrypter().map_err(|error| sentence(&error))?;
         self.child = Some(child);
         Err(absent)
     }
@@ -406,7 +396,7 @@ impl Keeper {
     /// The process that serves the socket, or is about to.
     fn pid(&self) -> Option<Pid> {
         if let Some(child) = &self.child {
-            return Some(Pid::from_raw(child.id().try_into().ok()?));
+            return Some(Pid::from_raw(child.pid().try_into().ok()?));
         }
         let stream = UnixStream::connect(self.socket()).ok()?;
         let peer = getsockopt(&stream, PeerCredentials).ok()?;
@@ -416,9 +406,15 @@ impl Keeper {
 
     /// Lets go of a child that has ended.
     fn reap(&mut self) {
-        if let Some(Ok(Some(status))) = self.child.as_mut().map(Child::try_wait) {
-            tracing::info!(%status, "`weft tunnels` has ended");
-            self.child = None;
+        match self.child.as_ref().map(Started::try_wait) {
+            Some(Err(error)) if error.kind() == ErrorKind::WouldBlock => {}
+            Some(Ok(Ended { code, signal })) => {
+                tracing::info!(code, signal, "`weft tunnels` has ended");
+                self.child = None;
+            }
+            // The broker that started it is gone: it is found by its socket from now on.
+            Some(Err(_)) => self.child = None,
+            None => {}
         }
     }
 

@@ -85,9 +85,10 @@ fn attempt(story: &Story) -> Tried {
             .any(|own| own.is_ipv4() == address.is_ipv4())
     };
     for server in &found.dns {
-        let asked = netns.run(|| names::ask(*server, std::iter::once(&found.question)));
-        let told = asked.ok().and_then(Result::ok);
-        let told = told.and_then(|mut told| told.remove(&found.question).flatten());
+        let asked = names::ask(&netns, *server, std::iter::once(&found.question));
+        let told = asked
+            .ok()
+            .and_then(|mut told| told.remove(&found.question).flatten());
         tried.answers.insert(*server, told);
     }
     if let Some(ServiceStory {

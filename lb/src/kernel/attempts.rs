@@ -87,7 +87,7 @@ pub(super) fn write(change: &mut Transaction, table: &Table, side: Side) {
 
 /// What a sandbox has tried with the backends of these services.
 pub(super) fn read(netns: &Netns, services: &[&Service]) -> Result<BTreeMap<EndpointId, Attempts>, Failure> {
-    let nft = netns.run(Nft::open)??;
+    let nft = Nft::open_in(netns)?;
     let mut endpoints = BTreeMap::new();
     for service in services {
         for (vip, backend, endpoint) in pairs_of(service) {

@@ -342,7 +342,7 @@ impl State {
             empty @ None => {
                 let setting_before = set_events(netns);
                 let (nft, conntrack) = open(netns)?;
-                let mut watch = netns.run(|| Watch::open(nft, conntrack))??;
+                let mut watch = Watch::open(netns, nft, conntrack)?;
                 watch.setting_before = setting_before;
                 empty.insert(watch)
             }
@@ -411,7 +411,7 @@ fn count(
 }
 
 fn open(netns: &Netns) -> Result<(Nft, Conntrack), Failure> {
-    netns.run(|| Ok((Nft::open()?, Conntrack::open()?)))?
+    Ok((Nft::open_in(netns)?, Conntrack::open_in(netns)?))
 }
 
 /// Closes sockets after a change: the kernel takes milliseconds for the first of them to be closed, because it waits until

@@ -14,6 +14,7 @@ use std::{
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use weft_netlink::{
     conntrack::{Conntrack, ConntrackError, Events},
+    netns::Netns,
     nft::Nft,
 };
 use weft_types::ServiceId;
@@ -43,11 +44,11 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Opens it from within the sandbox's namespace.
-    pub(super) fn open(nft: Nft, conntrack: Conntrack) -> Result<Self, ConntrackError> {
+    /// Listens in the sandbox's namespace from now on.
+    pub(super) fn open(netns: &Netns, nft: Nft, conntrack: Conntrack) -> Result<Self, ConntrackError> {
         Ok(Self {
             nft,
-            events: Arc::new(Events::open()?),
+            events: Arc::new(Events::open_in(netns)?),
             conntrack,
             index: Index::default(),
             counted: Vec::new(),

@@ -17,6 +17,7 @@ use super::{
     BpfError, Link, Map, MapSpec,
     sys::{self, Attr, Command},
 };
+use crate::broker::{self, Request};
 
 /// `BPF_FS_MAGIC` of `linux/magic.h`
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
@@ -32,11 +33,31 @@ impl Pins {
     pub fn mount(dir: &Path) -> Result<Self, BpfError> {
         let failed = || BpfError::new("mount a BPF file system at", dir.display().to_string());
         fs::create_dir_all(dir).map_err(failed())?;
-        if !is_mounted(dir) {
-            mount(Some("bpf"), dir, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
-                .map_err(|errno| failed()(errno.into()))?;
+        match broker::get() {
+            Some(broker) if !is_mounted(dir) => {
+                let asked = broker.ask(&Request::MountBpf, &[]).and_then(broker::Answer::done);
+                asked.map_err(|error| failed()(io::Error::other(error)))?;
+            }
+            Some(_) => {}
+            None => Self::mount_here(dir).map_err(failed())?,
         }
         Ok(Self { dir: dir.to_owned() })
+    }
+
+    /// By this process alone.
+    pub(crate) fn mount_here(dir: &Path) -> io::Result<()> {
+        if !is_mounted(dir) {
+            mount(Some("bpf"), dir, Some("bpf"), MsFlags::empty(), Some("mode=0700"))?;
+        }
+        Ok(())
+    }
+
+    /// By this process alone: the mount, and nothing that is not a BPF file system.
+    pub(crate) fn unmount_here(dir: &Path) -> io::Result<()> {
+        if is_mounted(dir) {
+            umount2(dir, MntFlags::MNT_DETACH)?;
+        }
+        Ok(())
     }
 
     /// The folder, if a BPF file system is mounted there.
@@ -50,7 +71,15 @@ impl Pins {
         for name in self.names()? {
             self.remove(&name)?;
         }
-        umount2(&self.dir, MntFlags::MNT_DETACH).map_err(|errno| failed()(errno.into()))?;
+        match broker::get() {
+            Some(broker) => {
+                let asked = broker
+                    .ask(&Request::UnmountBpf, &[])
+                    .and_then(broker::Answer::done);
+                asked.map_err(|error| failed()(io::Error::other(error)))?;
+            }
+            None => Self::unmount_here(&self.dir).map_err(failed())?,
+        }
         match fs::remove_dir(&self.dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed()(error)),
             _ => Ok(()),

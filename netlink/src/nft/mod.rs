@@ -47,13 +47,14 @@ use std::io;
 pub use expr::{Expr, Reg, Reject};
 pub use load::{CT_ASSURED, CT_DNAT, CT_NEW, FIB_LOCAL, Load, TCP_OPENING, TCP_RST, TCP_SYN};
 pub use model::{Chain, ChainType, Datum, Family, Hook, Kind, Table, Verdict};
-pub use monitor::{Change, Event, Monitor, MonitorError};
+pub use monitor::{Change, Event, Monitor};
 pub use read::{Installed, InstalledRule};
 pub use rule::Rule;
 pub use set::{Element, Set, SetData, SetRef};
 pub use timeout::{Timeout, TimeoutProtocol};
 pub use transaction::Transaction;
 
+use crate::netns::Netns;
 use nfnl::NfSocket;
 
 /// The usual priorities of base chains.
@@ -120,6 +121,13 @@ impl Nft {
     /// Connects to the network namespace of the calling thread.
     pub fn open() -> Result<Self, NftError> {
         NfSocket::open()
+            .map(|socket| Self { socket })
+            .map_err(NftError::Open)
+    }
+
+    /// The same for another namespace than that of the calling thread.
+    pub fn open_in(netns: &Netns) -> Result<Self, NftError> {
+        NfSocket::open_in(netns)
             .map(|socket| Self { socket })
             .map_err(NftError::Open)
     }

@@ -8,7 +8,7 @@ use super::{
     NftError,
     nfnl::{NfSocket, text},
 };
-use crate::netns::{Netns, NetnsError};
+use crate::netns::Netns;
 
 const NFNLGRP_NFTABLES: u32 = libc::NFNLGRP_NFTABLES as u32;
 const NFT_MSG_NEWGEN: u16 = libc::NFT_MSG_NEWGEN as u16;
@@ -46,24 +46,13 @@ pub struct Change {
     pub lost: bool,
 }
 
-/// Why a namespace cannot be listened to.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub enum MonitorError {
-    /// It cannot be entered.
-    Netns(#[from] NetnsError),
-    /// It has no socket for us.
-    Nft(#[from] NftError),
-}
-
 impl Monitor {
     /// Listens in the namespace from now on. Must be called within a tokio runtime.
-    pub fn open(netns: &Netns) -> Result<Self, MonitorError> {
-        let socket = netns.run(|| {
-            let mut socket = NfSocket::open()?;
+    pub fn open(netns: &Netns) -> Result<Self, NftError> {
+        let socket = NfSocket::open_in(netns).and_then(|mut socket| {
             socket.subscribe(&[NFNLGRP_NFTABLES], EVENT_BUFFER_BYTES)?;
-            io::Result::Ok(socket)
-        })?;
+            Ok(socket)
+        });
         Ok(Self {
             socket: socket.and_then(register).map_err(NftError::Open)?,
             open: BTreeMap::new(),

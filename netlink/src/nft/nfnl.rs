@@ -9,7 +9,7 @@ use std::{
 use netlink_sys::Socket;
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::socket;
+use crate::{broker::SocketKind, netns::Netns, socket};
 
 /// Flags of a request (`linux/netlink.h`).
 pub(crate) const ACK: u16 = libc::NLM_F_ACK as u16;
@@ -165,7 +165,13 @@ pub(crate) struct NfSocket {
 
 impl NfSocket {
     pub(crate) fn open() -> io::Result<Self> {
-        let socket = socket::open(libc::NETLINK_NETFILTER as isize)?;
+        let socket = socket::open(SocketKind::Netfilter)?;
+        Ok(Self { socket })
+    }
+
+    /// The same for another namespace.
+    pub(crate) fn open_in(netns: &Netns) -> io::Result<Self> {
+        let socket = socket::connect(netns.socket(SocketKind::Netfilter)?)?;
         Ok(Self { socket })
     }
 

@@ -10,7 +10,9 @@ use super::{
     dump::{Link, link},
     socket::OpenError,
 };
-use crate::netns::Netns;
+use netlink_sys::{AsyncSocket as _, SocketAddr};
+
+use crate::{broker::SocketKind, netns::Netns, socket};
 
 /// Tells of changes to the links of one namespace, as they happen.
 pub struct Monitor {
@@ -35,10 +37,13 @@ impl Monitor {
     /// Listens in the namespace from now on. Must be called within a tokio runtime.
     pub fn open(netns: &Netns) -> Result<Self, OpenError> {
         let runtime = runtime::Handle::current();
-        let opened = netns.run(|| {
+        let opened = netns.socket(SocketKind::Route).and_then(|socket| {
             let _entered = runtime.enter();
-            rtnetlink::new_multicast_connection(&[MulticastGroup::Link])
-        })?;
+            let mut socket = socket::registered(socket);
+            let links = 1 << (MulticastGroup::Link as u32 - 1);
+            socket.socket_mut().bind(&SocketAddr::new(0, links))?;
+            Ok(rtnetlink::from_socket(socket))
+        });
         let (connection, handle, messages) = opened.map_err(|source: io::Error| OpenError::Socket {
             netns: netns.id(),
             source,

@@ -5,10 +5,11 @@ use netlink_packet_core::{
     NLMSG_ERROR, NLMSG_OVERRUN, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
+use netlink_sys::Socket;
 
 use super::batch::{Batch, BatchError, Refusal, Request};
 use crate::{
+    broker::SocketKind,
     netns::{Netns, NetnsError, NetnsId},
     socket,
 };
@@ -86,7 +87,7 @@ pub enum DumpError {
 impl RouteSocket {
     /// Opens a socket that belongs to the namespace.
     pub fn open(netns: &Netns) -> Result<Self, OpenError> {
-        let opened = netns.run(|| socket::open(NETLINK_ROUTE))?;
+        let opened = netns.socket(SocketKind::Route).and_then(socket::connect);
         let socket = opened.map_err(|source| OpenError::Socket {
             netns: netns.id(),
             source,

@@ -196,16 +196,10 @@ impl Run<'_> {
 /// own address and default route.
 fn keep_router_advertisements(host: &Netns) -> Result<(), Cause> {
     const DEVICES: &str = "net/ipv6/conf";
-    let devices: Vec<String> = host.run(|| {
-        let entries = fs::read_dir(Path::new("/proc/sys").join(DEVICES))
-            .into_iter()
-            .flatten()
-            .flatten();
-        entries
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .collect()
-    })?;
-    for device in devices {
+    // The calling thread is in the host's namespace.
+    let entries = fs::read_dir(Path::new("/proc/sys").join(DEVICES));
+    let names = entries.into_iter().flatten().flatten();
+    for device in names.filter_map(|entry| entry.file_name().into_string().ok()) {
         let setting = format!("{DEVICES}/{device}/accept_ra");
         // A device may go between the two steps.
         if host.sysctls(&[&setting]).is_ok_and(|value| value == ["1"]) {

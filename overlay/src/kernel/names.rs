@@ -114,6 +114,7 @@ pub fn wireguard_path(run_dir: &Path) -> PathBuf {
     netns_dir(run_dir).join("wireguard")
 }
 
-pub(super) fn netns_dir(run_dir: &Path) -> PathBuf {
+/// The folder of both.
+pub fn netns_dir(run_dir: &Path) -> PathBuf {
     run_dir.join("netns")
 }

@@ -207,7 +207,7 @@ fn observe_network(
     sandboxes: &mut Sandboxes,
 ) -> Result<(Space, ObservedNetwork), KernelError> {
     let mut route = RouteSocket::open(&netns)?;
-    let nft = netns.run(Nft::open)??;
+    let nft = Nft::open_in(&netns)?;
     let dump = Dump::of(&mut route)?;
     let bridge = dump.named(BRIDGE).filter(|link| link.kind == "bridge");
     let index = bridge.map_or(0, |link| link.index);

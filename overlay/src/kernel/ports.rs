@@ -233,17 +233,13 @@ pub(super) fn forget_flows(
                 (flow.protocol, flow.original.dst_port) == (number(port.transport), port.port)
             })
     };
-    let forget = || {
-        let conntrack = Conntrack::open()?;
-        for flow in conntrack.flows()? {
-            if is_closed(&flow) || is_opened(&flow) {
-                conntrack.delete(&flow)?;
-            }
+    let conntrack = Conntrack::open_in(host)?;
+    for flow in conntrack.flows()? {
+        if is_closed(&flow) || is_opened(&flow) {
+            conntrack.delete(&flow)?;
         }
-        Ok(())
-    };
-    // The thread is in the host's namespace already; entering it costs a thread, and cannot fail but for a lack of those.
-    host.run(forget).unwrap_or(Ok(()))
+    }
+    Ok(())
 }
 
 /// The table of a network's namespace: a connection that came in by the uplink and leaves towards an endpoint.

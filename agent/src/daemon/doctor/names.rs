@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, UdpSocket},
     time::Instant,
 };
 
@@ -12,7 +12,7 @@ use hickory_proto::{
     rr::RecordType,
 };
 use weft_dns::MAX_RECORDS;
-use weft_netlink::netns::Netns;
+use weft_netlink::{broker::SocketKind, netns::Netns};
 
 use super::PATIENCE;
 use crate::{
@@ -31,22 +31,19 @@ pub(super) type Found = BTreeMap<IpAddr, BTreeMap<String, Option<BTreeSet<IpAddr
 pub(super) fn probe(network: &NetworkView, netns: &Netns) -> Result<Found, String> {
     let mut found = Found::new();
     for server in &network.dns {
-        let asked = netns.run(|| ask(*server, network.names.keys()));
-        let answers = asked.map_err(|error| sentence(&error))?;
+        let answers = ask(netns, *server, network.names.keys());
         found.insert(*server, answers.map_err(|error| sentence(&error))?);
     }
     Ok(found)
 }
 
 pub(in crate::daemon) fn ask<'a>(
+    netns: &Netns,
     server: IpAddr,
     names: impl Iterator<Item = &'a String>,
 ) -> io::Result<BTreeMap<String, Option<BTreeSet<IpAddr>>>> {
-    let any: SocketAddr = match server {
-        IpAddr::V4(_) => ([0; 4], 0).into(),
-        IpAddr::V6(_) => ([0_u16; 8], 0).into(),
-    };
-    let socket = UdpSocket::bind(any)?;
+    let ipv4 = server.is_ipv4();
+    let socket = UdpSocket::from(netns.socket(SocketKind::Udp { ipv4 })?);
     socket.connect((server, 53))?;
     let kinds = [RecordType::A, RecordType::AAAA];
     let names: Vec<&String> = names.collect();

@@ -2,11 +2,12 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr},
     thread,
 };
 
-use weft_netlink::netns::Netns;
+use socket2::Socket;
+use weft_netlink::{broker::SocketKind, netns::Netns};
 
 use super::PATIENCE;
 use crate::{
@@ -72,9 +73,12 @@ pub(super) fn probe(network: &NetworkView, here: &Local, netns: &Netns) -> Vec<T
 }
 
 pub(in crate::daemon) fn connect(netns: &Netns, address: SocketAddr) -> Result<(), String> {
-    let connected = netns.run(|| TcpStream::connect_timeout(&address, PATIENCE));
-    match connected.map_err(|error| sentence(&error))? {
-        Ok(_) => Ok(()),
+    let ipv4 = address.is_ipv4();
+    let socket = netns
+        .socket(SocketKind::Tcp { ipv4 })
+        .map_err(|error| sentence(&error))?;
+    match Socket::from(socket).connect_timeout(&address.into(), PATIENCE) {
+        Ok(()) => Ok(()),
         Err(error) => Err(match error.kind() {
             io::ErrorKind::ConnectionRefused => "refused".to_owned(),
             io::ErrorKind::TimedOut => format!("no answer within {} s", PATIENCE.as_secs()),

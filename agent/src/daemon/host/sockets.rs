@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use weft_overlay::plan::Desired;
 
-use super::{Host, sentence};
+use super::Host;
 use crate::{
     control::HostReport,
     daemon::{
@@ -38,18 +38,11 @@ impl Host {
             let name = name_of(*id, netns.id());
             let mut kept = self.kept.take(&name);
             let addresses = network.service_addresses.iter().copied();
-            let sockets = netns.run(|| {
-                let open = |address| match kept.remove(&address) {
-                    Some(sockets) => (address, Ok(sockets)),
-                    None => (address, NameSockets::bind(SocketAddr::new(address, 53))),
+            for address in addresses {
+                let sockets = match kept.remove(&address) {
+                    Some(sockets) => Ok(sockets),
+                    None => NameSockets::bind(&netns, SocketAddr::new(address, 53)),
                 };
-                addresses.map(open).collect::<Vec<_>>()
-            });
-            let sockets = sockets.unwrap_or_else(|error| {
-                report.problems.push(sentence(&error));
-                Vec::new()
-            });
-            for (address, sockets) in sockets {
                 match sockets {
                     Ok(sockets) => opened.push(DnsSockets {
                         network: *id,

@@ -38,7 +38,7 @@ impl State {
         }
         sandbox.expired = Some(now);
         let limits = table.idle_limits();
-        let diag = netns.run(Diag::open)??;
+        let diag = Diag::open_in(netns)?;
         let mut closed = 0;
         for socket in diag.connected(self.maps.of(MapId::Sockets), true)? {
             let stored = socket.stored.as_deref().and_then(SocketEntry::decode);
@@ -69,7 +69,7 @@ impl State {
         let vips = sandbox.routes.as_ref().unwrap_or(&none);
         let (sockets, flows) = (self.maps.of(MapId::Sockets), self.maps.of(MapId::Flows));
         let close = || -> Result<usize, Failure> {
-            let diag = netns.run(Diag::open)??;
+            let diag = Diag::open_in(netns)?;
             let mut cut = 0;
             for socket in diag.connected(sockets, false)? {
                 let backend = match socket.transport {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr, os::fd::AsFd};
 
 use weft_netlink::{
     netns::{Netns, NetnsError},
-    nft::{Nft, NftError},
+    nft::Nft,
     route::{
         Address, Batch, BatchError, BridgeFdb, BridgeOptions, Neighbour, NewLink, PortFlags, Route,
         RouteSocket, SetLink, VethPeer, VxlanFdb, VxlanOptions, delete_link,
@@ -282,9 +282,7 @@ impl Run<'_> {
     /// It is up when all is as it should be: nothing flooded, nothing learned.
     fn add_tap(&mut self, id: NetworkId, mtu: u32) -> Result<(), Cause> {
         let space = self.space(id)?;
-        space
-            .netns
-            .run(|| tap::create_persistent(TUNNEL, TUNNEL_INDEX))??;
+        tap::create_persistent(&space.netns, TUNNEL, TUNNEL_INDEX)?;
         space.links.tunnel = Some(TUNNEL_INDEX);
         space.has_vxlan = false;
         let link = SetLink::index(TUNNEL_INDEX);
@@ -383,8 +381,7 @@ impl Run<'_> {
 
 pub(super) fn nft_of(space: &mut Space) -> Result<&Nft, Cause> {
     if space.nft.is_none() {
-        let opened: Result<Nft, NftError> = space.netns.run(Nft::open)?;
-        space.nft = Some(opened?);
+        space.nft = Some(Nft::open_in(&space.netns)?);
     }
     space.nft.as_ref().ok_or(Cause::Missing("the netfilter socket"))
 }

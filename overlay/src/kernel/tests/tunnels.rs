@@ -24,11 +24,7 @@ const VXLAN: u16 = 4789;
 /// Hosts with one encrypted network, and a sandbox of it on each.
 fn encrypted(hosts: u8) -> Option<super::bed::Lab> {
     let mut lab = Lab::new(hosts)?;
-    if let Err(TapError::Open(error)) = Netns::create()
-        .unwrap()
-        .run(|| create_persistent("t", 9))
-        .unwrap()
-    {
+    if let Err(TapError::Open(error)) = create_persistent(&Netns::create().unwrap(), "t", 9) {
         skip(format_args!("it needs /dev/net/tun: {error}"));
         return None;
     }
