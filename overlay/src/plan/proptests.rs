@@ -299,7 +299,7 @@ fn moved() -> impl Strategy<Value = (Desired, Desired)> {
     (desired(), collection::vec(remotes(), 4)).prop_map(|(before, remotes)| {
         let mut after = before.clone();
         for (network, remotes) in after.networks.values_mut().zip(remotes) {
-            network.remotes = remotes;
+            network.remotes = remotes.into();
         }
         (before, after)
     })
