@@ -27,7 +27,7 @@ use crate::{
     privileges,
 };
 
-/// One that stands by and ends sooner after its start is not replaced before.
+/// One that stands by is replaced at once if it lived for longer than this, and else not before.
 const SHORT: Duration = Duration::from_millis(500);
 
 /// What `weft broker` is told by whoever starts it.

@@ -288,7 +288,7 @@ impl Netns {
     /// Runs a closure inside the namespace, on a thread that ends with it, and returns what it returns.
     ///
     /// A socket opened inside belongs to the namespace for good and may be used anywhere afterwards. A process with a
-    /// [broker](crate::broker) cannot do this, and has [`Self::socket`] and its like.
+    /// [broker] cannot do this, and has [`Self::socket`] and its like.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
         on_new_thread(|| {
             self.enter()?;

@@ -1,7 +1,7 @@
 //! A process apart that has the privileges which the agent does not keep, and hands over what they are for: descriptors.
 //!
 //! The agent has one end of a pair of sockets and the broker the other, and no path leads to it. What may be asked is the closed list
-//! [`Request`]; the broker takes the agent to be in the hands of somebody else, and checks each request by what it was started with
+//! `Request`; the broker takes the agent to be in the hands of somebody else, and checks each request by what it was started with
 //! ([`Policy`]), never by what the agent says of itself. With each request comes a socket to answer at: requests of different threads
 //! are carried out beside each other, and one whose broker died meanwhile is known by the end of that socket.
 //!
