@@ -2,7 +2,7 @@
 //!
 //! A fault is an edit of one place of the source, so there is nothing in Weft that could be switched on by accident. The edits
 //! are made in a copy below `target/planted`; the checkout is left alone. Every test run checks that each edit still finds its
-//! place and its test ([`tests`]); making them takes minutes for each and has this command.
+//! place and its test (`tests`); making them takes minutes for each and has this command.
 
 mod faults;
 #[cfg(test)]
