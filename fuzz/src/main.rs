@@ -9,12 +9,14 @@ use libfuzzer_sys::fuzz_target;
 type Target = fn(&[u8]);
 
 /// Each is described where it is.
-const TARGETS: [(&str, Target); 10] = [
+const TARGETS: [(&str, Target); 12] = [
     ("gossip", weft_gossip::fuzz::packet),
     ("dns", weft_dns::fuzz::message),
     ("frame", weft_wireguard::fuzz::frame),
     ("packets", weft_wireguard::fuzz::packets),
     ("control", weft_wireguard::fuzz::control),
+    ("broker", weft_netlink::fuzz::request),
+    ("neighbour", weft_netlink::fuzz::neighbour),
     ("records", weft::fuzz::records),
     ("plugin", weft::fuzz::plugin),
     ("api", weft::fuzz::api),

@@ -189,7 +189,7 @@ fn solicitation(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
 }
 
 /// Who says in this frame that it has which address.
-fn holder(frame: &[u8]) -> Option<(IpAddr, Mac)> {
+pub(crate) fn holder(frame: &[u8]) -> Option<(IpAddr, Mac)> {
     let bytes = |from: usize, len: usize| frame.get(from..from + len);
     let protocol = u16::from_be_bytes(bytes(12, 2)?.try_into().ok()?);
     if protocol == ARP {

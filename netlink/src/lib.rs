@@ -7,6 +7,8 @@ pub mod broker;
 pub mod conntrack;
 pub mod datagrams;
 pub mod diag;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod icmp;
 pub mod netns;
 pub mod nft;

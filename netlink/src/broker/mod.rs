@@ -28,6 +28,8 @@ pub use client::{Ended, Readable, Started, install, set_resolver, start_encrypte
 pub(crate) use message::Request;
 pub use message::SocketKind;
 pub use serve::serve;
+#[cfg(any(test, fuzzing))]
+pub(crate) use serve::{Checked, check};
 
 /// What a broker does for its agent, said by whoever starts it.
 #[derive(Debug, Clone)]

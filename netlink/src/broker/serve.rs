@@ -115,6 +115,34 @@ fn answer(to: &OwnedFd, outcome: &Outcome) {
     };
 }
 
+/// What a request asks for that depends on the words in it, and is done.
+#[cfg(any(test, fuzzing))]
+pub(crate) enum Checked {
+    Place(PathBuf),
+    Settings(Vec<String>),
+}
+
+/// The checks of a request, without doing it.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn check(request: &[u8], networks: &Path) -> Option<Checked> {
+    match postcard::from_bytes(request).ok()? {
+        Request::CreateAt(path) | Request::RemoveAt(path) => {
+            Place::of(networks, &path).ok()?;
+            Some(Checked::Place(path))
+        }
+        Request::ReadSettings(names) => {
+            check_settings(names.iter()).ok()?;
+            Some(Checked::Settings(names))
+        }
+        Request::WriteSettings(pairs) => {
+            let names: Vec<String> = pairs.into_iter().map(|(name, _)| name).collect();
+            check_settings(names.iter()).ok()?;
+            Some(Checked::Settings(names))
+        }
+        _ => None,
+    }
+}
+
 fn decide(policy: &Policy, request: Request, along: Vec<OwnedFd>) -> Outcome {
     let done = |()| (Reply::Done, None);
     let handed = |descriptor: OwnedFd| (Reply::Done, Some(descriptor));
@@ -122,12 +150,14 @@ fn decide(policy: &Policy, request: Request, along: Vec<OwnedFd>) -> Outcome {
         Request::Open(path) => open(&path).map(handed),
         Request::Create => Netns::create().map(OwnedFd::from).map(handed),
         Request::CreateAt(path) => {
-            let place = Place::of(policy, &path)?;
-            Netns::create_at(place.path(true)?).map(OwnedFd::from).map(handed)
+            let place = Place::of(&policy.networks, &path)?;
+            Netns::create_at(place.path(policy, true)?)
+                .map(OwnedFd::from)
+                .map(handed)
         }
         Request::RemoveAt(path) => {
-            let place = Place::of(policy, &path)?;
-            match place.path(false) {
+            let place = Place::of(&policy.networks, &path)?;
+            match place.path(policy, false) {
                 Ok(path) => Netns::remove_at(path).map(done),
                 Err(NetnsError::NotFound { .. }) => Ok((Reply::Done, None)),
                 Err(error) => Err(error),
@@ -246,17 +276,16 @@ fn check_settings<'a>(names: impl Iterator<Item = &'a String>) -> Result<(), Net
 
 /// Where a namespace may be made: in the folder of networks.
 struct Place<'a> {
-    policy: &'a Policy,
     folder: &'a Path,
     name: &'a str,
 }
 
 impl<'a> Place<'a> {
-    fn of(policy: &'a Policy, path: &'a Path) -> Result<Self, NetnsError> {
+    fn of(networks: &Path, path: &'a Path) -> Result<Self, NetnsError> {
         let elsewhere = || {
             refused(&format!(
                 "namespaces are made below {} only, not at {}",
-                policy.run_dir.display(),
+                networks.display(),
                 path.display()
             ))
         };
@@ -268,21 +297,21 @@ impl<'a> Place<'a> {
         let is_plain = name
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-        let is_ours = folder == policy.networks;
+        let is_ours = folder == networks;
         if is_ours && is_plain && !name.starts_with('.') && name.len() <= 64 {
-            Ok(Self { policy, folder, name })
+            Ok(Self { folder, name })
         } else {
             Err(elsewhere())
         }
     }
 
     /// A path by way of the folder's descriptor, which the result keeps open, so that no link leads it elsewhere.
-    fn path(&self, make: bool) -> Result<Kept, NetnsError> {
-        let mut dir = folder(self.policy, self.folder, make)?;
+    fn path(&self, policy: &Policy, make: bool) -> Result<Kept, NetnsError> {
+        let mut dir = folder(policy, self.folder, make)?;
         if make {
             netns::share_mount(&path_of(&dir)).map_err(|error| failed("share", self.folder, error))?;
             // Which may have laid a mount over it.
-            dir = folder(self.policy, self.folder, false)?;
+            dir = folder(policy, self.folder, false)?;
         }
         let path = path_of(&dir).join(self.name);
         Ok(Kept { path, _dir: dir })
