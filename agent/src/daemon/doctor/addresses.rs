@@ -16,7 +16,7 @@ use weft_types::Mac;
 use crate::{
     api::types::{DoctorCheck, DoctorTopic},
     control::doctor::{Local, NetworkView},
-    daemon::host::sentence,
+    daemon::{host::sentence, target},
 };
 
 /// Addresses of endpoints that are asked for at most, of those on other hosts and of those here.
@@ -24,9 +24,27 @@ const MAX_ASKED: usize = 256;
 /// Nobody is farther away than the bridge of this host.
 const PATIENCE: Duration = Duration::from_millis(400);
 
-/// Asks on the link of an endpoint of this host. Other hosts are not asked: tunnels carry no broadcast.
-pub(super) fn probe(network: &NetworkView, here: &Local, netns: &Netns) -> Result<Holders, String> {
-    let links = RouteSocket::open(netns)
+/// Nobody hears itself, so that more than one has to ask.
+const ASKERS: usize = 2;
+
+/// Asks on the links of endpoints of this host. Other hosts are not asked: tunnels carry no broadcast.
+pub(super) fn probe(network: &NetworkView) -> Result<Holders, String> {
+    let askers = network
+        .locals
+        .iter()
+        .filter(|local| target::still_there(&local.sandbox));
+    let mut all = Holders::new();
+    for asker in askers.take(ASKERS) {
+        for (address, holders) in ask(network, asker)? {
+            all.entry(address).or_default().extend(holders);
+        }
+    }
+    Ok(all)
+}
+
+fn ask(network: &NetworkView, here: &Local) -> Result<Holders, String> {
+    let netns = Netns::open(&here.sandbox.path).map_err(|error| sentence(&error))?;
+    let links = RouteSocket::open(&netns)
         .map_err(|error| sentence(&error))?
         .links()
         .map_err(|error| sentence(&error))?;
@@ -34,7 +52,7 @@ pub(super) fn probe(network: &NetworkView, here: &Local, netns: &Netns) -> Resul
     let link = link.ok_or_else(|| format!("`{}` has no link with the address {}", here.name, here.mac))?;
     let asked: Vec<IpAddr> = owners(network).into_keys().collect();
     let (mac, own) = (here.mac, &here.addresses);
-    who_has(netns, link.index, mac, own, &asked, PATIENCE).map_err(|error| sentence(&error))
+    who_has(&netns, link.index, mac, own, &asked, PATIENCE).map_err(|error| sentence(&error))
 }
 
 /// What is said to have an address, and by which Ethernet address, if that is an endpoint's.
@@ -62,7 +80,7 @@ fn owners(network: &NetworkView) -> BTreeMap<IpAddr, Owner<'_>> {
     remotes.chain(locals).chain(gateways).collect()
 }
 
-pub(super) fn judge(network: &NetworkView, here: &Local, found: &Holders) -> Vec<DoctorCheck> {
+pub(super) fn judge(network: &NetworkView, found: &Holders) -> Vec<DoctorCheck> {
     let owners = owners(network);
     let locals = network.locals.iter().map(|local| (local.mac, &local.name));
     let remotes = network.remotes.iter().map(|remote| (remote.mac, &remote.name));
@@ -87,9 +105,8 @@ pub(super) fn judge(network: &NetworkView, here: &Local, found: &Holders) -> Vec
     }
     if checks.is_empty() {
         let sentence = format!(
-            "{} address(es) have one owner each, as far as `{}` hears",
-            owners.len(),
-            here.name
+            "{} address(es) have one owner each, as far as this host hears",
+            owners.len()
         );
         checks.push(DoctorCheck::ok(DoctorTopic::Addresses, &network.name, sentence));
     }
@@ -98,16 +115,12 @@ pub(super) fn judge(network: &NetworkView, here: &Local, found: &Holders) -> Vec
 
 /// Those of the holders that should not answer.
 fn strangers(holders: &BTreeSet<Mac>, owner: Option<Mac>, names: &BTreeMap<Mac, &String>) -> Vec<Mac> {
-    let holders = holders.iter().copied();
-    if owner.is_some() {
-        return holders.filter(|holder| Some(*holder) != owner).collect();
-    }
-    // A gateway is a bridge, which no record tells of: one who is no endpoint may be it.
-    let (mut strangers, others): (Vec<_>, Vec<_>) = holders.partition(|holder| names.contains_key(holder));
-    if others.len() > 1 {
-        strangers.extend(others);
-    }
-    strangers
+    let is_stranger = |holder: &&Mac| match owner {
+        Some(owner) => **holder != owner,
+        // A gateway is in the network's namespace, whose links all answer for it; which they are no record tells.
+        None => names.contains_key(holder),
+    };
+    holders.iter().filter(is_stranger).copied().collect()
 }
 
 #[cfg(test)]
@@ -137,10 +150,10 @@ mod tests {
             let found = found
                 .iter()
                 .map(|(address, macs)| (*address, macs.iter().copied().collect()));
-            let checks = judge(&network, &here, &found.collect());
+            let checks = judge(&network, &found.collect());
             checks.into_iter().map(|check| check.sentence).collect()
         };
-        let fine = ["3 address(es) have one owner each, as far as `a` hears"];
+        let fine = ["3 address(es) have one owner each, as far as this host hears"];
         assert_eq!(said(&[(gateway, &[bridge]), (b, &[of_b])]), fine);
         assert_eq!(said(&[]), fine);
         assert_eq!(
@@ -155,11 +168,7 @@ mod tests {
                 "`a` answers for 10.9.0.3 too, which is the address of `b` on h2",
             ]
         );
-        assert_eq!(
-            said(&[(gateway, &[bridge, stranger])]).len(),
-            2,
-            "one of the two is the gateway, and who knows which"
-        );
+        assert_eq!(said(&[(gateway, &[bridge, stranger])]), fine);
         assert_eq!(
             said(&[(gateway, &[of_b])]),
             ["`b` answers for 10.9.0.1 too, which is the address of the gateway"]

@@ -114,8 +114,8 @@ fn probe_network(network: &NetworkView, expected: &Expected, reached: &BTreeSet<
         Ok(found) => tunnel::judge(network, here, expected, &found, reached),
         Err(error) => vec![untried(DoctorTopic::Tunnel, &network.name, &error)],
     };
-    checks.extend(match addresses::probe(network, here, &netns) {
-        Ok(found) => addresses::judge(network, here, &found),
+    checks.extend(match addresses::probe(network) {
+        Ok(found) => addresses::judge(network, &found),
         Err(error) => vec![untried(DoctorTopic::Addresses, &network.name, &error)],
     });
     checks.extend(match names::probe(network, &netns) {
