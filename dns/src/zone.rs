@@ -166,6 +166,8 @@ impl FromIterator<IpAddr> for Addresses {
 /// All endpoints that share one name.
 #[derive(Debug, Clone, Default)]
 struct Holders {
+    /// How many there are, some of which may have no address.
+    endpoints: usize,
     members: Vec<(EndpointId, IpAddr)>,
     addresses: Addresses,
 }
@@ -220,6 +222,7 @@ impl NetworkZone {
         for name in &endpoint.names {
             self.add_parents(name);
             let holders = self.names.entry_or_default(name.as_str().into());
+            holders.endpoints += 1;
             holders
                 .members
                 .extend(endpoint.addresses.iter().map(|address| (id, *address)));
@@ -246,7 +249,8 @@ impl NetworkZone {
                 continue;
             };
             holders.members.retain(|(holder, _)| holder != id);
-            if holders.members.is_empty() {
+            holders.endpoints -= 1;
+            if holders.endpoints == 0 {
                 self.names.remove(name.as_str());
             } else {
                 holders.addresses = holders.members.iter().map(|(_, address)| *address).collect();

@@ -539,3 +539,29 @@ fn a_domain_is_checked() {
         "`a b` cannot be the domain of the cluster: it is not a domain name"
     );
 }
+
+#[test]
+fn a_name_is_there_as_long_as_somebody_has_it_be_it_without_an_address() {
+    let endpoint = |address: Option<&str>| crate::Endpoint {
+        names: vec!["shared".to_owned()],
+        addresses: address
+            .into_iter()
+            .map(|address| address.parse().unwrap())
+            .collect(),
+    };
+    let [with, without] = [1, 2].map(|n| EndpointId([n; 16]));
+    let zone = |endpoints: &[(EndpointId, Option<&str>)], gone: &[EndpointId]| {
+        let mut network = NetworkZone::new("app", false, vec!["10.32.0.0/24".parse().unwrap()]);
+        for (id, address) in endpoints {
+            network.set_endpoint(*id, endpoint(*address));
+        }
+        gone.iter().for_each(|id| network.remove_endpoint(id));
+        let mut zone = Zone::new("weft.internal").unwrap();
+        zone.set_network(FRONT, network);
+        zone.lines()
+    };
+    let both = [(with, Some("10.32.0.7")), (without, None)];
+    assert_eq!(zone(&both, &[with]), zone(&[(without, None)], &[]));
+    assert_eq!(zone(&both, &[without]), zone(&both[..1], &[]));
+    assert_eq!(zone(&both, &[with, without]), zone(&[], &[]));
+}
