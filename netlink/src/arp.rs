@@ -222,14 +222,7 @@ mod tests {
 
     #[test]
     fn whoever_has_an_address_answers_for_it() {
-        let netns = match Netns::create() {
-            Ok(netns) => netns,
-            Err(error) => {
-                return testing::skip(format_args!(
-                    "it needs root, or `unshare -Urnm` around it: {error}"
-                ));
-            }
-        };
+        let Some(netns) = testing::netns() else { return };
         let made = "ip link add v0 up type veth peer v1 && ip link set v1 up && ip addr add 10.9.0.2/24 dev v1 \
              && ip addr add fd00:9::2/64 dev v1 nodad && ip link set lo up && ip addr add 10.9.0.4/32 dev lo";
         let status = netns.run(|| std::process::Command::new("sh").args(["-c", made]).status());

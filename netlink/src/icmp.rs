@@ -266,14 +266,7 @@ mod tests {
 
     #[test]
     fn what_fits_is_answered_and_what_does_not_is_said_to() {
-        let netns = match Netns::create() {
-            Ok(netns) => netns,
-            Err(error) => {
-                return testing::skip(format_args!(
-                    "it needs root, or `unshare -Urnm` around it: {error}"
-                ));
-            }
-        };
+        let Some(netns) = testing::netns() else { return };
         netns
             .run(|| {
                 std::process::Command::new("ip")

@@ -7,19 +7,18 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
+use nix::errno::Errno;
+
 /// Opens a packet socket that receives nothing until it is [bound](bind), so that no frame of another link slips in.
 pub fn open() -> io::Result<OwnedFd> {
     // SAFETY: the call takes three numbers.
-    let fd = unsafe {
+    let fd = Errno::result(unsafe {
         libc::socket(
             libc::AF_PACKET,
             libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
             0,
         )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    })?;
     // SAFETY: the kernel just returned this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -32,24 +31,21 @@ pub fn bind(socket: BorrowedFd<'_>, link: u32, protocol: u16) -> io::Result<()> 
     address.sll_protocol = protocol.to_be();
     address.sll_ifindex = link as i32;
     // SAFETY: the pointer and the length describe `address`, which outlives the call.
-    let done = unsafe {
+    Errno::result(unsafe {
         libc::bind(
             socket.as_raw_fd(),
             (&raw const address).cast(),
             size_of::<libc::sockaddr_ll>() as libc::socklen_t,
         )
-    };
-    match done {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    })?;
+    Ok(())
 }
 
 /// Keeps the filter of a socket from being taken off or replaced, by whoever has the socket later.
 pub(crate) fn lock_filter(socket: BorrowedFd<'_>) -> io::Result<()> {
     let yes: libc::c_int = 1;
     // SAFETY: the option is an int, which is what the pointer leads to for the length that is given.
-    let done = unsafe {
+    Errno::result(unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
@@ -57,9 +53,6 @@ pub(crate) fn lock_filter(socket: BorrowedFd<'_>) -> io::Result<()> {
             (&raw const yes).cast(),
             size_of_val(&yes) as libc::socklen_t,
         )
-    };
-    match done {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    })?;
+    Ok(())
 }

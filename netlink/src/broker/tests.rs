@@ -14,7 +14,7 @@ use rustix::net::SendFlags;
 use super::{client::Broker, *};
 use crate::{
     netns::{Netns, NetnsError},
-    testing::skip,
+    testing,
 };
 
 /// A broker in a thread of this process.
@@ -40,12 +40,7 @@ fn policy(dir: &Path) -> Policy {
 
 impl Bed {
     fn new(change: impl FnOnce(&mut Policy)) -> Option<Self> {
-        if let Err(error) = Netns::create() {
-            skip(format_args!(
-                "it needs root, or `unshare -Urnm` around it: {error}"
-            ));
-            return None;
-        }
+        testing::netns()?;
         let dir = tempfile::tempdir().unwrap();
         let mut policy = policy(dir.path());
         change(&mut policy);

@@ -15,13 +15,7 @@ use crate::{
 
 /// A namespace with loopback up, in which connections are tracked because a translating rule asks for it.
 fn tracking() -> Option<Netns> {
-    let netns = Netns::create()
-        .inspect_err(|error| {
-            crate::testing::skip(format_args!(
-                "it needs root, or `unshare -Urnm` around it: {error}"
-            ))
-        })
-        .ok()?;
+    let netns = crate::testing::netns()?;
     netns
         .run(|| {
             assert!(

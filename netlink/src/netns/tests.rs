@@ -1,23 +1,11 @@
 use std::net::UdpSocket;
 
 use super::*;
-
-/// Rootless runs happen under `unshare -Urn`; a plain user has nothing to test with.
-fn can_make_namespaces() -> bool {
-    match Netns::create() {
-        Ok(_) => true,
-        Err(error) => {
-            crate::testing::skip(format_args!(
-                "it needs root, or `unshare -Urnm` around it: {error}"
-            ));
-            false
-        }
-    }
-}
+use crate::testing;
 
 #[test]
 fn a_socket_opened_inside_belongs_to_the_namespace() {
-    if !can_make_namespaces() {
+    if testing::netns().is_none() {
         return;
     }
     let here = Netns::current().unwrap();
@@ -37,18 +25,13 @@ fn a_socket_opened_inside_belongs_to_the_namespace() {
 
 #[test]
 fn a_named_namespace_lives_until_it_is_removed() {
-    if !can_make_namespaces() {
+    if testing::netns().is_none() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run/netns/one");
-    let made = match Netns::create_at(&path) {
-        Err(error @ NetnsError::Permission { .. }) => {
-            return crate::testing::skip(format_args!(
-                "it needs root, or `unshare -Urnm` around it: {error}"
-            ));
-        }
-        made => made.unwrap(),
+    let Some(made) = testing::made(Netns::create_at(&path)) else {
+        return;
     };
     assert_eq!(Netns::open(&path).unwrap().id(), made.id());
     assert!(matches!(Netns::create_at(&path), Err(NetnsError::Exists { .. })));
@@ -86,7 +69,7 @@ fn what_is_not_a_network_namespace_is_refused_by_name() {
 
 #[test]
 fn settings_are_those_of_the_namespace() {
-    if !can_make_namespaces() {
+    if testing::netns().is_none() {
         return;
     }
     let netns = Netns::create().unwrap();

@@ -4,18 +4,7 @@ use std::{
 };
 
 use super::*;
-use crate::netns::Netns;
-
-/// Rootless runs happen under `unshare -Urn`; a plain user has nothing to test with.
-fn namespace() -> Option<Netns> {
-    Netns::create()
-        .inspect_err(|error| {
-            crate::testing::skip(format_args!(
-                "it needs root, or `unshare -Urnm` around it: {error}"
-            ))
-        })
-        .ok()
-}
+use crate::{netns::Netns, testing::netns as namespace};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()

@@ -3,17 +3,7 @@ use std::net::IpAddr;
 use weft_types::{Mac, Vni};
 
 use super::*;
-use crate::netns::Netns;
-
-fn netns() -> Option<Netns> {
-    Netns::create()
-        .inspect_err(|error| {
-            crate::testing::skip(format_args!(
-                "it needs root, or `unshare -Urnm` around it: {error}"
-            ))
-        })
-        .ok()
-}
+use crate::{netns::Netns, testing::netns};
 
 fn mac(last: u8) -> Mac {
     Mac([2, 0, 0, 0, 0, last])

@@ -42,13 +42,7 @@ pub(in crate::kernel) fn ip(text: &str) -> IpAddr {
 impl Bed {
     /// Backends n = 1, 2, 3 listen at 10.9.0.1n and fd09::1n; the client is 10.9.0.1 and fd09::1.
     pub(in crate::kernel) fn new() -> Option<Self> {
-        let client = Netns::create()
-            .inspect_err(|error| {
-                weft_netlink::testing::skip(format_args!(
-                    "it needs root, or `unshare -Urnm` around it: {error}"
-                ))
-            })
-            .ok()?;
+        let client = weft_netlink::testing::netns()?;
         let server = Netns::create().unwrap();
         let mut batch = Batch::new();
         batch.add(NewLink::veth("c0", VethPeer::new("s0").netns(server.as_fd())));

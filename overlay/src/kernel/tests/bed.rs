@@ -72,12 +72,7 @@ impl Lab {
     pub(super) fn new(hosts: u8) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let probe = dir.path().join("probe/netns");
-        if let Err(error) = Netns::create_at(&probe) {
-            weft_netlink::testing::skip(format_args!(
-                "it needs root, or `unshare -Urnm` around it: {error}"
-            ));
-            return None;
-        }
+        weft_netlink::testing::made(Netns::create_at(&probe))?;
         Netns::remove_at(&probe).unwrap();
         let underlay = Netns::create().unwrap();
         let mut switch = RouteSocket::open(&underlay).unwrap();
