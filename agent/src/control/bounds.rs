@@ -6,10 +6,7 @@ use bytes::Bytes;
 use serde_json::json;
 use weft_gossip::Key;
 
-use super::{
-    Command, RESERVE,
-    world::{World, sandbox},
-};
+use super::{Command, RESERVE, world::World};
 use crate::api::{
     ApiError, ErrorKind,
     types::{ConnectResponse, NetworkCreateRequest},
@@ -36,11 +33,7 @@ fn fill(world: &mut World, node: usize, until: usize) {
 }
 
 fn connect(world: &mut World, node: usize, name: &str) -> Result<ConnectResponse, ApiError> {
-    let request = serde_json::from_value(json!({"target": name, "name": name})).unwrap();
-    let sandbox = sandbox(node, name);
-    world.tried(node, |to| {
-        Command::Connect("app".to_owned(), request, sandbox, to)
-    })
+    world.connect(node, "app", name, None)
 }
 
 #[test]

@@ -20,6 +20,7 @@ use crate::api::ApiError;
 use faults::{Disk, Faults};
 
 pub(super) mod faults;
+mod users;
 
 /// What a node's kernel makes of what it is told.
 #[derive(Debug, Clone, PartialEq, Eq)]

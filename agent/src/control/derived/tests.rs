@@ -176,15 +176,15 @@ impl History {
         self.large.say(author, &key, Some(&encode(&spec)));
     }
 
+    fn endpoints(&self) -> Vec<(NetworkId, EndpointId, NodeId)> {
+        let all = self.large.control.catalogue.all_endpoints();
+        all.map(|(network, id, endpoint)| (network, id, endpoint.node))
+            .collect()
+    }
+
     /// Something of one that is there already, and of nothing else.
     fn change_endpoint(&mut self) {
-        let all: Vec<_> = self
-            .large
-            .control
-            .catalogue
-            .all_endpoints()
-            .map(|(network, id, endpoint)| (network, id, endpoint.node))
-            .collect();
+        let all = self.endpoints();
         if all.is_empty() {
             return;
         }
@@ -361,16 +361,10 @@ impl History {
 
     /// Clients of this host fail to connect, or do not.
     fn attempt(&mut self) {
-        let ids: Vec<EndpointId> = self
-            .large
-            .control
-            .catalogue
-            .all_endpoints()
-            .map(|(_, id, _)| id)
-            .collect();
-        let counted: BTreeMap<EndpointId, Attempts> = ids
+        let counted: BTreeMap<EndpointId, Attempts> = self
+            .endpoints()
             .into_iter()
-            .map(|id| {
+            .map(|(_, id, _)| {
                 let mut counted = Attempts::default();
                 if self.coin() {
                     (counted.tcp, counted.failed) = (self.lamport, self.lamport);

@@ -2,10 +2,10 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    api::types::{Backend, ConnectRequest, NetworkCreateRequest, ServiceQuery, ServiceUpdateRequest},
+    api::types::{Backend, NetworkCreateRequest, ServiceQuery, ServiceUpdateRequest},
     control::{
         Command,
-        world::{Probes, World, sandbox},
+        world::{Probes, World},
     },
 };
 
@@ -23,12 +23,7 @@ fn world(health: serde_json::Value) -> World {
 
 /// A backend of it on the second node.
 fn connect(world: &mut World) {
-    let request = ConnectRequest {
-        service: Some("web".to_owned()),
-        ..ConnectRequest::new("w")
-    };
-    let sandbox = sandbox(1, "w");
-    world.done(1, |to| Command::Connect("app".to_owned(), request, sandbox, to));
+    world.connect(1, "app", "w", Some("web")).unwrap();
 }
 
 /// What a node says of it.

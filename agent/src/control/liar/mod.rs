@@ -16,11 +16,7 @@ use serde_json::json;
 use weft_gossip::Key;
 use weft_types::{EndpointId, NetworkId, NodeId, ServiceId};
 
-use super::{
-    Command,
-    records::NetworkSpec,
-    world::{World, sandbox},
-};
+use super::{Command, records::NetworkSpec, world::World};
 use crate::api::{
     ApiError,
     types::{NetworkCreateRequest, NodeRemoveQuery},
@@ -79,12 +75,7 @@ impl Court {
         name: &str,
         service: Option<&str>,
     ) -> Result<(EndpointId, Vec<IpAddr>), ApiError> {
-        let request = json!({"target": name, "name": name, "service": service});
-        let request = serde_json::from_value(request).unwrap();
-        let sandbox = sandbox(node, name);
-        let made = self.world.tried(node, |to| {
-            Command::Connect(network.to_owned(), request, sandbox, to)
-        })?;
+        let made = self.world.connect(node, network, name, service)?;
         Ok((made.id, made.addresses.iter().map(|net| net.addr()).collect()))
     }
 

@@ -5,10 +5,7 @@ use weft_types::NodeId;
 
 use crate::{
     api::types::{NetworkCreateRequest, NodeRemoveQuery, TokenCreateRequest},
-    control::{
-        Command,
-        world::{World, sandbox},
-    },
+    control::{Command, world::World},
 };
 
 /// What `of` has, as a node sees it.
@@ -23,15 +20,6 @@ fn had(world: &World, node: usize, of: NodeId) -> Vec<String> {
     endpoints.chain(tokens).chain(ingresses).collect()
 }
 
-fn connect(world: &mut World, node: usize, name: &str) {
-    let request = json!({"target": name, "name": name, "service": "web"});
-    let request = serde_json::from_value(request).unwrap();
-    let sandbox = sandbox(node, name);
-    world.done(node, |to| {
-        Command::Connect("app".to_owned(), request, sandbox, to)
-    });
-}
-
 #[test]
 fn what_a_removed_node_had_is_nobodys_at_once_and_after_a_restart() {
     let mut world = World::of(3);
@@ -42,7 +30,7 @@ fn what_a_removed_node_had_is_nobodys_at_once_and_after_a_restart() {
         "publish": [{"host_port": 8080, "port": 80}]});
     let service = serde_json::from_value(service).unwrap();
     world.done(0, |to| Command::ServiceCreate(service, to));
-    connect(&mut world, 2, "early");
+    world.connect(2, "app", "early", Some("web")).unwrap();
     world.done(2, |to| Command::TokenCreate(TokenCreateRequest::default(), to));
     world.pass(Duration::from_secs(3));
     let lost = world.nodes[2].control.me;
@@ -55,7 +43,7 @@ fn what_a_removed_node_had_is_nobodys_at_once_and_after_a_restart() {
     }
     // Of its last word only one of the others hears, and of its removal first the other one.
     world.split(&[1, 2]);
-    connect(&mut world, 2, "late");
+    world.connect(2, "app", "late", Some("web")).unwrap();
     world.pass(Duration::from_secs(1));
     assert!(had(&world, 1, lost).contains(&"late".to_owned()));
     world.nodes[2].is_cut_off = true;

@@ -1,5 +1,3 @@
-use serde_json::json;
-
 use data_encoding::BASE64_NOPAD;
 use weft_wireguard::PairStatus;
 
@@ -9,7 +7,7 @@ use crate::{
     control::{
         Command, HostFacts,
         records::{CLUSTER, Kind, encode},
-        world::{World, sandbox},
+        world::World,
     },
 };
 
@@ -22,11 +20,7 @@ fn create(world: &mut World, name: &str, encrypted: bool) {
 }
 
 fn connect(world: &mut World, node: usize, network: &str, name: &str) -> Mac {
-    let request = serde_json::from_value(json!({"target": name, "name": name})).unwrap();
-    let sandbox = sandbox(node, name);
-    let made = world.done(node, |to| {
-        Command::Connect(network.to_owned(), request, sandbox, to)
-    });
+    let made = world.connect(node, network, name, None).unwrap();
     world.pass(Duration::from_secs(1));
     made.mac
 }

@@ -5,11 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::{
     api::types::{NetworkCreateRequest, NodeRemoveQuery},
-    control::{
-        Command,
-        records::network_key,
-        world::{World, sandbox},
-    },
+    control::{Command, records::network_key, world::World},
 };
 
 pub(super) const FORCE: NodeRemoveQuery = NodeRemoveQuery { force: true };
@@ -30,12 +26,7 @@ fn world(nodes: u8) -> (World, IpAddr) {
 
 /// Whether an endpoint could be made, and its address.
 pub(super) fn connect(world: &mut World, node: usize, name: &str) -> Option<IpAddr> {
-    let request = serde_json::from_value(json!({"target": name, "name": name})).unwrap();
-    let sandbox = sandbox(node, name);
-    let made = world.tried(node, |to| {
-        Command::Connect("app".to_owned(), request, sandbox, to)
-    });
-    let made = made.ok()?;
+    let made = world.connect(node, "app", name, None).ok()?;
     Some(made.addresses[0].addr())
 }
 

@@ -1,6 +1,5 @@
 use std::time::Duration;
 
-use serde_json::json;
 use weft_wireguard::{Desired, PairStatus, Status};
 
 use super::*;
@@ -9,7 +8,7 @@ use crate::{
     control::{
         Command, TunnelReport,
         records::{CLUSTER, Kind, encode},
-        world::{World, sandbox},
+        world::World,
     },
 };
 
@@ -21,12 +20,7 @@ fn encrypted(count: u8) -> World {
     world.done(0, |to| Command::NetworkCreate(request, to));
     world.pass(Duration::from_secs(1));
     for node in 0..usize::from(count) {
-        let name = format!("e{node}");
-        let request = serde_json::from_value(json!({"target": name, "name": name})).unwrap();
-        let sandbox = sandbox(node, &name);
-        world.done(node, |to| {
-            Command::Connect("secret".to_owned(), request, sandbox, to)
-        });
+        world.connect(node, "secret", &format!("e{node}"), None).unwrap();
         world.pass(Duration::from_secs(1));
     }
     world
