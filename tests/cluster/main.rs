@@ -3,6 +3,7 @@
 mod access;
 mod applied;
 mod bed;
+mod broker;
 mod counts;
 mod crash;
 mod cycles;

@@ -23,7 +23,7 @@ const HOST_NAMES: &str = "127.53.53.53";
 const USER: u32 = 4001;
 
 /// The capabilities that systemd leaves a unit, as `setpriv` calls them.
-fn capabilities_of(unit: &str) -> Vec<String> {
+pub fn capabilities_of(unit: &str) -> Vec<String> {
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/systemd");
     let text = fs::read_to_string(units.join(unit)).unwrap();
     let line = text
@@ -212,7 +212,7 @@ fn everything(datapath: &'static str, start: impl Fn(&mut Command) -> Command) {
 }
 
 /// What an agent keeps, whoever started it.
-fn agents(datapath: &str) -> u64 {
+pub fn agents(datapath: &str) -> u64 {
     let all = capabilities_of("weft.service");
     let at_start = ["chown", "setpcap"];
     let of_broker = ["sys_admin", "sys_ptrace", "dac_read_search", "net_raw"];
@@ -227,7 +227,7 @@ fn agents(datapath: &str) -> u64 {
 }
 
 /// As the kernel writes them (`linux/capability.h`).
-fn bits(capabilities: &[String]) -> u64 {
+pub fn bits(capabilities: &[String]) -> u64 {
     let bit = |name: &String| match name.as_str() {
         "chown" => 0,
         "dac_read_search" => 2,
@@ -245,7 +245,7 @@ fn bits(capabilities: &[String]) -> u64 {
 }
 
 /// What the threads of a process may do at most, and whether programs they run may do more.
-fn limits_of(pid: u32) -> (u64, bool) {
+pub fn limits_of(pid: u32) -> (u64, bool) {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
     let each = tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
     let of = |status: &str, field: &str| {
@@ -272,183 +272,4 @@ fn with_the_capabilities_of_its_unit_an_agent_does_everything_on_ebpf() {
     if has_ebpf() && has_tap() {
         alone(|| everything("ebpf", |command| as_unit("weft.service", command)));
     }
-}
-
-#[test]
-fn an_agent_that_root_starts_keeps_no_more_and_gives_its_children_no_more() {
-    if !has_root() {
-        return;
-    }
-    alone(|| {
-        let bed = Bed::cluster_with("nft", &["h1"]);
-        let agent = bed["h1"].agent_pid();
-        assert_eq!(limits_of(agent), (agents("nft"), false));
-        let status = fs::read_to_string(format!("/proc/{agent}/status")).unwrap();
-        let bound = format!("CapBnd:\t{:016x}\n", agents("nft"));
-        assert!(status.contains(&bound), "{status}");
-        bed.close();
-    });
-}
-
-/// Those at work and standing by, in this order.
-fn brokers() -> Vec<u32> {
-    let mut found: Vec<(u32, bool)> = Vec::new();
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        if words.get(1) == Some(&&b"broker"[..]) {
-            found.push((pid, words.contains(&&b"--stand-by"[..])));
-        }
-    }
-    // One that has taken over was standing by once, and is older than the one that does.
-    found.sort_by_key(|(pid, stands_by)| (*stands_by, *pid));
-    found.into_iter().map(|(pid, _)| pid).collect()
-}
-
-fn both_brokers() -> [u32; 2] {
-    soon("two brokers", || match brokers()[..] {
-        [at_work, stands_by] => Ok([at_work, stands_by]),
-        ref others => Err(format!("{others:?}")),
-    })
-}
-
-fn kill(pid: u32) {
-    let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
-}
-
-fn open_files(pid: u32) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
-}
-
-#[test]
-fn a_broker_that_is_killed_is_replaced_and_an_agent_without_any_ends_and_starts_again() {
-    if !has_root() {
-        return;
-    }
-    alone(|| {
-        let bed = Bed::cluster_with("nft", &["h1"]);
-        let h1 = &bed["h1"];
-        let agent = h1.agent_pid();
-        let [at_work, stands_by] = both_brokers();
-        let of_agent = ["bpf", "perfmon", "chown", "setpcap"];
-        let all = capabilities_of("weft.service");
-        let expected: Vec<_> = all
-            .into_iter()
-            .filter(|name| !of_agent.contains(&name.as_str()))
-            .collect();
-        for broker in [at_work, stands_by] {
-            assert_eq!(limits_of(broker), (bits(&expected), false));
-        }
-        let status = fs::read_to_string(format!("/proc/{agent}/status")).unwrap();
-        assert!(status.contains("Seccomp:\t2\n"), "{status}");
-
-        h1.weft("network create app");
-        let sandbox = h1.host.sandbox("one").unwrap();
-        let mut sleep = Command::new("sleep");
-        let process = sandbox.spawn(sleep.arg("1000"), Output::Discard).unwrap();
-        let pid = process.pid();
-        let attach = || {
-            h1.weft(&format!("network connect app pid:{pid} --name one"));
-            h1.weft(&format!("network disconnect app pid:{pid}"));
-        };
-        attach();
-        let before = [agent, at_work].map(open_files);
-        (0..10).for_each(|_| attach());
-        soon("descriptors that were closed", || {
-            let now = [agent, at_work].map(open_files);
-            if now == before {
-                Ok(())
-            } else {
-                Err(format!("{before:?} {now:?}"))
-            }
-        });
-
-        // What stood by does the work, and another one stands by; then that one is killed.
-        kill(at_work);
-        attach();
-        let [now, next] = both_brokers();
-        assert!(now == stands_by && next != at_work, "{now} {next}");
-        kill(next);
-        soon("another one that stands by", || match brokers()[..] {
-            [first, second] if first == now && second != next => Ok(()),
-            ref others => Err(format!("{others:?}")),
-        });
-        attach();
-        assert_eq!(h1.agent_pid(), agent);
-
-        // Both at once, of which neither can start the other.
-        let both = both_brokers();
-        let stop = |pid: u32| {
-            let pid = nix::unistd::Pid::from_raw(pid.cast_signed());
-            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
-        };
-        both.into_iter().for_each(stop);
-        both.into_iter().for_each(kill);
-        soon("the end of the agent", || {
-            let status = fs::read_to_string(format!("/proc/{agent}/status")).unwrap_or_default();
-            if status.is_empty() || status.contains("State:\tZ") {
-                Ok(())
-            } else {
-                Err(status)
-            }
-        });
-        h1.start_agent();
-        h1.await_agent();
-        attach();
-        // They end with the agent, also when it is killed.
-        let both = both_brokers();
-        kill(h1.agent_pid());
-        soon("the end of the brokers", || match brokers() {
-            left if left.iter().any(|pid| both.contains(pid)) => Err(format!("{left:?}")),
-            _ => Ok(()),
-        });
-        h1.start_agent();
-        h1.await_agent();
-        bed.all_well();
-        bed.close();
-    });
-}
-
-#[test]
-fn with_the_capabilities_of_an_agent_nothing_leads_out_of_it() {
-    if !has_root() {
-        return;
-    }
-    alone(|| {
-        let bed = Bed::cluster_with("nft", &["h1"]);
-        let h1 = &bed["h1"];
-        let sandbox = h1.host.sandbox("other").unwrap();
-        let mut sleep = Command::new("sleep");
-        let process = sandbox.spawn(sleep.arg("1000"), Output::Discard).unwrap();
-        let tries = [
-            "readlink /proc/$0/ns/net",
-            "nsenter --net=/run/netns/other true",
-            "unshare --net true",
-            "mount -t tmpfs none /mnt && umount /mnt",
-        ];
-        for line in tries {
-            let run = |mut command: Command| {
-                command.args(["sh", "-c", line, &process.pid().to_string()]);
-                h1.host.exec(&mut command, COMMAND)
-            };
-            assert!(run(Command::new("env")).unwrap().status.success(), "{line}");
-            let mut limited = Command::new("setpriv");
-            let set = "-all,+net_admin,+net_bind_service";
-            limited.args([
-                &format!("--bounding-set={set}"),
-                "--inh-caps=-all",
-                "--no-new-privs",
-            ]);
-            let refused = run(limited);
-            assert!(
-                refused.is_err() || refused.is_ok_and(|done| !done.status.success()),
-                "{line}"
-            );
-        }
-        bed.close();
-    });
 }
