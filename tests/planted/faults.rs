@@ -14,7 +14,7 @@ pub struct Fault {
 }
 
 /// Where a test is.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Suite {
     /// Beside the code of a crate.
     Unit(&'static str),
@@ -25,6 +25,16 @@ pub enum Suite {
 }
 
 impl Suite {
+    /// What cargo runs it by.
+    pub fn arguments(self) -> Vec<&'static str> {
+        let which = match self {
+            Self::Unit(package) => vec!["--package", package, "--lib"],
+            Self::Crate(package, name) => vec!["--package", package, "--test", name],
+            Self::Workspace(name) => vec!["--workspace", "--test", name],
+        };
+        [vec!["test", "--quiet"], which].concat()
+    }
+
     /// Whether it runs the program, and not only its parts.
     pub fn needs_the_program(self) -> bool {
         matches!(self, Self::Workspace("cluster"))

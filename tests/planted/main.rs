@@ -9,6 +9,7 @@ mod faults;
 mod tests;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::Write as _,
     os::unix::process::CommandExt as _,
@@ -73,6 +74,7 @@ fn run(args: &Args) -> Result<bool> {
         return Ok(true);
     }
     let garden = Garden::lay_out()?;
+    garden.is_sound(&meant)?;
     let mut missed = 0;
     for (number, fault) in meant.iter().enumerate() {
         print!("{:2}/{} {:width$}  ", number + 1, meant.len(), fault.name);
@@ -153,6 +155,27 @@ impl Garden {
         Ok(garden)
     }
 
+    /// What fails without any fault catches none.
+    fn is_sound(&self, meant: &[&Fault]) -> Result<()> {
+        let mut of_suite: BTreeMap<Suite, BTreeSet<&str>> = BTreeMap::new();
+        for fault in meant {
+            of_suite.entry(fault.suite).or_default().insert(fault.caught_by);
+        }
+        for (suite, tests) in of_suite {
+            println!("without a fault: {suite:?}");
+            let log = self.logs.join("sound.log");
+            let tests: Vec<&str> = tests.into_iter().collect();
+            let is_built = self.build(suite, &log)?;
+            ensure!(
+                is_built
+                    && self.cargo(&[&suite.arguments()[..], &["--"], &tests].concat(), &log)? == Some(true),
+                "these tests fail as the tree is, and can catch nothing; {} says why",
+                log.display()
+            );
+        }
+        Ok(())
+    }
+
     fn plant(&self, fault: &Fault) -> Result<Verdict> {
         let path = self.tree.join(fault.file);
         let sound = fs::read_to_string(&path).with_context(|| format!("cannot read {}", fault.file))?;
@@ -170,22 +193,10 @@ impl Garden {
 
     fn try_it(&self, fault: &Fault) -> Result<Verdict> {
         let log = self.logs.join(format!("{}.log", fault.name));
-        if fault.suite.needs_the_program()
-            && self.cargo(&["build", "--quiet", "--package=weft"], &log)? != Some(true)
-        {
+        if !self.build(fault.suite, &log)? {
             return Ok(Verdict::Withered);
         }
-        let mut test = vec!["test", "--quiet"];
-        test.extend(match fault.suite {
-            Suite::Unit(package) => vec!["--package", package, "--lib"],
-            Suite::Crate(package, name) => vec!["--package", package, "--test", name],
-            Suite::Workspace(name) => vec!["--workspace", "--test", name],
-        });
-        let mut build = test.clone();
-        build.push("--no-run");
-        if self.cargo(&build, &log)? != Some(true) {
-            return Ok(Verdict::Withered);
-        }
+        let mut test = fault.suite.arguments();
         test.push(fault.caught_by);
         Ok(match self.cargo(&test, &log)? {
             None => Verdict::Endless,
@@ -199,6 +210,17 @@ impl Garden {
                 }
             }
         })
+    }
+
+    fn build(&self, suite: Suite, log: &Path) -> Result<bool> {
+        if suite.needs_the_program()
+            && self.cargo(&["build", "--quiet", "--package=weft"], log)? != Some(true)
+        {
+            return Ok(false);
+        }
+        let mut build = suite.arguments();
+        build.push("--no-run");
+        Ok(self.cargo(&build, log)? == Some(true))
     }
 
     /// Whether it ended well; nothing if it did not end.
