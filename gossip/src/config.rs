@@ -23,6 +23,8 @@ pub struct Config {
     pub tombstone_ttl: Duration,
     /// The most records kept of one author; tombstones make room for more, and further keys are refused and counted.
     pub max_records_per_author: usize,
+    /// The most bytes that these may take, encoded: all of them fit one frame.
+    pub max_bytes_per_author: usize,
     /// The most authors kept, and with them the most members.
     pub max_authors: usize,
     /// The most packets per second that are taken of one sender; twice as many at once.
@@ -42,7 +44,9 @@ impl Config {
             anti_entropy_busy: Duration::from_secs(1),
             revive: Duration::from_secs(2),
             tombstone_ttl: Duration::from_secs(3600),
-            max_records_per_author: 4096,
+            // Whoever lets nodes in says so of each.
+            max_records_per_author: 20_480,
+            max_bytes_per_author: 6 << 20,
             max_authors: 16_384,
             max_packets_per_second: 4_000,
             max_pulls_per_second: 32,

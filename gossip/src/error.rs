@@ -15,8 +15,13 @@ pub enum PutError {
     #[error("records of kind {0} are written by the gossip layer alone")]
     ReservedKind(u8),
     /// This node says as much as peers will keep of it.
-    #[error("this node says {0} things already, the most that peers keep of one node")]
-    TooManyRecords(usize),
+    #[error("this node says as much as peers keep of one node: {records} things, or {bytes} bytes")]
+    NoRoom {
+        /// The most records.
+        records: usize,
+        /// The most bytes of them all, encoded.
+        bytes: usize,
+    },
 }
 
 /// Why a datagram was not sent.

@@ -18,8 +18,8 @@ use crate::{
     replay::ReplayGuard,
     rumours::{Rumours, Telling},
     seal::{Channel, Sealer},
-    store::{Digest, Store},
-    wire::{self, Body, Card},
+    store::{Amount, Author, Digest, Store},
+    wire::{self, Body, Card, MAX_RECORD},
 };
 
 mod contact;
@@ -132,7 +132,13 @@ impl Gossip {
                 config.max_pulls_per_second.saturating_mul(8),
                 config.max_authors,
             ),
-            store: Store::new(config.max_authors, config.max_records_per_author),
+            store: Store::new(
+                config.max_authors,
+                Amount {
+                    records: config.max_records_per_author,
+                    bytes: config.max_bytes_per_author,
+                },
+            ),
             revive_at: now + config.revive,
             tidy_at: now + TIDY,
             sync: sync::Sync::new(now + config.anti_entropy),
@@ -200,8 +206,11 @@ impl Gossip {
             return Err(PutError::ValueTooLong(value.len()));
         }
         self.start(now);
-        if !self.store.has_room(self.short, &key) {
-            return Err(PutError::TooManyRecords(self.config.max_records_per_author));
+        if !self.store.has_room(self.short, &key, value.len()) {
+            return Err(PutError::NoRoom {
+                records: self.config.max_records_per_author,
+                bytes: self.config.max_bytes_per_author,
+            });
         }
         let record = self.write(key, Some(value), now);
         self.settle(now);
@@ -393,13 +402,18 @@ impl Gossip {
         self.node
     }
 
-    /// How many things more this node can say.
+    /// How many things more this node can say, however long they are.
     pub fn room(&self) -> usize {
         let author = self.store.author(self.short);
-        let said = author.map_or(0, |author| {
-            author.records().filter(|record| record.value.is_some()).count()
-        });
-        self.config.max_records_per_author.saturating_sub(said)
+        let said = author.map_or(Amount::default(), Author::said);
+        let bytes = self.config.max_bytes_per_author.saturating_sub(said.bytes);
+        let records = self.config.max_records_per_author.saturating_sub(said.records);
+        records.min(bytes / MAX_RECORD)
+    }
+
+    /// Whether there is room for what somebody says who was never heard of.
+    pub fn has_room_for_authors(&self) -> bool {
+        self.store.has_room_for_authors()
     }
 
     /// What `author` says under `key`; a tombstone has no value.

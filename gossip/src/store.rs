@@ -10,8 +10,43 @@ use crate::{
     Key, Record,
     identity::Short,
     record::StateSum,
-    wire::{AuthorSet, Entry, Liveness, Offer},
+    wire::{self, AuthorSet, Entry, Liveness, Offer},
 };
+
+/// So much of what somebody says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Amount {
+    pub(crate) records: usize,
+    /// As records are encoded, or a few more.
+    pub(crate) bytes: usize,
+}
+
+impl Amount {
+    fn of(record: &Record) -> Self {
+        Self {
+            records: 1,
+            bytes: wire::size_bound(record),
+        }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            records: self.records + other.records,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+
+    fn minus(self, other: Self) -> Self {
+        Self {
+            records: self.records - other.records,
+            bytes: self.bytes - other.bytes,
+        }
+    }
+
+    fn is_within(self, most: Self) -> bool {
+        self.records <= most.records && self.bytes <= most.bytes
+    }
+}
 
 /// Everything anybody says, by author.
 ///
@@ -26,7 +61,8 @@ use crate::{
 pub(crate) struct Store {
     authors: BTreeMap<Short, Author>,
     max_authors: usize,
-    max_records: usize,
+    /// Of each author.
+    most: Amount,
     /// Tombstones that had to make room.
     dropped: Vec<(NodeId, Key)>,
 }
@@ -36,6 +72,9 @@ pub(crate) struct Author {
     node: NodeId,
     records: BTreeMap<Key, Stored>,
     by_version: BTreeSet<(u64, Key)>,
+    held: Amount,
+    /// How much of it is tombstones.
+    removed: Amount,
     /// The sum that the newest record carries.
     expected: StateSum,
     /// The sum over what is held.
@@ -71,6 +110,8 @@ impl Author {
             node,
             records: BTreeMap::new(),
             by_version: BTreeSet::new(),
+            held: Amount::default(),
+            removed: Amount::default(),
             expected: StateSum::default(),
             live: StateSum::default(),
             complete: 0,
@@ -99,23 +140,34 @@ impl Author {
         self.records.values().map(|stored| &stored.record)
     }
 
-    /// Whether `key` can be held among at most `max`, after the oldest tombstones have made room for it if need be: many at once,
-    /// since finding them takes a look at all that is older.
-    fn has_room(&mut self, key: &Key, max: usize, dropped: &mut Vec<(NodeId, Key)>) -> bool {
-        if self.records.len() < max || self.records.contains_key(key) {
-            return true;
+    /// What is said, without what there is not any more.
+    pub(crate) fn said(&self) -> Amount {
+        self.held.minus(self.removed)
+    }
+
+    /// Whether so much can be held under `key` and all within `most`, after the oldest tombstones have made room for it if need
+    /// be: many at once, since finding them takes a look at all that is older.
+    fn has_room(&mut self, key: &Key, more: Amount, most: Amount, dropped: &mut Vec<(NodeId, Key)>) -> bool {
+        let replaced = self.get(key).map_or(Amount::default(), Amount::of);
+        loop {
+            if self.held.minus(replaced).plus(more).is_within(most) {
+                return true;
+            }
+            let highest = self.highest();
+            let is_droppable = |(version, other): &&(u64, Key)| {
+                let is_tombstone = self.get(other).is_some_and(|record| record.value.is_none());
+                is_tombstone && *version < highest && other != key
+            };
+            let oldest = self.by_version.iter().filter(is_droppable);
+            let oldest: Vec<_> = oldest.take((most.records / 8).max(1)).cloned().collect();
+            if oldest.is_empty() {
+                return false;
+            }
+            for (version, key) in oldest {
+                self.drop_tombstone(version, &key);
+                dropped.push((self.node, key));
+            }
         }
-        let highest = self.highest();
-        let is_tombstone = |(version, key): &&(u64, Key)| {
-            *version < highest && self.get(key).is_some_and(|record| record.value.is_none())
-        };
-        let oldest = self.by_version.iter().filter(is_tombstone);
-        let oldest: Vec<_> = oldest.take((max / 8).max(1)).cloned().collect();
-        for (version, key) in oldest {
-            self.drop_tombstone(version, &key);
-            dropped.push((self.node, key));
-        }
-        self.records.len() < max
     }
 
     fn drop_tombstone(&mut self, version: u64, key: &Key) {
@@ -155,6 +207,10 @@ impl Author {
             self.expected = record.state;
         }
         self.live = self.live.plus(record.sum());
+        self.held = self.held.plus(Amount::of(&record));
+        if record.value.is_none() {
+            self.removed = self.removed.plus(Amount::of(&record));
+        }
         self.by_version.insert((record.version, record.key.clone()));
         self.records
             .insert(record.key.clone(), Stored { record, since: now });
@@ -166,6 +222,10 @@ impl Author {
         let record = self.records.remove(key)?.record;
         self.by_version.remove(&(record.version, record.key.clone()));
         self.live = self.live.minus(record.sum());
+        self.held = self.held.minus(Amount::of(&record));
+        if record.value.is_none() {
+            self.removed = self.removed.minus(Amount::of(&record));
+        }
         Some(record)
     }
 
@@ -178,11 +238,11 @@ impl Author {
 }
 
 impl Store {
-    pub(crate) fn new(max_authors: usize, max_records: usize) -> Self {
+    pub(crate) fn new(max_authors: usize, most: Amount) -> Self {
         Self {
             authors: BTreeMap::new(),
             max_authors,
-            max_records,
+            most,
             dropped: Vec::new(),
         }
     }
@@ -246,17 +306,27 @@ impl Store {
             .authors
             .entry(short)
             .or_insert_with(|| Author::new(record.author));
-        if author.node != record.author || !author.has_room(&record.key, self.max_records, &mut self.dropped)
+        if author.node != record.author
+            || !author.has_room(&record.key, Amount::of(&record), self.most, &mut self.dropped)
         {
             return Applied::Full;
         }
         Applied::New(author.insert(record, now))
     }
 
-    /// Whether one more key of an author can be held.
-    pub(crate) fn has_room(&mut self, short: Short, key: &Key) -> bool {
+    /// Whether an author can have a value of `size` bytes under `key`.
+    pub(crate) fn has_room(&mut self, short: Short, key: &Key, size: usize) -> bool {
+        let more = Amount {
+            records: 1,
+            bytes: wire::size_of_record(key.name.len(), size),
+        };
         let author = self.authors.get_mut(&short);
-        author.is_none_or(|author| author.has_room(key, self.max_records, &mut self.dropped))
+        author.is_none_or(|author| author.has_room(key, more, self.most, &mut self.dropped))
+    }
+
+    /// Whether somebody who was never heard of can be heard.
+    pub(crate) fn has_room_for_authors(&self) -> bool {
+        self.authors.len() < self.max_authors
     }
 
     /// The tombstones that had to make room since this was last asked.
@@ -458,11 +528,16 @@ mod tests {
     use super::*;
     use crate::Identity;
 
+    const MOST: Amount = Amount {
+        records: 8,
+        bytes: 10_000,
+    };
+
     #[test]
     fn nothing_comes_after_the_last_version() {
         let (identity, cluster) = (Identity::from_seed([1; 32]), ClusterId([2; 16]));
         let (short, now) = (Short::from(&identity.node()), Instant::now());
-        let mut store = Store::new(8, 8);
+        let mut store = Store::new(8, MOST);
         let state = StateSum::of(&Key::first(), u64::MAX, &None);
         let last = Record::sign(&identity, &cluster, Key::first(), u64::MAX, None, state);
         assert_eq!(store.apply(last.clone(), now), Applied::New(None));
@@ -494,7 +569,7 @@ mod tests {
     }
 
     fn applied<'a>(records: impl IntoIterator<Item = &'a Record>) -> Store {
-        let (mut store, now) = (Store::new(8, 8), Instant::now());
+        let (mut store, now) = (Store::new(8, MOST), Instant::now());
         for record in records {
             store.apply(record.clone(), now);
         }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{MAX_PACKET, Record, identity::Short, record::StateSum, seal::OVERHEAD};
+use crate::{MAX_NAME, MAX_PACKET, MAX_VALUE, Record, identity::Short, record::StateSum, seal::OVERHEAD};
 
 /// The most bytes a frame on a stream may have.
 pub(crate) const MAX_FRAME: usize = 8 * 1024 * 1024;
@@ -183,9 +183,18 @@ pub(crate) const RUMOUR_HEAD: usize = 3;
 
 /// No fewer bytes than `record` takes once encoded.
 pub(crate) fn size_bound(record: &Record) -> usize {
-    const REST: usize = 32 + 1 + 16 + 1 + 10 + 3 + size_of::<StateSum>() + 64;
-    REST + record.key.name.len() + record.value.as_ref().map_or(0, |value| value.len())
+    let value = record.value.as_ref().map_or(0, |value| value.len());
+    size_of_record(record.key.name.len(), value)
 }
+
+/// No fewer bytes than a record takes whose name and value have so many.
+pub(crate) const fn size_of_record(name: usize, value: usize) -> usize {
+    const REST: usize = 32 + 1 + 16 + 1 + 10 + 3 + size_of::<StateSum>() + 64;
+    REST + name + value
+}
+
+/// Nor than any record takes.
+pub(crate) const MAX_RECORD: usize = size_of_record(MAX_NAME, MAX_VALUE);
 
 #[cfg(test)]
 mod tests {
@@ -193,7 +202,7 @@ mod tests {
     use weft_types::{ClusterId, NetworkId};
 
     use super::*;
-    use crate::{Identity, Key, MAX_MESSAGE, MAX_NAME, MAX_VALUE};
+    use crate::{Identity, Key, MAX_MESSAGE};
 
     fn largest() -> Record {
         let key = Key {

@@ -187,7 +187,9 @@ impl World {
         let now = self.now;
         let node = &mut self.nodes[index];
         node.boot += 1;
-        let config = Config::new(cluster, KeyRing::new(GossipKey(secret)), node.address);
+        let mut config = Config::new(cluster, KeyRing::new(GossipKey(secret)), node.address);
+        // Fewer than there can be, so that a test gets there.
+        config.max_records_per_author = 4_096;
         let mut gossip = Gossip::new(config, node.identity.clone(), node.boot, seed, now);
         gossip.load(node.disk.values().cloned());
         gossip.join([], now);

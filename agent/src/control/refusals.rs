@@ -18,10 +18,10 @@ use crate::api::ApiError;
 /// What this node cannot say to the others.
 pub(super) fn untold(error: PutError) -> ApiError {
     match error {
-        PutError::TooManyRecords(_) => full(),
+        PutError::NoRoom { .. } => full(),
         PutError::NameTooLong(_) | PutError::ValueTooLong(_) | PutError::ReservedKind(_) => {
             ApiError::invalid(format!("this cannot be told to the other nodes: {error}"))
-                .with_help("use shorter names, fewer labels or fewer aliases")
+                .with_help("use shorter names, or fewer aliases, labels, ports or subnets")
         }
     }
 }

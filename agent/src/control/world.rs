@@ -22,6 +22,10 @@ use faults::{Disk, Faults};
 pub(super) mod faults;
 mod users;
 
+/// Fewer than there can be, so that tests get there.
+pub(super) const MAX_AUTHORS: usize = 64;
+const MAX_RECORDS: usize = 4_096;
+
 /// What a node's kernel makes of what it is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Kernel {
@@ -128,7 +132,9 @@ impl Node {
 
     /// Starts from what is on the disk.
     fn start(n: u8, facts: ClusterFacts, disk: &Disk, now: Now) -> Control {
-        let config = Config::new(facts.id, disk.ring.to_seal(), address(n));
+        let mut config = Config::new(facts.id, disk.ring.to_seal(), address(n));
+        config.max_authors = MAX_AUTHORS;
+        config.max_records_per_author = MAX_RECORDS;
         let seed = [n.wrapping_add((disk.boot as u8).wrapping_sub(1).wrapping_mul(16)); 32];
         let gossip = Gossip::new(config, Identity::from_seed([n; 32]), disk.boot, seed, now.instant);
         let settings = Settings {

@@ -20,6 +20,7 @@ fn gossip_of(number: u8, now: Instant) -> Gossip {
     let address = SocketAddr::from(([192, 0, 2, 1], 7946));
     let mut config = Config::new(CLUSTER, KeyRing::new(GossipKey([3; 32])), address);
     config.max_records_per_author = 4;
+    config.max_bytes_per_author = 3 * crate::wire::MAX_RECORD;
     config.max_authors = 3;
     Gossip::new(config, Identity::from_seed([number; 32]), 1, [4; 32], now)
 }
@@ -83,6 +84,41 @@ fn an_author_is_heard_up_to_its_number_of_records_and_no_other_pays_for_it() {
     assert!(take(signed(5, 99, &[0], 2)), "what is held can be replaced");
     assert!(take(signed(6, 1, &[0], 1)), "another author has its own number");
     assert_eq!(gossip.stats().records_refused, 36);
+}
+
+#[test]
+fn an_author_is_heard_up_to_its_number_of_bytes_and_says_no_more() {
+    let now = Instant::now();
+    let mut gossip = gossip(now);
+    let name = |n: u8| vec![n; MAX_NAME];
+    let mut take = |record: Record| gossip.take_record(record, None, ROUNDS, now);
+    for n in 0..3 {
+        assert!(take(signed(5, u64::from(n) + 1, &name(n), MAX_VALUE)), "{n}");
+    }
+    for (version, over) in [(4, 1), (5, 10)] {
+        assert!(!take(signed(5, version, b"a", over)), "{over}");
+    }
+    assert!(take(signed(5, 6, &name(0), 1)), "what becomes shorter makes room");
+    assert!(take(signed(5, 7, b"a", 1)));
+    assert!(!take(signed(5, 8, &name(0), MAX_VALUE)), "what is held may grow no further");
+
+    let mut author = gossip_of(2, now);
+    let mut said = 0;
+    let mut say = |n: u8, size: usize| {
+        let key = Key {
+            kind: 1,
+            scope: NetworkId([9; 16]),
+            name: name(n),
+        };
+        said += usize::from(author.put(key, Bytes::from(vec![b'x'; size]), now).is_ok());
+        (said, author.room())
+    };
+    // Its card takes some.
+    assert_eq!(say(0, MAX_VALUE), (1, 1));
+    assert_eq!(say(1, MAX_VALUE), (2, 0));
+    assert_eq!(say(2, MAX_VALUE), (2, 0));
+    assert_eq!(say(1, 1), (3, 1), "what is said again shorter makes room");
+    assert_eq!(say(2, MAX_VALUE), (4, 0));
 }
 
 #[test]
