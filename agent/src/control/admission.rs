@@ -24,10 +24,10 @@ use weft_gossip::Identity;
 use weft_types::{ClusterId, NodeId};
 use zeroize::Zeroizing;
 
+pub use super::tokens::Refused;
 use super::{
     ClusterFacts, Control, Now, Ring,
     token::{self, Token},
-    tokens::Refused,
 };
 
 const MAGIC: &[u8; 8] = b"weftjoin";
@@ -83,6 +83,10 @@ fn refusal(refused: &Refused) -> String {
         Refused::Used { by } => format!("this token lets one node in, and `{by}` has joined with it"),
         Refused::Removed => "this node was removed from the cluster".to_owned(),
         Refused::NameTaken { name } => format!("the cluster has a node called `{name}` already"),
+        Refused::NoRoom => "the cluster has as many nodes as it can have, with those that were removed".to_owned(),
+        Refused::Untold { by } => {
+            format!("`{by}`, which was asked, says as much as others keep of one node and lets nobody in; ask another member")
+        }
     }
 }
 

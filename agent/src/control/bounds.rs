@@ -3,13 +3,18 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde_json::json;
-use weft_gossip::Key;
+use weft_gossip::{Config, Gossip, Identity, Key};
 
-use super::{Command, RESERVE, world::World};
+use super::{
+    Command, RESERVE,
+    admission::{JoinError, Refused},
+    records::Kind,
+    token::Token,
+    world::{MAX_AUTHORS, World, address, facts, first_ring},
+};
 use crate::api::{
     ApiError, ErrorKind,
-    types::{ConnectResponse, NetworkCreateRequest},
+    types::{ConnectResponse, NetworkCreateRequest, NodeRemoveQuery, TokenCreateRequest},
 };
 
 /// Of a kind from the future.
@@ -60,9 +65,74 @@ fn a_node_that_has_said_enough_refuses_more_and_still_gives_numbers_away() {
         world.nodes[0].control.gossip.remove(&junk(n), now.instant);
     }
     connect(&mut world, 0, "again").expect_err("all addresses are in use");
-    world.done(0, |to| {
-        let what = serde_json::from_value(json!({"target": "last"})).unwrap();
-        Command::Disconnect("app".to_owned(), what, to)
-    });
+    world.disconnect(0, "app", "last");
     connect(&mut world, 0, "again").expect("there is room again");
+}
+
+fn token(world: &mut World, node: usize, ttl_secs: u64, reusable: bool) -> Token {
+    let request = TokenCreateRequest { ttl_secs, reusable };
+    let made = world.nodes[node].control.create_token(&request, world.now);
+    made.unwrap().token.parse().unwrap()
+}
+
+#[test]
+fn a_node_that_can_say_no_more_lets_nobody_in_and_another_does_by_the_same_token() {
+    let mut world = World::of(2);
+    let token = token(&mut world, 1, 900, false);
+    fill(&mut world, 0, 0);
+    for _ in 0..10 {
+        let refused = world.join(0, Some(&token)).unwrap_err();
+        let by = "h1".to_owned();
+        assert_eq!(refused, JoinError::Refused(Refused::Untold { by }));
+    }
+    world.join(1, Some(&token)).expect("the token was not used");
+}
+
+#[test]
+fn what_a_node_says_of_whom_it_let_in_ends_with_them_and_the_token() {
+    let mut world = World::of(1);
+    let reusable = token(&mut world, 0, 60, true);
+    let joined: Vec<usize> = (0..3)
+        .map(|_| world.join(0, Some(&reusable)).expect("it is reusable"))
+        .collect();
+    let uses = |world: &World| {
+        let records = world.nodes[0].control.gossip.records();
+        let uses = records.filter(|record| Kind::of(&record.key) == Some(Kind::TokenUse));
+        uses.filter(|record| record.value.is_some()).count()
+    };
+    for gone in &joined[1..] {
+        world.stop(*gone);
+        let (name, query) = (format!("h{}", gone + 1), NodeRemoveQuery { force: true });
+        world.done(0, |to| Command::NodeRemove(name, query, to));
+    }
+    token(&mut world, 0, 900, false);
+    assert_eq!(uses(&world), 3, "who was let in might come again");
+    world.pass(Duration::from_secs(61));
+    token(&mut world, 0, 900, false);
+    assert_eq!(uses(&world), 1, "that of who is a member stays");
+    world.until(Duration::from_secs(10), |world| {
+        let known = world.nodes[joined[0]].control.catalogue.gossip_keys();
+        known.admissions().count() == 1
+    });
+}
+
+#[test]
+fn who_would_be_one_node_too_many_is_told_so() {
+    let mut world = World::of(1);
+    let others = MAX_AUTHORS - 2;
+    for n in 0..others as u8 {
+        let identity = Identity::from_seed([n + 100; 32]);
+        let config = Config::new(facts().id, first_ring().to_seal(), address(n + 100));
+        let mut gossip = Gossip::new(config, identity, 1, [n; 32], world.now.instant);
+        let said = gossip.put(junk(0), Bytes::from_static(b"x"), world.now.instant);
+        world.nodes[0].disk.write(said.unwrap());
+    }
+    world.restart(0);
+    world.pass(Duration::from_secs(10));
+    let last = token(&mut world, 0, 900, true);
+    world.join(0, Some(&last)).expect("there is room for one");
+    for _ in 0..10 {
+        let refused = world.join(0, Some(&last)).unwrap_err();
+        assert_eq!(refused, JoinError::Refused(Refused::NoRoom));
+    }
 }

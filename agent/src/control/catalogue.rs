@@ -106,8 +106,6 @@ pub struct Catalogue {
     serving: BTreeMap<NetworkId, BTreeMap<String, BTreeSet<EndpointId>>>,
     ingresses: BTreeMap<(NetworkId, NodeId), IngressSpec>,
     tokens: BTreeMap<[u8; 8], (NodeId, TokenFact)>,
-    /// Who joined with which token.
-    used_tokens: BTreeMap<[u8; 8], BTreeSet<NodeId>>,
     /// By whom each was removed.
     removals: BTreeMap<NodeId, BTreeMap<NodeId, RemovalFact>>,
     /// What is said of each removed node, and by whom.
@@ -434,8 +432,11 @@ impl Catalogue {
         self.tokens.get(id).map(|(_, fact)| fact)
     }
 
-    pub fn token_users(&self, id: &[u8; 8]) -> impl Iterator<Item = NodeId> {
-        self.used_tokens.get(id).into_iter().flatten().copied()
+    /// Who joined with a token.
+    pub fn token_users(&self, id: [u8; 8]) -> BTreeSet<NodeId> {
+        let admissions = self.keys.admissions();
+        let users = admissions.filter(|(.., token)| *token == id);
+        users.map(|(node, ..)| node).collect()
     }
 
     /// The name a network is known by. Where two networks got one name during a split, the older

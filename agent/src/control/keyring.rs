@@ -172,10 +172,10 @@ impl Keyring {
             loop {
                 let more: Vec<NodeId> = said
                     .admissions()
-                    .filter(|(node, by)| {
-                        !trusted.contains(node) && !by.is_disjoint(&trusted) && !is_out(node)
+                    .filter(|(node, by, _)| {
+                        !trusted.contains(node) && trusted.contains(by) && !is_out(node)
                     })
-                    .map(|(node, _)| node)
+                    .map(|(node, ..)| node)
                     .collect();
                 if more.is_empty() {
                     return Some(trusted);

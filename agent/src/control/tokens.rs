@@ -2,6 +2,7 @@
 
 use data_encoding::HEXLOWER;
 use rand::RngExt;
+use weft_gossip::Key;
 use weft_types::NodeId;
 
 use super::{
@@ -24,6 +25,10 @@ pub enum Refused {
     Used { by: String },
     Removed,
     NameTaken { name: String },
+    /// There is no room for another node in the cluster.
+    NoRoom,
+    /// Who was asked cannot say any more that it lets one in.
+    Untold { by: String },
 }
 
 impl Control {
@@ -38,7 +43,7 @@ impl Control {
                     .with_help("for example `--ttl 15m`; a token for many hosts is made with --reusable"),
             );
         }
-        self.forget_expired_tokens(now);
+        self.forget_old_tokens(now);
         if self
             .catalogue
             .tokens()
@@ -73,15 +78,22 @@ impl Control {
         })
     }
 
-    fn forget_expired_tokens(&mut self, now: Now) {
-        let expired: Vec<_> = self
-            .catalogue
-            .tokens()
-            .filter(|(_, author, fact)| *author == self.me && fact.expires_millis() <= now.unix_millis)
-            .map(|(id, _, _)| id)
-            .collect();
-        for id in expired {
-            self.withdraw(&Kind::Token.key(CLUSTER, id), now);
+    /// What this node says of tokens that let nobody in any more, and of nodes that came with one and were removed since: nobody
+    /// believes those whom they let in.
+    fn forget_old_tokens(&mut self, now: Now) {
+        let is_over = |fact: &TokenFact| fact.expires_millis() <= now.unix_millis;
+        let own = self.catalogue.tokens().filter(|(_, author, _)| *author == self.me);
+        let expired = own.filter(|(.., fact)| is_over(fact));
+        let expired = expired.map(|(id, ..)| Kind::Token.key(CLUSTER, id));
+        let admissions = self.catalogue.gossip_keys().admissions();
+        let used = admissions.filter(|(node, by, token)| {
+            *by == self.me
+                && self.catalogue.is_removed(*node)
+                && self.catalogue.token(token).is_none_or(is_over)
+        });
+        let used = used.map(|(node, _, token)| use_key(token, node));
+        for key in expired.chain(used).collect::<Vec<_>>() {
+            self.withdraw(&key, now);
         }
     }
 
@@ -95,7 +107,7 @@ impl Control {
                 created_by_name: self.catalogue.node_name(author),
                 expires: Timestamp::from_unix_millis(fact.expires_millis()),
                 reusable: fact.reusable,
-                uses: self.catalogue.token_users(&id).count() as u32,
+                uses: self.catalogue.token_users(id).len() as u32,
             })
             .collect()
     }
@@ -109,6 +121,7 @@ impl Control {
         proves: impl Fn([u8; 32]) -> bool,
         now: Now,
     ) -> Result<(), Refused> {
+        self.forget_old_tokens(now);
         let fact = self
             .catalogue
             .token(&id)
@@ -121,8 +134,13 @@ impl Control {
             return Err(Refused::Removed);
         }
         // The answer to an earlier try may have been lost: the same node may use its token again.
-        let user = self.catalogue.token_users(&id).find(|user| *user != node);
-        if let (false, Some(user)) = (fact.reusable, user) {
+        if !fact.reusable
+            && let Some(user) = self
+                .catalogue
+                .token_users(id)
+                .into_iter()
+                .find(|user| *user != node)
+        {
             return Err(Refused::Used {
                 by: self.catalogue.node_name(user),
             });
@@ -136,13 +154,21 @@ impl Control {
                 name: name.to_owned(),
             });
         }
-        let mut use_name = id.to_vec();
-        use_name.extend(&node.0[..8]);
-        let key = Kind::TokenUse.key(CLUSTER, use_name);
-        if let Err(error) = self.publish(key, node.0.to_vec().into(), now) {
-            self.problem(error.message);
+        if self.catalogue.node(node).is_none() && !self.gossip.has_room_for_authors() {
+            return Err(Refused::NoRoom);
+        }
+        // Somebody nobody knows to have been let in would be told no later key, and might come with the same token again.
+        if let Err(error) = self.publish(use_key(id, node), node.0.to_vec().into(), now) {
+            tracing::warn!(%error, "a node is not let in");
+            return Err(Refused::Untold {
+                by: self.catalogue.node_name(self.me),
+            });
         }
         self.keyring.note_admitted(node, now.instant);
         Ok(())
     }
+}
+
+fn use_key(token: [u8; 8], node: NodeId) -> Key {
+    Kind::TokenUse.key(CLUSTER, [token.as_slice(), &node.0[..8]].concat())
 }

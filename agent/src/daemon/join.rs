@@ -15,7 +15,7 @@ use crate::{
     api::{ApiError, types::*},
     control::{
         Command, Responder,
-        admission::{self, JoinError, Welcome},
+        admission::{self, JoinError, Refused, Welcome},
         token::Token,
     },
 };
@@ -154,6 +154,10 @@ fn refused(address: &str, error: &JoinError) -> ApiError {
         JoinError::OtherCluster => ApiError::forbidden(message).with_help(
             "use a token and an address of the same cluster: `weft token create` there prints both",
         ),
+        JoinError::Refused(Refused::Untold { .. }) => ApiError::exhausted(message)
+            .with_help("join at another member with the same token; `weft status` on any of them lists them"),
+        JoinError::Refused(Refused::NoRoom) => ApiError::exhausted(message)
+            .with_help("each node keeps what was said by all that ever were in its cluster; make another cluster with `weft init`"),
         JoinError::OtherKey | JoinError::Refused(_) => ApiError::forbidden(message)
             .with_help("`weft token create` on a node of the cluster makes a new token"),
         JoinError::Malformed => ApiError::unavailable(message).with_help("check the address and the port"),

@@ -62,14 +62,8 @@ impl Catalogue {
                 Some(Change::TokensChanged)
             }
             Kind::TokenUse => {
-                let id = key.name.get(..8)?.try_into().ok()?;
-                let node = NodeId(value?.try_into().ok()?);
-                self.keys.apply_admission(author, node);
-                self.used_tokens
-                    .entry(id)
-                    .or_default()
-                    .insert(node)
-                    .then_some(Change::TokensChanged)
+                let is_news = self.keys.apply_admission(author, key, value)?;
+                is_news.then_some(Change::TokensChanged)
             }
             Kind::Removal => {
                 let node = NodeId(key.name.as_slice().try_into().ok()?);

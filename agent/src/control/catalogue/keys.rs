@@ -10,11 +10,14 @@ use super::super::records::{CLUSTER, KeysFact, Kind, OfferFact, decode, offer_of
 /// The record of one author with offers of one key: the key, the author, and which of its records.
 type Place = (KeyId, NodeId, u16);
 
+type TokenId = [u8; 8];
+
 #[derive(Debug, Default)]
 pub struct SaidOfKeys {
     held: BTreeMap<NodeId, KeysFact>,
     offers: BTreeMap<Place, OfferFact>,
-    admitters: BTreeMap<NodeId, BTreeSet<NodeId>>,
+    /// Who was let in, by whom and with which token.
+    admissions: BTreeSet<(NodeId, NodeId, TokenId)>,
 }
 
 impl SaidOfKeys {
@@ -34,8 +37,22 @@ impl SaidOfKeys {
         Some(())
     }
 
-    pub(super) fn apply_admission(&mut self, by: NodeId, node: NodeId) {
-        self.admitters.entry(node).or_default().insert(by);
+    /// Returns whether it was not known.
+    pub(super) fn apply_admission(&mut self, by: NodeId, key: &Key, value: Option<&[u8]>) -> Option<bool> {
+        let (token, node) = key.name.split_first_chunk()?;
+        Some(match value {
+            Some(value) => self
+                .admissions
+                .insert((NodeId(value.try_into().ok()?), by, *token)),
+            None => {
+                let said = |(of, who, with): &(NodeId, NodeId, TokenId)| {
+                    who == &by && with == token && of.0.starts_with(node)
+                };
+                let before = self.admissions.len();
+                self.admissions.retain(|one| !said(one));
+                self.admissions.len() < before
+            }
+        })
     }
 
     /// The keys of the records that end with their author.
@@ -87,8 +104,8 @@ impl SaidOfKeys {
         offers.map(|((_, author, _), fact)| (*author, fact))
     }
 
-    /// All who were let in, with those who did so.
-    pub fn admissions(&self) -> impl Iterator<Item = (NodeId, &BTreeSet<NodeId>)> {
-        self.admitters.iter().map(|(node, by)| (*node, by))
+    /// All who were let in, by whom and with which token.
+    pub fn admissions(&self) -> impl Iterator<Item = (NodeId, NodeId, TokenId)> {
+        self.admissions.iter().copied()
     }
 }

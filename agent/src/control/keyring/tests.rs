@@ -11,7 +11,7 @@ use super::{
         admission::JoinError,
         ring::MOST,
         token::Token,
-        tokens::Refused,
+        admission::Refused,
         world::{World, faults::Crash},
     },
     *,

@@ -70,6 +70,10 @@ impl Disk {
         }
     }
 
+    pub(in crate::control) fn write(&mut self, record: Record) {
+        self.records.insert((record.author, record.key.clone()), record);
+    }
+
     fn save_keys(&mut self, turn: &Turn) {
         self.ring = turn.gossip_keys.clone().unwrap_or_else(|| self.ring.clone());
         let keys = turn.tunnel_keys.clone();

@@ -4,7 +4,7 @@ use super::{World, sandbox};
 use crate::{
     api::{
         ApiError,
-        types::{ConnectRequest, ConnectResponse},
+        types::{ConnectRequest, ConnectResponse, DisconnectRequest},
     },
     control::Command,
 };
@@ -27,5 +27,14 @@ impl World {
         self.tried(node, |to| {
             Command::Connect(network.to_owned(), request, sandbox, to)
         })
+    }
+
+    /// What was connected by this name is not any more.
+    pub(in crate::control) fn disconnect(&mut self, node: usize, network: &str, name: &str) {
+        let what = DisconnectRequest {
+            target: name.to_owned(),
+            grace_ms: 0,
+        };
+        self.done(node, |to| Command::Disconnect(network.to_owned(), what, to));
     }
 }
