@@ -4,6 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 use rand::RngExt;
+use weft_gossip::{MAX_VALUE, PutError};
 use weft_types::{EndpointId, Mac, NetworkId};
 
 use super::{
@@ -15,6 +16,7 @@ use super::{
     operations::{Operation, Stop},
     pools::{address, number},
     records::{Attachment, EndpointSpec, NetworkSpec, SandboxSpec, SpaceKey, encode, endpoint_key},
+    refusals,
 };
 use crate::api::{ApiError, types::*};
 
@@ -191,6 +193,11 @@ impl Control {
             },
             leaving: false,
         };
+        // What is told of its health later has to fit.
+        let length = endpoint.longest();
+        if length > MAX_VALUE {
+            return Err(refusals::untold(PutError::ValueTooLong(length)).into());
+        }
         let id = EndpointId(self.rng.random());
         self.publish(endpoint_key(connect.network, id), encode(&endpoint), now)?;
         connect.made = Some(id);

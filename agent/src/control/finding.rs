@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The longest reason that is told the other nodes, in characters.
+/// The longest reason that is told the other nodes, in bytes.
 const MAX_REASON: usize = 160;
 
 /// What is known of an endpoint, from each who looks. Whoever does not look counts for healthy.
@@ -36,13 +36,29 @@ impl Finding {
     pub fn new(state: HealthState, reason: &str, unix_millis: u64) -> Self {
         Self {
             state,
-            reason: reason.chars().take(MAX_REASON).collect(),
+            reason: reason[..reason.floor_char_boundary(MAX_REASON)].to_owned(),
             since_millis: unix_millis,
         }
+    }
+
+    fn longest() -> Self {
+        Self::new(HealthState::Unhealthy, &"x".repeat(MAX_REASON), u64::MAX)
     }
 }
 
 impl EndpointHealth {
+    /// Nothing takes more room in a record. An engine says the same in each case, which is short.
+    pub fn longest() -> Self {
+        let engine = "x".repeat(64);
+        Self {
+            check: Some(Finding::longest()),
+            engine: Some(Finding {
+                reason: engine,
+                ..Finding::longest()
+            }),
+        }
+    }
+
     /// The worst of what is said, which is what holds.
     pub fn worst(&self) -> Option<&Finding> {
         let all = self.check.iter().chain(&self.engine);
@@ -86,12 +102,10 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_short() {
-        assert_eq!(
-            Finding::new(HealthState::Unhealthy, &"ä".repeat(1000), 0)
-                .reason
-                .len(),
-            320
-        );
+    fn a_reason_is_short_and_ends_with_a_whole_character() {
+        for (character, length) in [("x", 160), ("ä", 160), ("健", 159), ("𐍈", 160)] {
+            let finding = Finding::new(HealthState::Unhealthy, &character.repeat(1000), 0);
+            assert_eq!(finding.reason, character.repeat(length / character.len()));
+        }
     }
 }

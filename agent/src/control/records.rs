@@ -253,6 +253,31 @@ impl EndpointSpec {
         }
     }
 
+    /// How many bytes its record takes once it is as long as it may become.
+    pub fn longest(&self) -> usize {
+        let mut longest = Self {
+            gives_default_route: true,
+            health: EndpointHealth::longest(),
+            leaving: true,
+            ..self.clone()
+        };
+        if let Attachment::Docker(docker) = &mut longest.attachment {
+            // As names of namespaces are at most, unless it has one that is longer.
+            let path = || "x".repeat(64);
+            docker.joined.get_or_insert_with(|| JoinedSpec {
+                key: path(),
+                dns_bits: Some(0),
+            });
+            docker.sandbox.get_or_insert_with(|| SandboxSpec {
+                target: path(),
+                path: path(),
+                device: u64::MAX,
+                inode: u64::MAX,
+            });
+        }
+        encode(&longest).len()
+    }
+
     pub fn docker(&self) -> Option<&DockerSpec> {
         match &self.attachment {
             Attachment::Sandbox(_) => None,

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rand::RngExt;
+use weft_gossip::MAX_VALUE;
 use weft_types::{EndpointId, Mac, NetworkId};
 
 use super::{
@@ -247,7 +248,7 @@ impl Control {
             let says = |state| Finding::new(state, engine_reason(state), now.unix_millis);
             health.engine = description.health.map(says);
         }
-        let described = EndpointSpec {
+        let mut described = EndpointSpec {
             name,
             aliases,
             service: description.service,
@@ -258,6 +259,11 @@ impl Control {
             leaving: known.leaving || description.leaving,
             ..known.clone()
         };
+        while described.longest() > MAX_VALUE
+            && let Some(alias) = described.aliases.pop()
+        {
+            tracing::warn!(endpoint = %description.id.short(), alias, "an alias is left out: a container has too many long ones");
+        }
         if described != known {
             self.publish(endpoint_key(network, description.id), encode(&described), now)?;
         }

@@ -2,10 +2,11 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    api::types::{Backend, NetworkCreateRequest, ServiceQuery, ServiceUpdateRequest},
+    api::types::{Backend, ConnectRequest, NetworkCreateRequest, ServiceQuery, ServiceUpdateRequest},
     control::{
         Command,
-        world::{Probes, World},
+        records::SandboxSpec,
+        world::{Probes, World, sandbox},
     },
 };
 
@@ -175,4 +176,49 @@ fn a_check_of_a_backend_that_serves_already_interrupts_nothing() {
         world.nodes[1].control.generation <= before + 1,
         "only that it is checked is told"
     );
+}
+
+/// A record holds so many bytes. With a name as long as the node takes, whatever a check says of a backend still has to be told.
+#[test]
+fn that_a_backend_fails_is_told_however_much_there_is_to_say_of_it() {
+    let mut world = world(json!({"test": "tcp", "interval_ms": 1000, "retries": 1}));
+    world.nodes[1].probes = passes();
+    let connect = |world: &mut World, name: &str, length: usize| {
+        let path = format!("/run/netns/{}", "x".repeat(length));
+        let request = ConnectRequest {
+            name: Some(name.to_owned()),
+            service: Some("web".to_owned()),
+            aliases: (0..8).map(|n| format!("{n}{}", "a".repeat(40))).collect(),
+            ..ConnectRequest::new("x")
+        };
+        let sandbox = SandboxSpec {
+            path,
+            ..sandbox(1, name)
+        };
+        world.tried(1, |to| Command::Connect("app".to_owned(), request, sandbox, to))
+    };
+    let (mut fits, mut does_not) = (0, 1_000);
+    while does_not - fits > 1 {
+        let length = usize::midpoint(fits, does_not);
+        match connect(&mut world, "w", length) {
+            Ok(_) => {
+                world.disconnect(1, "app", "w");
+                fits = length;
+            }
+            Err(error) => {
+                assert!(error.message.contains("1000 bytes"), "{error:?}");
+                does_not = length;
+            }
+        }
+    }
+    for over in [1, 10] {
+        connect(&mut world, "w", fits + over).expect_err("it is too long");
+    }
+    connect(&mut world, "w", fits).unwrap();
+    world.pass(2 * SECOND);
+    assert_eq!(state(&mut world), BackendState::Ready);
+    world.nodes[1].probes = fails(&"健".repeat(1_000));
+    world.pass(5 * SECOND);
+    assert_eq!(state(&mut world), BackendState::Unhealthy);
+    assert!(!is_named(&world));
 }
