@@ -83,9 +83,13 @@ fn refusal(refused: &Refused) -> String {
         Refused::Used { by } => format!("this token lets one node in, and `{by}` has joined with it"),
         Refused::Removed => "this node was removed from the cluster".to_owned(),
         Refused::NameTaken { name } => format!("the cluster has a node called `{name}` already"),
-        Refused::NoRoom => "the cluster has as many nodes as it can have, with those that were removed".to_owned(),
+        Refused::NoRoom => {
+            "the cluster has as many nodes as it can have, with those that were removed".to_owned()
+        }
         Refused::Untold { by } => {
-            format!("`{by}`, which was asked, says as much as others keep of one node and lets nobody in; ask another member")
+            format!(
+                "`{by}`, which was asked, says as much as others keep of one node and lets nobody in; ask another member"
+            )
         }
     }
 }

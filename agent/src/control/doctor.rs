@@ -19,7 +19,7 @@ use super::{
 };
 use crate::api::types::{BackendState, NodeState, Protocol};
 
-/// Problems of its own that a node tells who asks, and their characters: all of it is to fit a datagram.
+/// Problems of its own that a node tells who asks, and their bytes: all of it is to fit a datagram.
 const MAX_PROBLEMS: usize = 4;
 const MAX_PROBLEM: usize = 160;
 /// Names and services of a network that are tried at most.
@@ -137,7 +137,7 @@ impl Control {
             fingerprint: self.gossip.fingerprint(),
             unix_millis: now.unix_millis,
             problems: problems
-                .map(|text| text.chars().take(MAX_PROBLEM).collect())
+                .map(|text| text[..text.floor_char_boundary(MAX_PROBLEM)].to_owned())
                 .collect(),
         }
     }

@@ -172,9 +172,7 @@ impl Keyring {
             loop {
                 let more: Vec<NodeId> = said
                     .admissions()
-                    .filter(|(node, by, _)| {
-                        !trusted.contains(node) && trusted.contains(by) && !is_out(node)
-                    })
+                    .filter(|(node, by, _)| !trusted.contains(node) && trusted.contains(by) && !is_out(node))
                     .map(|(node, ..)| node)
                     .collect();
                 if more.is_empty() {

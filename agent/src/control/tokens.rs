@@ -15,20 +15,26 @@ use crate::api::{ApiError, Timestamp, types::*};
 /// A token that lives longer is a password.
 const MAX_TTL_SECS: u64 = 30 * 24 * 3600;
 /// Expired tokens are forgotten, so this many at a time are plenty.
-const MAX_TOKENS: usize = 1_000;
+pub(super) const MAX_TOKENS: usize = 1_000;
 
 /// Why a joining node was refused.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Refused {
     UnknownToken,
     Expired,
-    Used { by: String },
+    Used {
+        by: String,
+    },
     Removed,
-    NameTaken { name: String },
+    NameTaken {
+        name: String,
+    },
     /// There is no room for another node in the cluster.
     NoRoom,
     /// Who was asked cannot say any more that it lets one in.
-    Untold { by: String },
+    Untold {
+        by: String,
+    },
 }
 
 impl Control {
@@ -82,7 +88,10 @@ impl Control {
     /// believes those whom they let in.
     fn forget_old_tokens(&mut self, now: Now) {
         let is_over = |fact: &TokenFact| fact.expires_millis() <= now.unix_millis;
-        let own = self.catalogue.tokens().filter(|(_, author, _)| *author == self.me);
+        let own = self
+            .catalogue
+            .tokens()
+            .filter(|(_, author, _)| *author == self.me);
         let expired = own.filter(|(.., fact)| is_over(fact));
         let expired = expired.map(|(id, ..)| Kind::Token.key(CLUSTER, id));
         let admissions = self.catalogue.gossip_keys().admissions();

@@ -24,7 +24,6 @@ mod users;
 
 /// Fewer than there can be, so that tests get there.
 pub(super) const MAX_AUTHORS: usize = 64;
-const MAX_RECORDS: usize = 4_096;
 
 /// What a node's kernel makes of what it is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,7 +133,6 @@ impl Node {
     fn start(n: u8, facts: ClusterFacts, disk: &Disk, now: Now) -> Control {
         let mut config = Config::new(facts.id, disk.ring.to_seal(), address(n));
         config.max_authors = MAX_AUTHORS;
-        config.max_records_per_author = MAX_RECORDS;
         let seed = [n.wrapping_add((disk.boot as u8).wrapping_sub(1).wrapping_mul(16)); 32];
         let gossip = Gossip::new(config, Identity::from_seed([n; 32]), disk.boot, seed, now.instant);
         let settings = Settings {

@@ -9,9 +9,9 @@ use super::{
     super::{
         Command,
         admission::JoinError,
+        admission::Refused,
         ring::MOST,
         token::Token,
-        admission::Refused,
         world::{World, faults::Crash},
     },
     *,

@@ -100,7 +100,10 @@ fn an_author_is_heard_up_to_its_number_of_bytes_and_says_no_more() {
     }
     assert!(take(signed(5, 6, &name(0), 1)), "what becomes shorter makes room");
     assert!(take(signed(5, 7, b"a", 1)));
-    assert!(!take(signed(5, 8, &name(0), MAX_VALUE)), "what is held may grow no further");
+    assert!(
+        !take(signed(5, 8, &name(0), MAX_VALUE)),
+        "what is held may grow no further"
+    );
 
     let mut author = gossip_of(2, now);
     let mut said = 0;
