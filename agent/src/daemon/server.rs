@@ -446,3 +446,6 @@ async fn events(State(context): State<Context>, query: Params<EventsQuery>) -> R
     )
         .into_response())
 }
+
+#[cfg(test)]
+mod tests;

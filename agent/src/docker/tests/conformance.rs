@@ -5,9 +5,12 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::rig::{Answer, Rig};
+use super::{
+    super::server::MAX_BODY,
+    rig::{Answer, Rig},
+};
 
 const RECORDED: &str = include_str!("../testdata/dockerd-20.10.jsonl");
 /// Options that the recorded driver had and Weft's has not.
@@ -196,4 +199,21 @@ fn an_empty_body_is_refused() {
     }
     assert_eq!(refused, 13);
     assert_eq!(rig.node.held(), [0; 4]);
+}
+
+/// dockerd may say as much as there is room for, one byte less than too much.
+#[test]
+fn a_body_is_read_up_to_its_bound() {
+    let mut rig = Rig::new();
+    let mut pool = |length: usize| {
+        let body =
+            json!({"AddressSpace": "weft", "Pool": "10.9.0.0/24", "SubPool": "", "Options": {}, "V6": false});
+        let body = body.to_string();
+        let padding = " ".repeat(length - body.len());
+        rig.ask("IpamDriver.RequestPool", body + &padding)
+    };
+    for (length, status) in [(MAX_BODY + 1, 413), (10 * MAX_BODY, 413), (MAX_BODY, 200)] {
+        let answer = pool(length);
+        assert_eq!(answer.status, status, "{length} bytes: {answer:?}");
+    }
 }
