@@ -15,6 +15,8 @@ mod docker;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod lab;
+#[cfg(test)]
+mod limits;
 mod metrics;
 pub mod options;
 mod privileges;

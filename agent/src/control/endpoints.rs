@@ -20,7 +20,7 @@ use super::{
 };
 use crate::api::{ApiError, types::*};
 
-pub(super) const MAX_ALIASES: usize = 16;
+pub(crate) const MAX_ALIASES: usize = 16;
 
 pub(super) struct Connect {
     network: NetworkId,

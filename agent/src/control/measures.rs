@@ -14,6 +14,8 @@ pub struct Measures {
     pub services: Vec<(ServiceSummary, Vec<Backend>)>,
     pub gossip: Stats,
     pub records: u64,
+    /// How many facts more this node can say.
+    pub room: u64,
     pub health: HealthCounts,
     /// How often this host has ejected a backend.
     pub ejections: u64,
@@ -43,6 +45,7 @@ impl Control {
             services: services.collect(),
             gossip: *self.gossip.stats(),
             records: self.gossip.records().count() as u64,
+            room: self.gossip.room() as u64,
             health: self.checks.ended(),
             ejections: self.ejected_so_far,
         }

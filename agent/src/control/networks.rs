@@ -16,9 +16,9 @@ use super::{
 use crate::api::{ApiError, types::*};
 
 /// The largest number of networks of a cluster.
-pub(super) const MAX_NETWORKS: usize = 10_000;
+pub(crate) const MAX_NETWORKS: usize = 10_000;
 /// The largest number of subnets of a network.
-pub(super) const MAX_SUBNETS: usize = 16;
+pub(crate) const MAX_SUBNETS: usize = 16;
 
 pub(super) struct CreateNetwork {
     /// Its id, and Docker's id of what it is on this host, if Docker makes it.

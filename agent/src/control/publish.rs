@@ -25,7 +25,7 @@ use crate::api::{
 
 /// The largest number of ports that a cluster publishes: every host asks for each of them in turn whenever a connection
 /// to it begins.
-pub(super) const MAX_PUBLISHED: usize = 256;
+pub(crate) const MAX_PUBLISHED: usize = 256;
 
 /// What comes into a network of this host by published ports, for a balancer of what comes in.
 #[derive(Debug, Clone, PartialEq, Eq)]

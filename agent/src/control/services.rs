@@ -16,10 +16,10 @@ use super::{
 use crate::api::{ApiError, Timestamp, types::*};
 
 /// The largest number of services of one network, and of ports of one service.
-pub(super) const MAX_SERVICES: usize = 10_000;
-pub(super) const MAX_PORTS: usize = 32;
+pub(crate) const MAX_SERVICES: usize = 10_000;
+pub(crate) const MAX_PORTS: usize = 32;
 /// Of one service, those of ranges counted one by one: each is an entry in the kernel of every host.
-pub(super) const MAX_RANGED_PORTS: u32 = 1_024;
+pub(crate) const MAX_RANGED_PORTS: u32 = 1_024;
 
 /// Makes a service or changes one: both end in a register being set.
 pub(super) struct SetService {

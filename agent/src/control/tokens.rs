@@ -15,7 +15,7 @@ use crate::api::{ApiError, Timestamp, types::*};
 /// A token that lives longer is a password.
 const MAX_TTL_SECS: u64 = 30 * 24 * 3600;
 /// Expired tokens are forgotten, so this many at a time are plenty.
-pub(super) const MAX_TOKENS: usize = 1_000;
+pub(crate) const MAX_TOKENS: usize = 1_000;
 
 /// Why a joining node was refused.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -24,6 +24,11 @@ use crate::{
     socket::{self, Bound, FOR_READING, group_of},
 };
 
+/// Connections to the API at one time.
+pub(crate) const MAX_CONNECTIONS: usize = 1_024;
+/// The same of those who may only look.
+pub(crate) const MAX_READING: usize = 128;
+
 /// The API's sockets, which nobody can connect to yet.
 pub(super) struct Sockets {
     all: Bound,
@@ -78,8 +83,8 @@ impl Access {
     /// How many connections there may be at one time. Who may only look takes no place from who may do everything.
     pub(super) fn places(&self) -> usize {
         match self {
-            Self::All => 1024,
-            Self::Reading { .. } => 128,
+            Self::All => MAX_CONNECTIONS,
+            Self::Reading { .. } => MAX_READING,
         }
     }
 

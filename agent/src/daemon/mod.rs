@@ -3,7 +3,7 @@
 //! Around it: the gossip sockets, the API server, the host thread that talks to the kernel, and the DNS
 //! servers. They send it events; nothing else changes state.
 
-mod access;
+pub(crate) mod access;
 mod cluster;
 mod doctor;
 mod entry;
@@ -17,7 +17,7 @@ mod listeners;
 mod names;
 mod observe;
 pub(crate) mod resolv;
-mod server;
+pub(crate) mod server;
 mod service;
 mod store;
 mod tally;

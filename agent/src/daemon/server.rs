@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// The largest request, in bytes.
-const MAX_BODY: usize = 1 << 20;
+pub(crate) const MAX_BODY: usize = 1 << 20;
 
 pub(super) type Answer<T> = Result<Json<T>, ApiError>;
 type PathText = Result<Path<String>, PathRejection>;

@@ -23,7 +23,7 @@ mod networks;
 mod owner;
 pub mod protocol;
 pub mod proxy;
-mod server;
+pub(crate) mod server;
 pub mod setup;
 #[cfg(test)]
 mod tests;

@@ -28,7 +28,7 @@ const SOCKET: &str = "/run/docker/plugins/weft.sock";
 /// What says that this host has, or will have, a dockerd.
 const TRACES: [&str; 3] = ["/run/docker", "/var/lib/docker", "/etc/docker"];
 /// The largest request, in bytes. dockerd's largest name a few hundred ports.
-pub(super) const MAX_BODY: usize = 1 << 20;
+pub(crate) const MAX_BODY: usize = 1 << 20;
 
 /// Where the plugin is served when nobody says where: nowhere on a host without Docker.
 pub fn default_socket() -> Option<PathBuf> {

@@ -70,6 +70,8 @@ families! {
         "What came in and was not taken, or could not be sent. Foreign or forged: somebody who is not of this cluster speaks to its port. Flooded: one sender says more than is taken of each.";
     GOSSIP_RECORDS = Gauge "weft_gossip_records" []
         "Facts that this node knows of the cluster.";
+    GOSSIP_ROOM = Gauge "weft_gossip_room" []
+        "Facts that this node can say beside those that it says, however long they are. From 256 down it makes no endpoints, networks, services and tokens; others do.";
     GOSSIP_RECORDS_TOLD = Counter "weft_gossip_records_told" []
         "Copies of records that were sent because they were new, or because another node lacked them.";
     DNS_QUESTIONS = Counter "weft_dns_questions" ["outcome"]

@@ -224,6 +224,7 @@ impl Samples {
             self.add(families::GOSSIP_REFUSED, [reason], count);
         }
         self.add(families::GOSSIP_RECORDS, [], cluster.records);
+        self.add(families::GOSSIP_ROOM, [], cluster.room);
         self.add(families::GOSSIP_RECORDS_TOLD, [], stats.records_told);
     }
 

@@ -16,6 +16,7 @@ fn snapshot() -> Snapshot {
         services: vec![(service.summary, service.backends.clone())],
         gossip: Stats::default(),
         records: 7,
+        room: 300,
         health: crate::control::HealthCounts { passed: 5, failed: 1 },
         ejections: 2,
     };
@@ -54,6 +55,7 @@ fn metrics_read_as_text() {
         "weft_agent_start_time_seconds 1763000000.25",
         "weft_health_checks_total{result=\"passed\"} 5",
         "weft_gossip_records 7",
+        "weft_gossip_room 300",
         "weft_service_ejections_total 2",
         "weft_nodes{state=\"down\"} 0",
     ] {

@@ -26,7 +26,7 @@ use crate::{api::client::Client, privileges, socket::Bound};
 use forward::Forward;
 
 /// Connections at one time; more wait to be accepted. Each that follows logs, events or a terminal stays open.
-const MAX_CONNECTIONS: usize = 1024;
+pub(crate) const MAX_CONNECTIONS: usize = 1_024;
 
 /// What `weft docker proxy` is told.
 #[derive(Debug, Clone)]
