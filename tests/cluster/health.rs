@@ -12,7 +12,7 @@ use std::{
 
 use netns_harness::{Inside as _, Output, Process, Sandbox};
 use serde_json::Value;
-use weft_tests::weft_binary;
+use weft_tests::{slower, weft_binary};
 
 use super::{
     bed::{Bed, COMMAND, Endpoint, Node, alone, items, report, soon, text},
@@ -244,7 +244,7 @@ fn an_unhealthy_backend_gets_nothing_new_and_keeps_what_it_has() {
                 match call(client, vip) {
                     Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                         assert!(
-                            before.elapsed() < Duration::from_secs(1),
+                            before.elapsed() < slower(Duration::from_secs(1)),
                             "{:?}",
                             before.elapsed()
                         );
