@@ -70,7 +70,7 @@ fn uses(node: &Node, other: u8, own: &Secret32, theirs: &Secret32) {
             false => Err(format!("{peer:?}")),
         }
     };
-    eventually("the new keys to be used", PATIENCE, LOOK_EVERY, look).unwrap();
+    eventually("the new keys to be used", *PATIENCE, LOOK_EVERY, look).unwrap();
 }
 
 fn answers(from: &Node, to: &Node, own: &Secret32, theirs: &Secret32) -> bool {
@@ -167,7 +167,7 @@ fn an_old_key_opens_nothing_and_is_nowhere() {
             0 => Ok(()),
             count => Err(count),
         };
-        eventually("the old key to be gone from memory", PATIENCE, LOOK_EVERY, gone).unwrap();
+        eventually("the old key to be gone from memory", *PATIENCE, LOOK_EVERY, gone).unwrap();
     });
 }
 
