@@ -21,7 +21,7 @@ use netns_harness::{
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
-use weft_tests::weft_binary;
+use weft_tests::{slower, slowness, weft_binary};
 
 use super::traffic::Server;
 
@@ -43,7 +43,7 @@ pub fn within<T, E: Display>(
     what: impl Into<String>,
     look: impl FnMut() -> Result<T, E>,
 ) -> T {
-    eventually(what, deadline, LOOK, look).unwrap_or_else(|error| panic!("{error}"))
+    eventually(what, slower(deadline), LOOK, look).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Lets time pass.
@@ -370,7 +370,7 @@ impl Node {
     pub fn try_weft(&self, line: &str) -> Ended {
         let mut command = Command::new(weft_binary());
         command.args(line.split_whitespace());
-        Ended::of(&self.host.exec(&mut command, COMMAND).unwrap())
+        Ended::of(&self.host.exec(&mut command, slower(COMMAND)).unwrap())
     }
 
     /// The same as JSON.
@@ -524,6 +524,13 @@ impl Ended {
             stdout: finished.stdout.clone(),
             stderr: finished.stderr.clone(),
         }
+    }
+
+    /// What it wrote on standard error: on a slow machine without what it says of its waiting.
+    #[allow(dead_code, reason = "only single tests ask for it")]
+    pub fn complaints(&self) -> String {
+        let said = |line: &&str| slowness() == 1 || !line.contains(" …");
+        self.stderr.lines().filter(said).collect::<Vec<_>>().join("\n")
     }
 }
 

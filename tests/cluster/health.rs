@@ -12,7 +12,7 @@ use std::{
 
 use netns_harness::{Inside as _, Output, Process, Sandbox};
 use serde_json::Value;
-use weft_tests::weft_binary;
+use weft_tests::{slower, weft_binary};
 
 use super::{
     bed::{Bed, COMMAND, Endpoint, Node, alone, items, report, soon, text},
@@ -48,12 +48,12 @@ impl Replica {
         let connect = || {
             self.endpoint
                 .sandbox
-                .run(|| TcpStream::connect_timeout(&to, PATIENCE))
+                .run(|| TcpStream::connect_timeout(&to, *PATIENCE))
                 .unwrap()
         };
         let tell = || -> io::Result<String> {
             let mut stream = connect()?;
-            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_read_timeout(Some(*PATIENCE))?;
             let length = status.len();
             let head =
                 format!("PUT /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}");
@@ -244,7 +244,7 @@ fn an_unhealthy_backend_gets_nothing_new_and_keeps_what_it_has() {
                 match call(client, vip) {
                     Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                         assert!(
-                            before.elapsed() < Duration::from_secs(1),
+                            before.elapsed() < slower(Duration::from_secs(1)),
                             "{:?}",
                             before.elapsed()
                         );
@@ -318,7 +318,7 @@ fn a_new_backend_waits_for_its_first_success_and_a_new_check_interrupts_nobody()
         // One that hangs is as good as gone.
         let hanging = whoami(&late.sandbox, "late", &["--listen", ":9000", "--hold"]);
         soon("it listens", || {
-            from.run(|| TcpStream::connect_timeout(&SocketAddr::new(late.address(), 9000), PATIENCE))
+            from.run(|| TcpStream::connect_timeout(&SocketAddr::new(late.address(), 9000), *PATIENCE))
                 .unwrap()
         });
         h1.weft("service update --health http=:9000/ --interval 100ms --timeout 200ms --retries 2 web");

@@ -142,8 +142,8 @@ impl Requests {
 }
 
 fn converse(to: SocketAddr, requests: u32, answered: &AtomicU64) -> io::Result<()> {
-    let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let stream = TcpStream::connect_timeout(&to, *PATIENCE)?;
+    stream.set_read_timeout(Some(*PATIENCE))?;
     stream.set_nodelay(true)?;
     let mut reader = BufReader::new(&stream);
     for left in (0..requests).rev() {

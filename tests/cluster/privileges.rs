@@ -5,10 +5,12 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown},
     path::Path,
     process::Command,
+    time::Duration,
 };
 
 use netns_harness::{Inside as _, Output};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use weft_tests::slower;
 
 use super::{
     bed::{Bed, COMMAND, Endpoint, Node, alone, has_ebpf, has_root, items, soon, text},
@@ -126,8 +128,10 @@ fn everything(datapath: &'static str, start: impl Fn(&mut Command) -> Command) {
     h1.weft("network create --ipv6 app");
     h2.weft("network create --opt encrypted secret");
     h1.weft(&format!(
-        "service create --network app --port {PORT} --publish {PUBLISHED}:{PORT} --health cmd={} --interval 100ms --retries 1 web",
-        check.display()
+        "service create --network app --port {PORT} --publish {PUBLISHED}:{PORT} --health cmd={} --interval 100ms --timeout \
+         {}s --retries 1 web",
+        check.display(),
+        slower(Duration::from_secs(2)).as_secs()
     ));
     bed.everywhere("networks and service", |node| {
         let counts = ["network ls", "service ls"].map(|list| items(&node.json(list)).count());

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use weft_tests::slower;
+
 use super::{
     bed::{Bed, Endpoint, Node, alone, items, report, soon, text},
     traffic::{Caller, Stream, Streamed, all_go_on, answering, call, spread},
@@ -204,7 +206,10 @@ fn a_restarted_agent_neither_calls_the_dead_nor_forgets_the_newest() {
             bed.all_well();
             all_go_on(std::slice::from_ref(&stream), &[], 10);
             let slowest = stream.close().slowest;
-            assert!(slowest.as_millis() < 900, "{name} was cut off for {slowest:?}");
+            assert!(
+                slowest < slower(Duration::from_millis(900)),
+                "{name} was cut off for {slowest:?}"
+            );
             replicas.push(late);
         }
 

@@ -289,9 +289,9 @@ fn a_source_port_that_is_used_again_connects_at_once(datapath: &'static str) {
             // Half of them end with a reset, half in TIME_WAIT at the other end.
             socket.set_linger((round % 2 == 0).then_some(Duration::ZERO))?;
             socket.bind(&SocketAddr::from(([0, 0, 0, 0], 34567)).into())?;
-            socket.connect_timeout(&to.into(), PATIENCE)?;
+            socket.connect_timeout(&to.into(), *PATIENCE)?;
             let stream = TcpStream::from(socket);
-            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_read_timeout(Some(*PATIENCE))?;
             let mut line = String::new();
             std::io::BufRead::read_line(&mut std::io::BufReader::new(&stream), &mut line)?;
             std::io::Result::Ok(line)

@@ -5,7 +5,7 @@ use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
-        Arc, Mutex,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{RecvTimeoutError, Sender, channel},
     },
@@ -15,11 +15,12 @@ use std::{
 
 use netns_harness::{Inside, Sandbox};
 use socket2::{Domain, SockRef, Socket, Type};
+use weft_tests::slower;
 
 /// Where replicas listen.
 pub const PORT: u16 = 8000;
 /// For one step of a conversation. Retransmissions after a lost packet fit into it several times.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub static PATIENCE: LazyLock<Duration> = LazyLock::new(|| slower(Duration::from_secs(5)));
 /// How often a server that waits for datagrams looks whether it is to stop.
 const LOOK_UP: Duration = Duration::from_millis(100);
 /// Between two messages of a stream.
@@ -175,10 +176,10 @@ pub fn call(from: &Sandbox, to: IpAddr) -> io::Result<Call> {
 pub fn call_at(from: &impl Inside, to: IpAddr, port: u16) -> io::Result<Call> {
     let to = SocketAddr::new(to, port);
     let stream = from
-        .run(|| TcpStream::connect_timeout(&to, PATIENCE))
+        .run(|| TcpStream::connect_timeout(&to, *PATIENCE))
         .expect("the place is there")?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(*PATIENCE))?;
+    stream.set_write_timeout(Some(*PATIENCE))?;
     stream.set_nodelay(true)?;
     let mut line = String::new();
     // A byte at a time, so that nothing that follows is swallowed by a buffer.
@@ -233,7 +234,7 @@ pub fn datagrams_at(from: &impl Inside, to: IpAddr, port: u16) -> UdpSocket {
 
 /// Asks over UDP who is there, again when a datagram is lost.
 pub fn ask(socket: &UdpSocket) -> io::Result<Answer> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + *PATIENCE;
     loop {
         socket.send(b"?")?;
         let mut buffer = [0; 256];

@@ -14,6 +14,8 @@ use std::{
 use netns_harness::eventually;
 use nix::sys::socket::{setsockopt, sockopt};
 
+use crate::slower;
+
 /// Between two datagrams.
 const PACE: Duration = Duration::from_millis(4);
 /// Datagrams wait in it for a receiver that gets no processor.
@@ -69,7 +71,7 @@ impl Flow {
                         last = Instant::now();
                     }
                     // Nothing more is on its way.
-                    Err(_) if over.load(Relaxed) && last.elapsed() > LATEST => break,
+                    Err(_) if over.load(Relaxed) && last.elapsed() > slower(LATEST) => break,
                     Err(_) => {}
                 }
             }
@@ -95,7 +97,7 @@ impl Flow {
             received if received >= until => Ok(()),
             received => Err(received),
         };
-        eventually("datagrams to go on", PATIENCE, LOOK_EVERY, look).unwrap();
+        eventually("datagrams to go on", slower(PATIENCE), LOOK_EVERY, look).unwrap();
     }
 
     /// How many were sent, and which of them never arrived.

@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::OnceLock,
+    time::Duration,
 };
 
 use cargo_metadata::Message;
@@ -37,6 +38,22 @@ pub fn setting(name: &str, default: u64) -> u64 {
     };
     text.parse()
         .unwrap_or_else(|error| panic!("{name}={text} is not a number: {error}"))
+}
+
+/// How many times as long as elsewhere anything may take here: `WEFT_SLOWER`, which `.ci/guest` sets in its machine.
+///
+/// # Panics
+///
+/// If that is no number of at least 1.
+pub fn slowness() -> u32 {
+    let slowness = u32::try_from(setting("WEFT_SLOWER", 1)).unwrap_or(0);
+    assert!(slowness > 0, "WEFT_SLOWER is a factor of at least 1");
+    slowness
+}
+
+/// A deadline of this machine's: the time itself, but on one that is slow.
+pub fn slower(time: Duration) -> Duration {
+    time * slowness()
 }
 
 fn build() -> PathBuf {

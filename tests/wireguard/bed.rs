@@ -4,16 +4,18 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
+    sync::LazyLock,
     time::Duration,
 };
 
 use netns_harness::{Host, Inside, Lab, Output, Process, Sandbox, SwitchOptions, eventually, isolated};
 use weft_netlink::{netns::Netns, tap};
-use weft_tests::weft_binary;
+use weft_tests::{slower, weft_binary};
 use weft_types::{Mac, Vni};
 use weft_wireguard::{Client, Desired, KeyPair, Network, Peer, PeerStatus, Secret32, Status};
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// For one thing to happen, on this machine.
+pub static PATIENCE: LazyLock<Duration> = LazyLock::new(|| slower(Duration::from_secs(20)));
 pub const LOOK_EVERY: Duration = Duration::from_millis(20);
 pub const PORT: u16 = 51820;
 pub const MTU: u32 = 1370;
@@ -224,7 +226,7 @@ impl Node {
         // The namespaces here are not where an agent has them.
         command.arg("--no-sandbox");
         self.process = Some(self.host.spawn(&mut command, Output::Inherit).unwrap());
-        eventually("an answer of the tunnels", PATIENCE, LOOK_EVERY, || {
+        eventually("an answer of the tunnels", *PATIENCE, LOOK_EVERY, || {
             self.try_status()
         })
         .unwrap();
@@ -240,7 +242,7 @@ impl Node {
             return;
         }
         self.process().signal(netns_harness::Signal::SIGTERM).unwrap();
-        let status = self.process().wait(PATIENCE).unwrap();
+        let status = self.process().wait(*PATIENCE).unwrap();
         assert!(status.success(), "{status}");
         assert!(!self.socket().exists());
     }
@@ -266,7 +268,7 @@ impl Node {
     pub fn apply(&self, desired: Desired) -> Vec<String> {
         Client::connect(&self.socket())
             .unwrap()
-            .apply(desired, PATIENCE)
+            .apply(desired, *PATIENCE)
             .unwrap()
     }
 
@@ -275,7 +277,7 @@ impl Node {
     }
 
     fn try_status(&self) -> Result<Status, weft_wireguard::ClientError> {
-        Client::connect(&self.socket())?.status(PATIENCE)
+        Client::connect(&self.socket())?.status(*PATIENCE)
     }
 
     /// What it says of a peer.
@@ -290,7 +292,7 @@ impl Node {
         command.args(["-j", "-s", "link", "show", "vx0"]);
         let shown = self
             .network
-            .exec(&mut command, PATIENCE)
+            .exec(&mut command, *PATIENCE)
             .unwrap()
             .success()
             .unwrap();

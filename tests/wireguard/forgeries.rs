@@ -26,7 +26,7 @@ fn counted(node: &Node, sent: u64, before: Dropped, of: fn(&Dropped) -> u64) -> 
             Err(counted)
         }
     };
-    eventually("all forgeries to be counted", PATIENCE, LOOK_EVERY, look).unwrap()
+    eventually("all forgeries to be counted", *PATIENCE, LOOK_EVERY, look).unwrap()
 }
 
 /// Kilobytes of memory that the process has.
@@ -161,7 +161,7 @@ fn nothing_forged_is_delivered() {
                 Err(one.delivered())
             }
         };
-        eventually("what is honest", PATIENCE, LOOK_EVERY, arrived).unwrap();
+        eventually("what is honest", *PATIENCE, LOOK_EVERY, arrived).unwrap();
         flood(
             one,
             &mut member,

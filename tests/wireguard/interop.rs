@@ -60,14 +60,14 @@ impl Foreign {
         if kind == Kind::Kernel {
             let mut add = Command::new("ip");
             add.args("link add wg0 type wireguard".split(' '));
-            host.exec(&mut add, PATIENCE).unwrap().success().unwrap();
+            host.exec(&mut add, *PATIENCE).unwrap().success().unwrap();
         }
         let up = || {
             let mut show = Command::new("wg");
             show.args(["show", "wg0"]);
-            host.exec(&mut show, PATIENCE).unwrap().success().map(drop)
+            host.exec(&mut show, *PATIENCE).unwrap().success().map(drop)
         };
-        eventually("a WireGuard device", PATIENCE, LOOK_EVERY, up).unwrap();
+        eventually("a WireGuard device", *PATIENCE, LOOK_EVERY, up).unwrap();
         let lines = format!(
             "set -e
              umask 077
@@ -99,7 +99,7 @@ impl Foreign {
         );
         let mut shell = Command::new("sh");
         shell.args(["-c", &lines]);
-        host.exec(&mut shell, PATIENCE).unwrap().success().unwrap();
+        host.exec(&mut shell, *PATIENCE).unwrap().success().unwrap();
         let container = pod.run(|| Netns::current().unwrap()).unwrap();
         Self {
             number,

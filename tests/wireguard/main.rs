@@ -56,7 +56,7 @@ fn two_hosts_carry_everything_and_show_nothing() {
         assert!(one.is_unheard_by(two, false, Duration::from_millis(300)));
         bed.connect();
         for v6 in [false, true] {
-            one.pod.ping(container(2, v6), PATIENCE).unwrap();
+            one.pod.ping(container(2, v6), *PATIENCE).unwrap();
             one.asks(two, v6).unwrap();
             one.streams_to(two, v6, 5_000).unwrap();
             two.streams_to(one, v6, 5_000).unwrap();

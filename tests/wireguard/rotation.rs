@@ -10,6 +10,7 @@ use netns_harness::eventually;
 use weft_tests::{
     flow::Flow,
     keys::{copies, is_answered},
+    slowness,
 };
 use weft_wireguard::{Desired, KeyPair, Secret32};
 
@@ -70,7 +71,7 @@ fn uses(node: &Node, other: u8, own: &Secret32, theirs: &Secret32) {
             false => Err(format!("{peer:?}")),
         }
     };
-    eventually("the new keys to be used", PATIENCE, LOOK_EVERY, look).unwrap();
+    eventually("the new keys to be used", *PATIENCE, LOOK_EVERY, look).unwrap();
 }
 
 fn answers(from: &Node, to: &Node, own: &Secret32, theirs: &Secret32) -> bool {
@@ -92,10 +93,12 @@ fn keys_change_under_load_and_nothing_is_lost() {
     on_two(|bed, one, two| {
         one.asks(two, false).unwrap();
         let flows = [flow(one, two), flow(two, one)];
+        // As much as is carried in about the same time.
+        let kilobytes = 200_000 / slowness() as usize;
         thread::scope(|scope| {
             let streams = [
-                scope.spawn(|| one.streams_to(two, false, 200_000)),
-                scope.spawn(|| two.streams_to(one, true, 200_000)),
+                scope.spawn(|| one.streams_to(two, false, kilobytes)),
+                scope.spawn(|| two.streams_to(one, true, kilobytes)),
             ];
             let begun = Instant::now();
             let [old1, old2, new1, new2] = [key(1), key(2), next(1), next(2)];
@@ -167,7 +170,7 @@ fn an_old_key_opens_nothing_and_is_nowhere() {
             0 => Ok(()),
             count => Err(count),
         };
-        eventually("the old key to be gone from memory", PATIENCE, LOOK_EVERY, gone).unwrap();
+        eventually("the old key to be gone from memory", *PATIENCE, LOOK_EVERY, gone).unwrap();
     });
 }
 

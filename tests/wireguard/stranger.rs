@@ -10,6 +10,7 @@ use boringtun::{
     x25519::{PublicKey, StaticSecret},
 };
 use netns_harness::{Host, Inside};
+use weft_tests::slower;
 
 use crate::bed::{key, mac, peer, underlay, vtep};
 
@@ -31,7 +32,9 @@ impl<'a> Stranger<'a> {
     pub fn new(host: &'a Host, number: u8, with: u8) -> Self {
         let socket = host.run(|| UdpSocket::bind(("0.0.0.0", 0))).unwrap().unwrap();
         socket.connect((underlay(with), crate::bed::PORT)).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket
+            .set_read_timeout(Some(slower(Duration::from_secs(5))))
+            .unwrap();
         let mut tunn = Tunn::new(
             StaticSecret::from(*key(number).expose()),
             PublicKey::from(key(with).public_key()),

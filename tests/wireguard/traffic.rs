@@ -77,7 +77,7 @@ fn echo(from: &Netns, to: &Netns, address: IpAddr) -> Result<Duration, String> {
     server.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     let target = server.local_addr().unwrap();
     let begun = Instant::now();
-    let looked = eventually("a datagram to come back", PATIENCE, LOOK_EVERY, || {
+    let looked = eventually("a datagram to come back", *PATIENCE, LOOK_EVERY, || {
         let said = || -> std::io::Result<usize> {
             client.send_to(CANARY, target)?;
             let mut bytes = [0; 100];
@@ -132,7 +132,7 @@ fn stream(
     let begun = Instant::now();
     let mut sender = from.run(|| connect(target)).unwrap()?;
     let (mut receiver, _) = listener.accept().map_err(|error| error.to_string())?;
-    receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+    receiver.set_read_timeout(Some(*PATIENCE)).unwrap();
     thread::scope(|scope| {
         scope.spawn(move || {
             for block in 0..kilobytes {
@@ -156,5 +156,5 @@ fn stream(
 }
 
 fn connect(target: SocketAddr) -> Result<TcpStream, String> {
-    TcpStream::connect_timeout(&target, PATIENCE).map_err(|error| format!("connect to {target}: {error}"))
+    TcpStream::connect_timeout(&target, *PATIENCE).map_err(|error| format!("connect to {target}: {error}"))
 }

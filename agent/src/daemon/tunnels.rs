@@ -35,10 +35,13 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// For one answer of the process, which only computes.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long the process may take until it serves its socket.
+/// How long the process usually takes, at most, until it serves its socket; for so long its absence is not worth a word.
 const MOMENT: Duration = Duration::from_secs(2);
 /// How soon it is started again when it does not stay.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How long one that runs is waited for before another is started beside it: on a slow machine it needs more than a moment, and the
+/// other one would find the socket taken.
+const LONGEST: Duration = Duration::from_secs(30);
 /// How often one looks for a socket that is on its way.
 const GLANCE: Duration = Duration::from_millis(5);
 
@@ -94,6 +97,11 @@ fn decide(
         (WireguardChoice::Auto, Ok(())) => (Encryption::Kernel, "this kernel has WireGuard".to_owned()),
     };
     Ok(Encrypter { kind, reason })
+}
+
+/// Whether to start the process, so long after it was started before, while that one runs or not.
+fn is_due(since: Option<Duration>, runs: bool) -> bool {
+    since.is_none_or(|since| since >= if runs { LONGEST } else { AGAIN_AFTER })
 }
 
 /// The owner's end. The thread ends when this is dropped; the process goes on.
@@ -304,13 +312,12 @@ impl Keeper {
             }
             TunnelsStart::Agent => {}
         }
-        if self.is_starting() {
-            return Err(absent);
-        }
-        if self.started.is_some_and(|at| at.elapsed() < AGAIN_AFTER) {
-            return Err(format!(
-                "{absent}; it was started and did not stay, its log says why"
-            ));
+        let runs = self.child.is_some();
+        if !is_due(self.started.map(|at| at.elapsed()), runs) {
+            return Err(match runs {
+                true => absent,
+                false => format!("{absent}; it was started and did not stay, its log says why"),
+            });
         }
         self.started = Some(Instant::now());
         tracing::info!("starting `weft tunnels`");

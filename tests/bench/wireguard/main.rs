@@ -114,7 +114,7 @@ fn tcp(args: &Args, path: &Path, streams: u32) -> Result<f64> {
         &mut tools::command("iperf3 -s -1 --forceflush"),
         netns_harness::Output::Keep,
     )?;
-    server.wait_for_line(PATIENCE, |line| line.contains("Server listening"))?;
+    server.wait_for_line(*PATIENCE, |line| line.contains("Server listening"))?;
     let line = format!("iperf3 -J -c {} -t {} -P {streams}", path.address, args.seconds);
     let report: Value = serde_json::from_str(&tools::output(&path.from, &line)?)?;
     let rate = &report["end"]["sum_received"]["bits_per_second"];

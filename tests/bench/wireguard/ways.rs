@@ -139,7 +139,7 @@ fn tunnel(
         Output::Discard,
     )?;
     let up = || tools::output(host, &format!("wg show {device}"));
-    eventually(&line, PATIENCE, LOOK_EVERY, up)?;
+    eventually(&line, *PATIENCE, LOOK_EVERY, up)?;
     let encode = |bytes: &[u8; 32]| data_encoding::BASE64.encode(bytes);
     let port = 51900 + u16::from(way as u8);
     let lines = format!(
@@ -160,7 +160,7 @@ fn tunnel(
 fn shell(host: &Host, lines: &str) -> Result<()> {
     let mut command = std::process::Command::new("sh");
     command.args(["-c", lines]);
-    host.exec(&mut command, PATIENCE)?
+    host.exec(&mut command, *PATIENCE)?
         .success()
         .with_context(|| lines.to_owned())?;
     Ok(())

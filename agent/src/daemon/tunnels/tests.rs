@@ -196,3 +196,14 @@ fn without_a_choice_the_kernel_encrypts_unless_the_process_is_at_work() {
         "{refused}"
     );
 }
+
+#[test]
+fn a_process_that_takes_its_time_is_waited_for_and_one_that_ended_is_started_again() {
+    let after = |seconds, runs| is_due(Some(Duration::from_secs(seconds)), runs);
+    assert!(is_due(None, false));
+    // Longer than it usually takes: a second one would find the socket taken.
+    assert!(!after(MOMENT.as_secs() + 1, true));
+    assert!(after(60, true), "it hangs");
+    assert!(after(1, false));
+    assert!(!is_due(Some(Duration::from_millis(900)), false), "not in a loop");
+}
