@@ -1,0 +1,195 @@
+//! Sockets that a change was made with, kept for as long as another may follow.
+//!
+//! A change of nf_tables leaves things behind that the kernel takes away once nobody reads them any more, milliseconds later.
+//! Closing a netfilter socket waits for that, and whoever changes something in the same namespace meanwhile waits too. A moment
+//! later there is nothing to wait for. A socket keeps its namespace alive, so that moment is short.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use weft_netlink::{conntrack::Conntrack, netns::NetnsId, nft::Nft};
+
+/// For so long after they were last used.
+const FOR: Duration = Duration::from_secs(1);
+
+pub(super) type Sockets = (Nft, Conntrack);
+
+/// By sandbox.
+#[derive(Debug, Default)]
+pub(super) struct Lingering(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    sooner: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    kept: HashMap<String, Kept>,
+    /// Whether a thread is there that closes what is kept.
+    is_closed_in_time: bool,
+    is_over: bool,
+}
+
+#[derive(Debug)]
+struct Kept {
+    netns: NetnsId,
+    sockets: Sockets,
+    until: Instant,
+}
+
+impl Lingering {
+    /// The sockets of a sandbox, if it is the same namespace.
+    pub(super) fn take(&self, sandbox: &str, netns: NetnsId) -> Option<Sockets> {
+        let kept = self.0.lock().kept.remove(sandbox)?;
+        (kept.netns == netns).then_some(kept.sockets)
+    }
+
+    /// Keeps them for a moment.
+    pub(super) fn keep(&self, sandbox: &str, netns: NetnsId, sockets: Sockets) {
+        self.keep_until(Instant::now() + FOR, sandbox, netns, sockets);
+    }
+
+    /// Closes them, without having the caller wait for that.
+    pub(super) fn close(&self, sandbox: &str, netns: NetnsId, sockets: Sockets) {
+        self.keep_until(Instant::now(), sandbox, netns, sockets);
+        self.0.sooner.notify_all();
+    }
+
+    /// Closes those of a sandbox that is gone.
+    pub(super) fn forget(&self, sandbox: &str) {
+        if let Some(kept) = self.0.lock().kept.get_mut(sandbox) {
+            kept.until = Instant::now();
+        }
+        self.0.sooner.notify_all();
+    }
+
+    fn keep_until(&self, until: Instant, sandbox: &str, netns: NetnsId, sockets: Sockets) {
+        let mut state = self.0.lock();
+        let kept = Kept {
+            netns,
+            sockets,
+            until,
+        };
+        let replaced = state.kept.insert(sandbox.to_owned(), kept);
+        if !state.is_closed_in_time {
+            state.is_closed_in_time = self.close_in_time().is_ok();
+        }
+        // Without a thread they are closed right here.
+        let too_long = match state.is_closed_in_time {
+            true => HashMap::new(),
+            false => std::mem::take(&mut state.kept),
+        };
+        drop(state);
+        drop((replaced, too_long));
+    }
+
+    fn close_in_time(&self) -> io::Result<()> {
+        let shared = Arc::clone(&self.0);
+        let thread = std::thread::Builder::new().name("weft-lb-close".to_owned());
+        thread.spawn(move || shared.close_in_time()).map(drop)
+    }
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        self.0.lock().is_over = true;
+        self.0.sooner.notify_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes what was kept for long enough, until there is nothing more.
+    fn close_in_time(&self) {
+        let mut state = self.lock();
+        loop {
+            let now = Instant::now();
+            let is_over = state.is_over;
+            let closed: Vec<Kept> = {
+                let kept = state.kept.extract_if(|_, kept| is_over || kept.until <= now);
+                kept.map(|(_, kept)| kept).collect()
+            };
+            if !closed.is_empty() {
+                drop(state);
+                drop(closed);
+                state = self.lock();
+                continue;
+            }
+            let Some(next) = state.kept.values().map(|kept| kept.until).min() else {
+                state.is_closed_in_time = false;
+                return;
+            };
+            let wait = self
+                .sooner
+                .wait_timeout(state, next.saturating_duration_since(now));
+            state = wait.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_netlink::netns::Netns;
+
+    use super::{
+        super::tests::bed::{eventually, only, service},
+        *,
+    };
+    use crate::{Datapath as _, PortMap, Scheduler, kernel::NftDatapath};
+
+    fn count(lingering: &Lingering) -> usize {
+        lingering.0.lock().kept.len()
+    }
+
+    #[test]
+    fn a_change_is_made_with_the_sockets_of_the_one_before_which_are_closed_soon() {
+        let Some(client) = weft_netlink::testing::netns() else {
+            return;
+        };
+        let datapath = NftDatapath::new().unwrap();
+        let kept = &datapath.lingering;
+        let mut service = service(Scheduler::RoundRobin);
+        datapath.sync("client", &client, &only(&service)).unwrap();
+        assert_eq!(count(kept), 1);
+        let until = |lingering: &Lingering| lingering.0.lock().kept.get("client").map(|kept| kept.until);
+        let first = until(kept);
+        service.ports.push(PortMap::tcp(80, 80));
+        datapath.sync("client", &client, &only(&service)).unwrap();
+        assert_eq!(count(kept), 1);
+        assert!(until(kept) > first);
+        // Nothing is written, and nothing is opened for that.
+        datapath.sync("client", &client, &only(&service)).unwrap();
+        eventually(0, || count(kept));
+        eventually(false, || kept.0.lock().is_closed_in_time);
+        datapath.sync("client", &client, &only(&service)).unwrap();
+        assert_eq!(count(kept), 0);
+        service.ports.clear();
+        datapath.sync("client", &client, &only(&service)).unwrap();
+        assert_eq!(count(kept), 1);
+        datapath.remove("client", Some(&client)).unwrap();
+        eventually(0, || count(kept));
+    }
+
+    #[test]
+    fn another_namespace_of_the_same_name_has_sockets_of_its_own() {
+        let Some(first) = weft_netlink::testing::netns() else {
+            return;
+        };
+        let second = Netns::create().unwrap();
+        let lingering = Lingering::default();
+        lingering.keep("s", first.id(), super::super::open(&first).unwrap());
+        assert!(lingering.take("s", second.id()).is_none());
+        lingering.keep("s", second.id(), super::super::open(&second).unwrap());
+        assert!(lingering.take("s", second.id()).is_some());
+        assert!(lingering.take("s", second.id()).is_none());
+    }
+}
