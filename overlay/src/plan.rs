@@ -15,6 +15,7 @@ mod observed;
 mod op;
 mod record;
 mod remotes;
+mod rules;
 mod since;
 
 pub use desired::{Desired, Encryption, LocalEndpoint, Network, Place, Sandbox, Subnet};

@@ -227,7 +227,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "rules-after-devices",
         known: "the rules that keep strangers out come after the device that hears them (CVE-2023-28842)",
-        file: "overlay/src/plan/diff.rs",
+        file: "overlay/src/plan/rules.rs",
         right: "let meanwhile = rules.as_ref().map(|rules| match",
         wrong: "let meanwhile = rules.as_ref().filter(|_| false).map(|rules| match",
         suite: OVERLAY,

@@ -15,6 +15,8 @@ use weft_netlink::{conntrack::Conntrack, netns::NetnsId, nft::Nft};
 
 /// For so long after they were last used.
 const FOR: Duration = Duration::from_secs(1);
+/// Of no more sandboxes: a process may have so many descriptors.
+const MOST: usize = 64;
 
 pub(super) type Sockets = (Nft, Conntrack);
 
@@ -76,6 +78,14 @@ impl Lingering {
             sockets,
             until,
         };
+        let now = Instant::now();
+        let waiting = || state.kept.values().filter(|kept| kept.until > now);
+        if waiting().count() >= MOST {
+            let oldest = waiting().map(|kept| kept.until).min();
+            let oldest = state.kept.values_mut().find(|kept| Some(kept.until) == oldest);
+            oldest.into_iter().for_each(|kept| kept.until = now);
+            self.0.sooner.notify_all();
+        }
         let replaced = state.kept.insert(sandbox.to_owned(), kept);
         if !state.is_closed_in_time {
             state.is_closed_in_time = self.close_in_time().is_ok();
@@ -177,6 +187,26 @@ mod tests {
         assert_eq!(count(kept), 1);
         datapath.remove("client", Some(&client)).unwrap();
         eventually(0, || count(kept));
+    }
+
+    #[test]
+    fn of_many_sandboxes_only_the_last_have_sockets() {
+        let Some(netns) = weft_netlink::testing::netns() else {
+            return;
+        };
+        let lingering = Lingering::default();
+        let name = |n| format!("s{n}");
+        let until = |n| {
+            let state = lingering.0.lock();
+            state.kept.get(&name(n)).map(|kept| kept.until)
+        };
+        for n in 0..MOST + 1 {
+            let begun = Instant::now();
+            lingering.keep(&name(n), netns.id(), super::super::open(&netns).unwrap());
+            assert!(until(n) >= Some(begun + FOR));
+        }
+        assert!(until(0).is_none_or(|until| until <= Instant::now()));
+        eventually(None, || until(0));
     }
 
     #[test]

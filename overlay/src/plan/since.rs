@@ -7,10 +7,11 @@ use weft_types::{Mac, NetworkId};
 use super::{
     Plan,
     desired::{Desired, Network},
-    diff::{NetworkDiff, RulesDiff},
+    diff::NetworkDiff,
     observed::{Observed, ObservedNetwork},
     op::Op,
     plan,
+    rules::RulesDiff,
 };
 
 /// What [`plan`] says where nothing was left to do for `before`. Of what is the same as then nothing is looked at, as far as that
