@@ -168,14 +168,22 @@ mod tests {
         let datapath = NftDatapath::new().unwrap();
         let kept = &datapath.lingering;
         let mut service = service(Scheduler::RoundRobin);
-        datapath.sync("client", &client, &only(&service)).unwrap();
-        assert_eq!(count(kept), 1);
         let until = |lingering: &Lingering| lingering.0.lock().kept.get("client").map(|kept| kept.until);
-        let first = until(kept);
-        service.ports.push(PortMap::tcp(80, 80));
-        datapath.sync("client", &client, &only(&service)).unwrap();
-        assert_eq!(count(kept), 1);
-        assert!(until(kept) > first);
+        // One that is opened beside another has another number.
+        let which = |lingering: &Lingering| {
+            let state = lingering.0.lock();
+            state.kept.get("client").map(|kept| format!("{:?}", kept.sockets))
+        };
+        let mut first = None;
+        for port in [80, 81] {
+            let begun = Instant::now();
+            service.ports.push(PortMap::tcp(port, port));
+            datapath.sync("client", &client, &only(&service)).unwrap();
+            assert_eq!(count(kept), 1);
+            assert!(until(kept) >= Some(begun + FOR));
+            let now = which(kept);
+            assert_eq!(first.get_or_insert_with(|| now.clone()), &now);
+        }
         // Nothing is written, and nothing is opened for that.
         datapath.sync("client", &client, &only(&service)).unwrap();
         eventually(0, || count(kept));
