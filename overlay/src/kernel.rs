@@ -37,7 +37,9 @@ pub use self::{
     error::{Cause, KernelError, OpError},
     names::{TUNNEL, namespace_path, netns_dir, wireguard_path},
 };
-use crate::plan::{Desired, Gate, HostPorts, Observed, ObservedNetwork, Plan, Sandbox, Uplink, plan};
+use crate::plan::{
+    Desired, Gate, HostPorts, Observed, ObservedNetwork, Plan, Sandbox, Uplink, plan, plan_since,
+};
 
 /// Where the kernel part keeps things.
 #[derive(Debug, Clone)]
@@ -60,6 +62,8 @@ pub struct Kernel {
     docker: [Option<Gate>; 2],
     /// What the kernel holds, if nothing else than we changed it.
     observed: Option<Observed>,
+    /// What that is the same as.
+    settled: Option<Desired>,
 }
 
 /// An open overlay namespace.
@@ -137,18 +141,30 @@ impl Kernel {
             spaces: BTreeMap::new(),
             docker: [None; 2],
             observed: None,
+            settled: None,
         })
     }
 
     /// Makes the kernel hold what is desired: the difference from what it held when last looked at.
     pub fn reconcile(&mut self, desired: &Desired) -> Result<Report, KernelError> {
-        let observed = match self.observed.take() {
-            Some(observed) => observed,
-            None => self.observe(desired)?,
+        let before = self.settled.take();
+        let (observed, plan) = match self.observed.take() {
+            Some(observed) => {
+                let plan = match &before {
+                    Some(before) => plan_since(before, desired, &observed),
+                    None => plan(desired, &observed),
+                };
+                (observed, plan)
+            }
+            None => {
+                let observed = self.observe(desired)?;
+                let plan = plan(desired, &observed);
+                (observed, plan)
+            }
         };
-        let plan = plan(desired, &observed);
         if plan.ops.is_empty() {
             self.observed = Some(observed);
+            self.settled = Some(desired.clone());
             return Ok(Report::default());
         }
         let errors = self.apply(&plan);
@@ -161,6 +177,7 @@ impl Kernel {
             let mut observed = observed;
             let possible = plan.ops.iter().all(|op| observed.record(op));
             self.observed = possible.then_some(observed);
+            self.settled = possible.then(|| desired.clone());
         }
         // After an error nobody knows how much of an operation was done: look again the next time.
         Ok(report)
@@ -168,7 +185,7 @@ impl Kernel {
 
     /// What a [`reconcile`](Self::reconcile) would do now that the kernel has been looked at anew. Changes nothing.
     pub fn examine(&mut self, desired: &Desired) -> Result<Plan, KernelError> {
-        self.observed = None;
+        self.resync();
         let observed = self.observe(desired)?;
         let plan = plan(desired, &observed);
         self.observed = Some(observed);
@@ -188,6 +205,7 @@ impl Kernel {
     /// Forgets what is known about the kernel: the next [`reconcile`](Self::reconcile) looks at it.
     pub fn resync(&mut self) {
         self.observed = None;
+        self.settled = None;
     }
 
     /// Which namespace a network that has a local endpoint is in now: damage may have made it anew.

@@ -14,10 +14,11 @@ mod ingress;
 mod observed;
 mod op;
 mod record;
+mod remotes;
+mod rules;
+mod since;
 
-pub use desired::{
-    Desired, Encryption, LocalEndpoint, Network, Place, RemoteEndpoint, Remotes, Sandbox, Subnet,
-};
+pub use desired::{Desired, Encryption, LocalEndpoint, Network, Place, Sandbox, Subnet};
 pub use diff::plan;
 pub use ingress::{HostPort, HostPorts, Ingress, IngressLink, SourceRules, Transport};
 pub use observed::{
@@ -25,6 +26,8 @@ pub use observed::{
     ObservedNetwork, Tunnel, Uplink,
 };
 pub use op::{EndpointOp, HostOp, Link, NetworkOp, Op, Plan};
+pub use remotes::{RemoteEndpoint, Remotes};
+pub use since::plan_since;
 
 #[cfg(test)]
 mod proptests;

@@ -79,6 +79,15 @@ pub const FAULTS: &[Fault] = &[
         caught_by: "an_address_that_moved_to_another_host_is_replaced_and_forgotten",
     },
     Fault {
+        name: "only-what-was-said",
+        known: "a change is followed without a look at who else claims the address, so two hosts hold different ones for its owner",
+        file: "overlay/src/plan/since.rs",
+        right: "if !is_free || !taken.1.insert(*address) {",
+        wrong: "if !taken.1.insert(*address) {",
+        suite: OVERLAY,
+        caught_by: "what_is_followed_is_what_a_look_at_everything_finds",
+    },
+    Fault {
         name: "exists-after-kill",
         known: "what a killed agent left half made is taken for whole, or is an error: \"file exists\" (libnetwork #1765, moby #19694)",
         file: "overlay/src/plan/diff.rs",
@@ -218,7 +227,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "rules-after-devices",
         known: "the rules that keep strangers out come after the device that hears them (CVE-2023-28842)",
-        file: "overlay/src/plan/diff.rs",
+        file: "overlay/src/plan/rules.rs",
         right: "let meanwhile = rules.as_ref().map(|rules| match",
         wrong: "let meanwhile = rules.as_ref().filter(|_| false).map(|rules| match",
         suite: OVERLAY,

@@ -54,7 +54,8 @@ pub(super) fn service_id(network: usize, n: usize) -> ServiceId {
 
 pub(super) fn endpoint_id(network: usize, n: usize) -> EndpointId {
     let mut id = [0x30; 16];
-    id[..4].copy_from_slice(&(n as u32).to_be_bytes());
+    // In the whole range, as random ones are: what is kept is cut by their first bits.
+    id[..4].copy_from_slice(&(n as u32).wrapping_mul(0x9e37_79b1).to_be_bytes());
     id[4..8].copy_from_slice(&(network as u32).to_be_bytes());
     EndpointId(id)
 }

@@ -38,8 +38,8 @@ impl Control {
                 let ends = self.ends_of(spec);
                 let endpoint = self.catalogue.endpoint(*network, *id);
                 match endpoint.and_then(|endpoint| self.way(*network, endpoint, ends.as_ref())) {
-                    Some(remote) => drop(remotes.insert(*id, remote)),
-                    None => drop(remotes.remove(id)),
+                    Some(remote) => remotes.insert(*id, remote),
+                    None => remotes.remove(id),
                 }
             }
         }
@@ -54,9 +54,12 @@ impl Control {
     fn all_ways(&self, id: NetworkId, spec: &NetworkSpec) -> plan::Remotes {
         let ends = self.ends_of(spec);
         let endpoints = self.catalogue.endpoints(id);
-        let mut remotes: BTreeMap<EndpointId, plan::RemoteEndpoint> = endpoints
-            .filter_map(|(of, endpoint)| Some((of, self.way(id, endpoint, ends.as_ref())?)))
-            .collect();
+        let mut remotes = plan::Remotes::default();
+        for (of, endpoint) in endpoints {
+            if let Some(remote) = self.way(id, endpoint, ends.as_ref()) {
+                remotes.insert(of, remote);
+            }
+        }
         for (node, ingress) in self.catalogue.ingresses(id).filter(|(node, _)| *node != self.me) {
             let remote = self.remote(node, id, ingress.mac, &ingress.addresses, ends.as_ref());
             // Ids are random, and the beginning of a node's is no endpoint's.
@@ -64,7 +67,7 @@ impl Control {
                 remotes.insert(EndpointId(*of), remote);
             }
         }
-        remotes.into()
+        remotes
     }
 
     fn way(

@@ -163,6 +163,7 @@ impl Host {
     /// Applies the state again if a sandbox that it names is gone, or if it is time to read back the kernel.
     fn look(&mut self) {
         self.expire();
+        self.forget_gone();
         let Some(state) = &self.state else { return };
         let gone = !vanished(state).is_empty();
         let due = self.read_back.elapsed() >= READ_BACK_EVERY;
@@ -340,9 +341,6 @@ impl Host {
         {
             report.problems.push(sentence(&error));
         }
-        let mut tally = std::mem::take(&mut self.tally);
-        tally.retain(self.backends());
-        self.tally = tally;
     }
 
     /// Watches the host and every network's namespace for changes by others.

@@ -13,6 +13,7 @@ mod choose;
 mod delta;
 mod ebpf;
 mod flows;
+mod linger;
 mod program;
 mod ranges;
 mod sandbox;
@@ -45,6 +46,7 @@ pub use self::{
 };
 use self::{
     flows::{AllLoads, Index},
+    linger::Lingering,
     program::Side,
     sandbox::{Sandbox, cut_stale, is_counted},
     watch::{Shared, Watch},
@@ -58,6 +60,7 @@ const EVENTS_SETTING: &str = "net/netfilter/nf_conntrack_events";
 pub struct NftDatapath {
     shared: Arc<Shared>,
     follower: Mutex<Follower>,
+    lingering: Lingering,
 }
 
 #[derive(Debug)]
@@ -98,6 +101,7 @@ impl NftDatapath {
         Ok(Self {
             shared,
             follower: Mutex::new(Follower::NotYet(reader)),
+            lingering: Lingering::default(),
         })
     }
 
@@ -120,7 +124,12 @@ impl NftDatapath {
         if self.shared.lock().is_synced(name, netns, tables) {
             return Ok(Written::default());
         }
-        let (nft, conntrack) = open(netns)?;
+        let lingering = self.lingering.take(name, netns.id());
+        let has_lingered = lingering.is_some();
+        let (nft, conntrack) = match lingering {
+            Some(sockets) => sockets,
+            None => open(netns)?,
+        };
         let mut state = self.shared.lock();
         let state = &mut *state;
         let adopt = state
@@ -180,8 +189,8 @@ impl NftDatapath {
             };
             written.cut = cut_stale(&conntrack, looked_at, state.side, vips)?;
         }
-        if written != Written::default() {
-            close_aside((nft, conntrack));
+        if has_lingered || !written.is_nothing() {
+            self.lingering.keep(name, netns.id(), (nft, conntrack));
         }
         // The choices depend on connections that were only now found. What an earlier agent left goes on as it is
         // until the next connection: a restart on an unchanged host writes nothing.
@@ -200,19 +209,23 @@ impl NftDatapath {
     fn remove_inner(&self, name: &str, netns: Option<&Netns>) -> Result<(), Failure> {
         let watch = self.shared.lock().forget(name);
         self.shared.ring();
-        let Some(netns) = netns else { return Ok(()) };
+        let Some(netns) = netns else {
+            self.lingering.forget(name);
+            return Ok(());
+        };
         if let Some(watch) = &watch {
             restore_setting(netns, watch);
         }
-        let (nft, _) = open(netns)?;
+        let (nft, conntrack) = match self.lingering.take(name, netns.id()) {
+            Some(sockets) => sockets,
+            None => open(netns)?,
+        };
         let mut change = Transaction::new();
         for table in adopt::read(&nft)?.into_keys() {
             change.delete_table(&Table::new(Family::Inet, table));
         }
         nft.commit(&change)?;
-        if !change.is_empty() {
-            close_aside(nft);
-        }
+        self.lingering.close(name, netns.id(), (nft, conntrack));
         Ok(())
     }
 
@@ -412,15 +425,6 @@ fn count(
 
 fn open(netns: &Netns) -> Result<(Nft, Conntrack), Failure> {
     Ok((Nft::open_in(netns)?, Conntrack::open_in(netns)?))
-}
-
-/// Closes sockets after a change: the kernel takes milliseconds for the first of them to be closed, because it waits until
-/// nobody reads any more what the change replaced.
-fn close_aside(sockets: impl Send + 'static) {
-    // Without a thread they are closed right here.
-    let _ = std::thread::Builder::new()
-        .name("weft-lb-close".to_owned())
-        .spawn(move || drop(sockets));
 }
 
 /// Without it the kernel sends no end of connections that began while nobody listened, as during an agent's

@@ -290,12 +290,9 @@ fn a_moved_address_is_reached_at_its_new_place_at_once() {
         .addresses
         .push(net);
     let first = lab.hosts[0].desired.networks.get_mut(&APP).unwrap();
-    first
-        .remotes
-        .get_mut(&endpoint(31))
-        .unwrap()
-        .addresses
-        .push(net.addr());
+    let mut remote = first.remotes.get(&endpoint(31)).unwrap().clone();
+    remote.addresses.push(net.addr());
+    first.remotes.insert(endpoint(31), remote);
     lab.reconcile();
     assert!(lab.reaches(11, 31, "10.9.0.21"));
 }
@@ -337,7 +334,7 @@ fn a_stranger_is_not_heard_until_it_is_a_member() {
     lab.attach(1, APP, 21, 21, false);
     // The first host knows nothing of the second.
     let network = lab.hosts[0].desired.networks.get_mut(&APP).unwrap();
-    network.remotes.clear();
+    network.remotes = Default::default();
     lab.reconcile();
     let bind = |address: &str| {
         let address = ip(address);

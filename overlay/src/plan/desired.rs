@@ -1,9 +1,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    ops::{Deref, DerefMut},
     path::PathBuf,
-    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -14,6 +12,7 @@ use super::ingress::{Ingress, IngressLink, SourceRules};
 use super::observed::{
     Bridge, Carrier, EndpointRoute, Far, HostRules, ObservedEndpoint, ObservedNetwork, Tunnel, Uplink,
 };
+use super::remotes::{RemoteEndpoint, Remotes};
 
 /// All that the overlays of this host should be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -56,30 +55,6 @@ pub struct Network {
     pub remotes: Remotes,
     /// The way in, if ports of this host lead into it. A network without a way out has none.
     pub ingress: Option<Ingress>,
-}
-
-/// Endpoints on other hosts. Copies share them until one is changed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Remotes(Arc<BTreeMap<EndpointId, RemoteEndpoint>>);
-
-impl From<BTreeMap<EndpointId, RemoteEndpoint>> for Remotes {
-    fn from(remotes: BTreeMap<EndpointId, RemoteEndpoint>) -> Self {
-        Self(Arc::new(remotes))
-    }
-}
-
-impl Deref for Remotes {
-    type Target = BTreeMap<EndpointId, RemoteEndpoint>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.0
-    }
-}
-
-impl DerefMut for Remotes {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        Arc::make_mut(&mut self.0)
-    }
 }
 
 /// What encrypts the frames of a network.
@@ -152,23 +127,12 @@ pub struct Sandbox {
     pub id: NetnsId,
 }
 
-/// An endpoint on another host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RemoteEndpoint {
-    /// Its Ethernet address.
-    pub mac: Mac,
-    /// Its addresses.
-    pub addresses: Vec<IpAddr>,
-    /// The address of its host, of the kind that [`Network::vtep`] is.
-    pub vtep: IpAddr,
-}
-
 impl Desired {
     /// The networks that the kernel should hold.
     pub(super) fn programmed(&self) -> impl Iterator<Item = (NetworkId, &Network)> {
         self.networks
             .iter()
-            .filter(|(_, network)| !network.endpoints.is_empty() || network.ingress().is_some())
+            .filter(|(_, network)| network.is_programmed())
             .map(|(id, n)| (*id, n))
     }
 
@@ -188,8 +152,7 @@ impl Desired {
                 rules.links.insert(id.short(), addresses);
             }
             if network.encryption != Some(Encryption::Kernel) {
-                let vteps = network.remotes.values().map(|remote| remote.vtep);
-                rules.members.extend(vteps);
+                rules.members.extend(network.remotes.vteps());
             }
             if network.encryption.is_none() {
                 rules.ports.insert(network.vxlan_port);
@@ -204,6 +167,10 @@ impl Desired {
 impl Network {
     pub(super) fn has_ipv6(&self) -> bool {
         self.subnets.iter().any(|subnet| subnet.gateway.is_ipv6())
+    }
+
+    pub(super) fn is_programmed(&self) -> bool {
+        !self.endpoints.is_empty() || self.ingress().is_some()
     }
 
     /// Its way in; one without a way out has none.
@@ -237,11 +204,9 @@ impl Network {
                     .flat_map(|local| local.addresses.iter().map(|net| (net.addr(), local.mac))),
             )
             .collect();
-        let far = |remote: &RemoteEndpoint| match self.encryption {
-            Some(Encryption::Process) => Far::Process,
-            Some(Encryption::Kernel) | None => Far::Vtep(remote.vtep),
-        };
-        let mut fdb: BTreeMap<_, _> = remotes.map(|remote| (remote.mac, Some(far(remote)))).collect();
+        let mut fdb: BTreeMap<_, _> = remotes
+            .map(|remote| (remote.mac, Some(self.far(remote))))
+            .collect();
         self.endpoints.values().for_each(|local| {
             fdb.remove(&local.mac);
         });
@@ -285,6 +250,14 @@ impl Network {
                 .collect(),
             fdb,
             neighbours,
+        }
+    }
+
+    /// Where frames for an endpoint on another host are sent.
+    pub(super) fn far(&self, remote: &RemoteEndpoint) -> Far {
+        match self.encryption {
+            Some(Encryption::Process) => Far::Process,
+            Some(Encryption::Kernel) | None => Far::Vtep(remote.vtep),
         }
     }
 

@@ -7,23 +7,14 @@ use super::{
     ingress::{HostPorts, IngressLink},
     observed::{Gate, Observed, ObservedEndpoint, ObservedNetwork, Uplink},
     op::{EndpointOp, HostOp, Link, NetworkOp, Op, Plan},
+    rules::RulesDiff,
 };
 
 /// The operations that make what was observed into what is desired; none if it is that already.
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let mut ops = Vec::new();
-    let rules = desired.host_rules();
-    // Members are let in before anything is sent to them, and what is shut stays so until nobody can come in that way.
-    let meanwhile = rules.as_ref().map(|rules| match &observed.host.rules {
-        Some(current) => rules.as_strict_as(current),
-        None => rules.clone(),
-    });
-    if let Some(rules) = meanwhile
-        .as_ref()
-        .filter(|rules| observed.host.rules.as_ref() != Some(rules))
-    {
-        ops.push(Op::Host(HostOp::SetRules(rules.clone())));
-    }
+    let rules = RulesDiff::of(desired, &observed.host);
+    ops.extend(rules.first());
     for ipv6 in [false, true] {
         let wanted = desired
             .programmed()
@@ -62,11 +53,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     for id in observed.networks.keys().filter(|id| !programmed.contains(id)) {
         ops.push(Op::Network(*id, NetworkOp::Delete));
     }
-    match rules {
-        Some(rules) if meanwhile.as_ref() != Some(&rules) => ops.push(Op::Host(HostOp::SetRules(rules))),
-        None if observed.host.rules.is_some() => ops.push(Op::Host(HostOp::DeleteRules)),
-        _ => {}
-    }
+    ops.extend(rules.last());
     Plan { ops }
 }
 
@@ -146,10 +133,10 @@ impl Slots {
     }
 }
 
-struct NetworkDiff<'a> {
-    id: NetworkId,
-    network: &'a Network,
-    ops: &'a mut Vec<Op>,
+pub(super) struct NetworkDiff<'a> {
+    pub(super) id: NetworkId,
+    pub(super) network: &'a Network,
+    pub(super) ops: &'a mut Vec<Op>,
 }
 
 impl NetworkDiff<'_> {
@@ -172,11 +159,16 @@ impl NetworkDiff<'_> {
         self.uplink(wanted, &mut now);
         self.ingress(wanted, &now);
         self.replaced_endpoints(wanted, &mut now);
-        self.bindings(wanted, &now);
-        self.endpoints(wanted, &now);
-        self.leftovers(wanted, &now);
+        self.follow(wanted, &now);
+    }
+
+    /// What is on the links, where those are as they should be.
+    pub(super) fn follow(&mut self, wanted: &ObservedNetwork, now: &ObservedNetwork) {
+        self.bindings(wanted, now);
+        self.endpoints(wanted, now);
+        self.leftovers(wanted, now);
         // Last: who is asked again must not give the answer that is to be forgotten.
-        self.forget(wanted, &now);
+        self.forget(wanted, now);
     }
 
     fn bridge(&mut self, wanted: &ObservedNetwork, now: &ObservedNetwork) {

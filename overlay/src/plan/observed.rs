@@ -112,6 +112,23 @@ pub struct ObservedNetwork {
     pub neighbours: BTreeMap<IpAddr, Mac>,
 }
 
+impl ObservedNetwork {
+    /// The same without what is bound to addresses, of which there may be much.
+    pub(super) fn but_for_bindings(&self) -> Self {
+        Self {
+            bridge: self.bridge.clone(),
+            addresses: self.addresses.clone(),
+            tunnel: self.tunnel,
+            uplink: self.uplink,
+            ingress: self.ingress.clone(),
+            sources: self.sources.clone(),
+            endpoints: self.endpoints.clone(),
+            fdb: BTreeMap::new(),
+            neighbours: BTreeMap::new(),
+        }
+    }
+}
+
 /// The bridge of a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bridge {

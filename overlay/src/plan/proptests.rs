@@ -305,6 +305,22 @@ fn moved() -> impl Strategy<Value = (Desired, Desired)> {
     })
 }
 
+/// A state of several networks, and what each of their endpoints on other hosts does in turn.
+fn history() -> impl Strategy<Value = (Desired, Vec<Step>)> {
+    let mac = prop_oneof![3 => any::<u8>(), 1 => 0..10_u8].prop_map(|n| Mac([2, 0, 0, 0, 0, n]));
+    let address = prop_oneof![3 => any::<u8>(), 1 => 0..10_u8].prop_map(|n| IpAddr::from([10, 0, 0, n]));
+    let vtep = (0..12_u8).prop_map(|n| IpAddr::from([192, 0, 2, n]));
+    let remote = (mac, collection::vec(address, 0..3), vtep)
+        .prop_map(|(mac, addresses, vtep)| RemoteEndpoint { mac, addresses, vtep });
+    let id = any::<u8>().prop_map(|n| EndpointId([n / 16 * 16; 16]));
+    let step = (network_id(), id, option::weighted(0.8, remote));
+    let steps = collection::vec((step, any::<bool>()), 0..60);
+    (desired(), steps)
+}
+
+/// Of which network, which endpoint, what it is then, and whether the host is made so at once.
+type Step = ((NetworkId, EndpointId, Option<RemoteEndpoint>), bool);
+
 /// Whether the kernel holds just what is desired, and there is nothing left to do.
 fn is_reached(desired: &Desired, observed: &Observed) -> Result<(), TestCaseError> {
     prop_assert_eq!(plan(desired, observed), Plan::default());
@@ -340,6 +356,34 @@ proptest! {
             carry_out(&plan(&desired, &observed), &mut observed);
             is_reached(&desired, &observed)?;
         }
+    }
+
+    #[test]
+    fn what_is_followed_is_what_a_look_at_everything_finds((mut desired, steps) in history()) {
+        let mut observed = Observed::default();
+        carry_out(&plan(&desired, &observed), &mut observed);
+        let mut before = desired.clone();
+        for ((network, id, remote), is_applied) in steps {
+            let Some(network) = desired.networks.get_mut(&network) else { continue };
+            match remote {
+                Some(remote) => network.remotes.insert(id, remote),
+                None => network.remotes.remove(&id),
+            }
+            if is_applied {
+                let followed = plan_since(&before, &desired, &observed);
+                prop_assert_eq!(&followed, &plan(&desired, &observed));
+                carry_out(&followed, &mut observed);
+                is_reached(&desired, &observed)?;
+                before = desired.clone();
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_has_changed_is_found(before in desired(), after in desired()) {
+        let mut observed = Observed::default();
+        carry_out(&plan(&before, &observed), &mut observed);
+        prop_assert_eq!(plan_since(&before, &after, &observed), plan(&after, &observed));
     }
 
     #[test]

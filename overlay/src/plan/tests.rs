@@ -142,7 +142,7 @@ fn an_address_that_moved_to_another_host_is_replaced_and_forgotten() {
 fn what_is_forgotten_is_not_learned_again_from_us() {
     let mut desired = desired();
     let observed = applied(&desired);
-    desired.networks.get_mut(&APP).unwrap().remotes.clear();
+    desired.networks.get_mut(&APP).unwrap().remotes = Default::default();
     let plan = plan(&desired, &observed);
     let address = ip("10.0.0.6");
     let at = |what: &dyn Fn(&Op) -> bool| plan.ops.iter().position(what).unwrap();
@@ -196,9 +196,18 @@ fn in_the_kernels_wireguard_a_network_has_a_vxlan_device_that_is_nowhere_else() 
     let network = desired.networks.get_mut(&APP).unwrap();
     (network.encryption, network.mtu) = (Some(Encryption::Kernel), 1370);
     network.vtep = ip("100.64.0.1");
-    for remote in network.remotes.values_mut() {
-        remote.vtep = ip("100.64.0.2");
-    }
+    let remotes = network.remotes.iter();
+    let inside = remotes.map(|(id, remote)| {
+        let vtep = ip("100.64.0.2");
+        (
+            *id,
+            RemoteEndpoint {
+                vtep,
+                ..remote.clone()
+            },
+        )
+    });
+    network.remotes = inside.collect::<BTreeMap<_, _>>().into();
     insta::assert_snapshot!(text(&desired, &Observed::default()));
     let mut observed = applied(&desired);
     assert_eq!(text(&desired, &observed), "");

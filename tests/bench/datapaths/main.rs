@@ -25,7 +25,7 @@ enum Measure {
     Rates,
     /// How long short requests take among long ones, by scheduler
     Mixed,
-    /// How long it takes to install 10,000 services of 10 backends, and to change one
+    /// How long it takes to install up to 10,000 services of 10 backends, and to change one, beside what the kernel takes at least
     Programming,
 }
 

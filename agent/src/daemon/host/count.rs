@@ -38,8 +38,16 @@ impl Host {
         }
     }
 
+    /// Forgets what was counted for backends that nobody here sees any more. It goes through all of them: for somebody who asks,
+    /// not for every change.
+    pub(super) fn forget_gone(&mut self) {
+        let mut tally = std::mem::take(&mut self.tally);
+        tally.retain(self.backends());
+        self.tally = tally;
+    }
+
     /// All backends of all services that clients on this host see.
-    pub(super) fn backends(&self) -> impl Iterator<Item = EndpointId> {
+    fn backends(&self) -> impl Iterator<Item = EndpointId> {
         let tables = self.balanced.values().flat_map(|sandbox| &sandbox.tables);
         let services = tables.flat_map(|table| table.services.iter());
         let seen = services.flat_map(|service| &service.backends);
@@ -106,6 +114,7 @@ impl Host {
 
     /// Takes in what clients here have tried so far with the backends of some services.
     fn tally_up(&mut self, wanted: &BTreeSet<ServiceId>) -> Result<(), String> {
+        self.forget_gone();
         let datapath = &self.datapath;
         let mut shown = Vec::new();
         for service in wanted {

@@ -177,8 +177,14 @@ fn in_the_kernels_wireguard_frames_leave_by_the_namespace_of_the_tunnels_alone()
             network.encryption = Some(crate::plan::Encryption::Kernel);
             network.mtu = crate::encrypted_mtu(1500).unwrap();
             network.vtep = inside(network.vtep);
-            for remote in network.remotes.values_mut() {
+            for (id, mut remote) in network
+                .remotes
+                .clone()
+                .iter()
+                .map(|(id, remote)| (*id, remote.clone()))
+            {
                 remote.vtep = inside(remote.vtep);
+                network.remotes.insert(id, remote);
             }
         }
     };
