@@ -130,7 +130,6 @@ impl Control {
         proves: impl Fn([u8; 32]) -> bool,
         now: Now,
     ) -> Result<(), Refused> {
-        self.forget_old_tokens(now);
         let fact = self
             .catalogue
             .token(&id)
@@ -166,6 +165,7 @@ impl Control {
         if self.catalogue.node(node).is_none() && !self.gossip.has_room_for_authors() {
             return Err(Refused::NoRoom);
         }
+        self.forget_old_tokens(now);
         // Somebody nobody knows to have been let in would be told no later key, and might come with the same token again.
         if let Err(error) = self.publish(use_key(id, node), node.0.to_vec().into(), now) {
             tracing::warn!(%error, "a node is not let in");
