@@ -3,9 +3,12 @@ use std::{
     time::Instant,
 };
 
-use sha2::{Digest as _, Sha256};
 use weft_types::NodeId;
 
+pub(crate) use self::{
+    author::{Amount, Author},
+    digest::Digest,
+};
 use crate::{
     Key, Record,
     identity::Short,
@@ -13,40 +16,8 @@ use crate::{
     wire::{self, AuthorSet, Entry, Liveness, Offer},
 };
 
-/// So much of what somebody says.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Amount {
-    pub(crate) records: usize,
-    /// As records are encoded, or a few more.
-    pub(crate) bytes: usize,
-}
-
-impl Amount {
-    fn of(record: &Record) -> Self {
-        Self {
-            records: 1,
-            bytes: wire::size_bound(record),
-        }
-    }
-
-    fn plus(self, other: Self) -> Self {
-        Self {
-            records: self.records + other.records,
-            bytes: self.bytes + other.bytes,
-        }
-    }
-
-    fn minus(self, other: Self) -> Self {
-        Self {
-            records: self.records - other.records,
-            bytes: self.bytes - other.bytes,
-        }
-    }
-
-    fn is_within(self, most: Self) -> bool {
-        self.records <= most.records && self.bytes <= most.bytes
-    }
-}
+mod author;
+mod digest;
 
 /// Everything anybody says, by author.
 ///
@@ -67,32 +38,6 @@ pub(crate) struct Store {
     dropped: Vec<(NodeId, Key)>,
 }
 
-#[derive(Debug)]
-pub(crate) struct Author {
-    node: NodeId,
-    records: BTreeMap<Key, Stored>,
-    by_version: BTreeSet<(u64, Key)>,
-    held: Amount,
-    /// How much of it is tombstones.
-    removed: Amount,
-    /// The sum that the newest record carries.
-    expected: StateSum,
-    /// The sum over what is held.
-    live: StateSum,
-    /// The last version at which both were equal.
-    complete: u64,
-    /// The highest version of a tombstone dropped here, or by whoever this was learnt from.
-    dropped: u64,
-    /// Everything since `complete` was fetched and something is still missing, or too much: ask for all.
-    pub(crate) ask_all: bool,
-}
-
-#[derive(Debug)]
-struct Stored {
-    record: Record,
-    since: Instant,
-}
-
 /// What became of a record.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Applied {
@@ -102,139 +47,6 @@ pub(crate) enum Applied {
     Old,
     /// There is no room for it.
     Full,
-}
-
-impl Author {
-    fn new(node: NodeId) -> Self {
-        Self {
-            node,
-            records: BTreeMap::new(),
-            by_version: BTreeSet::new(),
-            held: Amount::default(),
-            removed: Amount::default(),
-            expected: StateSum::default(),
-            live: StateSum::default(),
-            complete: 0,
-            dropped: 0,
-            ask_all: false,
-        }
-    }
-
-    pub(crate) fn highest(&self) -> u64 {
-        self.by_version.last().map_or(0, |(version, _)| *version)
-    }
-
-    pub(crate) fn live(&self) -> StateSum {
-        self.live
-    }
-
-    pub(crate) fn is_complete(&self) -> bool {
-        self.live == self.expected
-    }
-
-    pub(crate) fn get(&self, key: &Key) -> Option<&Record> {
-        self.records.get(key).map(|stored| &stored.record)
-    }
-
-    pub(crate) fn records(&self) -> impl Iterator<Item = &Record> {
-        self.records.values().map(|stored| &stored.record)
-    }
-
-    /// What is said, without what there is not any more.
-    pub(crate) fn said(&self) -> Amount {
-        self.held.minus(self.removed)
-    }
-
-    /// Whether so much can be held under `key` and all within `most`, after the oldest tombstones have made room for it if need
-    /// be: many at once, since finding them takes a look at all that is older.
-    fn has_room(&mut self, key: &Key, more: Amount, most: Amount, dropped: &mut Vec<(NodeId, Key)>) -> bool {
-        let replaced = self.get(key).map_or(Amount::default(), Amount::of);
-        loop {
-            if self.held.minus(replaced).plus(more).is_within(most) {
-                return true;
-            }
-            let highest = self.highest();
-            let is_droppable = |(version, other): &&(u64, Key)| {
-                let is_tombstone = self.get(other).is_some_and(|record| record.value.is_none());
-                is_tombstone && *version < highest && other != key
-            };
-            let oldest = self.by_version.iter().filter(is_droppable);
-            let oldest: Vec<_> = oldest.take((most.records / 8).max(1)).cloned().collect();
-            if oldest.is_empty() {
-                return false;
-            }
-            for (version, key) in oldest {
-                self.drop_tombstone(version, &key);
-                dropped.push((self.node, key));
-            }
-        }
-    }
-
-    fn drop_tombstone(&mut self, version: u64, key: &Key) {
-        self.take(key);
-        self.dropped = self.dropped.max(version);
-    }
-
-    fn numbered(&self, version: u64) -> impl Iterator<Item = &Record> {
-        let keys = self.by_version.range((version, Key::first())..);
-        let keys = keys.take_while(move |(number, _)| *number == version);
-        keys.filter_map(|(_, key)| self.get(key))
-    }
-
-    /// From which version on others should send what this node lacks.
-    fn complete_for_others(&self) -> u64 {
-        if self.ask_all || (self.complete == self.highest() && !self.is_complete()) {
-            0
-        } else {
-            self.complete
-        }
-    }
-
-    fn is_news(&self, record: &Record) -> bool {
-        match self.records.get(&record.key) {
-            Some(stored) => {
-                (record.version, &record.signature) > (stored.record.version, &stored.record.signature)
-            }
-            // Two records can have the highest version only if their author was cloned; then all must see both.
-            None => record.version > self.complete || record.version == self.highest(),
-        }
-    }
-
-    fn insert(&mut self, record: Record, now: Instant) -> Option<Record> {
-        let highest = self.highest();
-        let previous = self.take(&record.key);
-        if (record.version, record.state) > (highest, self.expected) || record.version > highest {
-            self.expected = record.state;
-        }
-        self.live = self.live.plus(record.sum());
-        self.held = self.held.plus(Amount::of(&record));
-        if record.value.is_none() {
-            self.removed = self.removed.plus(Amount::of(&record));
-        }
-        self.by_version.insert((record.version, record.key.clone()));
-        self.records
-            .insert(record.key.clone(), Stored { record, since: now });
-        self.note_if_complete();
-        previous
-    }
-
-    fn take(&mut self, key: &Key) -> Option<Record> {
-        let record = self.records.remove(key)?.record;
-        self.by_version.remove(&(record.version, record.key.clone()));
-        self.live = self.live.minus(record.sum());
-        self.held = self.held.minus(Amount::of(&record));
-        if record.value.is_none() {
-            self.removed = self.removed.minus(Amount::of(&record));
-        }
-        Some(record)
-    }
-
-    fn note_if_complete(&mut self) {
-        if self.is_complete() {
-            self.complete = self.highest();
-            self.ask_all = false;
-        }
-    }
 }
 
 impl Store {
@@ -448,77 +260,6 @@ pub(crate) fn proven(set: &AuthorSet) -> Option<&Record> {
         .iter()
         .fold(StateSum::default(), |sum, record| sum.plus(record.sum()));
     (set.all && sum == newest.state).then_some(newest)
-}
-
-/// A fingerprint of everything, in 256 buckets by the first byte of the author's id.
-#[derive(Debug)]
-pub(crate) struct Digest {
-    buckets: [u64; 256],
-    parts: BTreeMap<Short, u64>,
-}
-
-impl Digest {
-    pub(crate) fn new() -> Self {
-        Self {
-            buckets: [0; 256],
-            parts: BTreeMap::new(),
-        }
-    }
-
-    /// Takes note of what is held and believed of one node now.
-    pub(crate) fn set(&mut self, entry: &Entry) {
-        let part = fingerprint(entry);
-        let previous = if part == 0 {
-            self.parts.remove(&entry.node).unwrap_or(0)
-        } else {
-            self.parts.insert(entry.node, part).unwrap_or(0)
-        };
-        self.buckets[usize::from(entry.node.0[0])] ^= previous ^ part;
-    }
-
-    pub(crate) fn root(&self) -> u64 {
-        self.buckets.iter().zip(1_u64..).fold(0, |root, (bucket, index)| {
-            root ^ bucket.rotate_left(index as u32 % 64)
-        })
-    }
-
-    /// Four bytes of each bucket.
-    pub(crate) fn buckets(&self) -> Vec<u8> {
-        self.buckets
-            .iter()
-            .flat_map(|bucket| (*bucket as u32).to_be_bytes())
-            .collect()
-    }
-
-    /// The buckets that differ from a peer's.
-    pub(crate) fn differing(&self, theirs: &[u8]) -> Vec<u8> {
-        let ours = self.buckets();
-        ours.chunks(4)
-            .zip(theirs.chunks(4))
-            .zip(0..=255)
-            .filter(|((a, b), _)| a != b)
-            .map(|(_, index)| index)
-            .collect()
-    }
-}
-
-fn fingerprint(entry: &Entry) -> u64 {
-    if entry.highest == 0 && entry.liveness == Liveness::Unknown {
-        return 0;
-    }
-    let (state, generation) = match entry.liveness {
-        Liveness::Unknown => (0_u8, 0),
-        Liveness::Active(generation) => (1, generation),
-        Liveness::Down(generation) => (2, generation),
-    };
-    let hash = Sha256::new()
-        .chain_update(entry.node.0)
-        .chain_update(entry.highest.to_be_bytes())
-        .chain_update(entry.live.to_be_bytes())
-        .chain_update([state])
-        .chain_update(generation.to_be_bytes())
-        .finalize();
-    u64::from_be_bytes(hash[..8].try_into().expect("8 of 32 bytes")).max(1)
 }
 
 #[cfg(test)]

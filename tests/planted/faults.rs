@@ -145,7 +145,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "older-overwrites-newer",
         known: "a late message brings back what was replaced: delete overtakes add (moby #29024)",
-        file: "gossip/src/store.rs",
+        file: "gossip/src/store/author.rs",
         right: "(record.version, &record.signature) > (stored.record.version, &stored.record.signature)",
         wrong: "(record.version, &record.signature) != (stored.record.version, &stored.record.signature)",
         suite: GOSSIP,
@@ -154,7 +154,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "tombstone-resurrection",
         known: "what was removed comes back from a node that was away when its tombstone was dropped",
-        file: "gossip/src/store.rs",
+        file: "gossip/src/store/author.rs",
         right: "None => record.version > self.complete || record.version == self.highest(),",
         wrong: "None => true,",
         suite: GOSSIP,
@@ -473,7 +473,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "an-author-without-bound",
         known: "one member's records fill the memory of all",
-        file: "gossip/src/store.rs",
+        file: "gossip/src/store/author.rs",
         right: "self.records <= most.records && self.bytes <= most.bytes",
         wrong: "self.bytes <= most.bytes",
         suite: GOSSIP,
@@ -482,7 +482,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "an-author-of-any-size",
         known: "what one member says does not fit a frame any more, and is never told again",
-        file: "gossip/src/store.rs",
+        file: "gossip/src/store/author.rs",
         right: "self.records <= most.records && self.bytes <= most.bytes",
         wrong: "self.records <= most.records",
         suite: GOSSIP,
