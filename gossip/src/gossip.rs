@@ -18,8 +18,8 @@ use crate::{
     replay::ReplayGuard,
     rumours::{Rumours, Telling},
     seal::{Channel, Sealer},
-    store::{Amount, Author, Digest, Store},
-    wire::{self, Body, Card, MAX_RECORD},
+    store::{Amount, Digest, Store},
+    wire::{self, Body, Card},
 };
 
 mod contact;
@@ -404,11 +404,7 @@ impl Gossip {
 
     /// How many things more this node can say, however long they are.
     pub fn room(&self) -> usize {
-        let author = self.store.author(self.short);
-        let said = author.map_or(Amount::default(), Author::said);
-        let bytes = self.config.max_bytes_per_author.saturating_sub(said.bytes);
-        let records = self.config.max_records_per_author.saturating_sub(said.records);
-        records.min(bytes / MAX_RECORD)
+        self.store.room(self.short)
     }
 
     /// Whether there is room for what somebody says who was never heard of.

@@ -126,14 +126,32 @@ impl Store {
         Applied::New(author.insert(record, now))
     }
 
-    /// Whether an author can have a value of `size` bytes under `key`.
+    /// Whether an author can have a value of `size` bytes under `key`, and its card become as long as any: where it is has to be
+    /// told whatever else is.
     pub(crate) fn has_room(&mut self, short: Short, key: &Key, size: usize) -> bool {
         let more = Amount {
             records: 1,
             bytes: wire::size_of_record(key.name.len(), size),
         };
+        let most = self.most_said();
         let author = self.authors.get_mut(&short);
-        author.is_none_or(|author| author.has_room(key, more, self.most, &mut self.dropped))
+        author.is_none_or(|author| author.has_room(key, more, most, &mut self.dropped))
+    }
+
+    /// How much an author may say besides that its card may change.
+    fn most_said(&self) -> Amount {
+        Amount {
+            bytes: self.most.bytes.saturating_sub(wire::MAX_RECORD),
+            ..self.most
+        }
+    }
+
+    /// How many records more an author can have, however long they are.
+    pub(crate) fn room(&self, short: Short) -> usize {
+        let said = self.authors.get(&short).map_or(Amount::default(), Author::said);
+        let most = self.most_said();
+        let bytes = most.bytes.saturating_sub(said.bytes);
+        (most.records.saturating_sub(said.records)).min(bytes / wire::MAX_RECORD)
     }
 
     /// Whether somebody who was never heard of can be heard.

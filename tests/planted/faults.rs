@@ -486,7 +486,7 @@ pub const FAULTS: &[Fault] = &[
         right: "self.records <= most.records && self.bytes <= most.bytes",
         wrong: "self.records <= most.records",
         suite: GOSSIP,
-        caught_by: "an_author_is_heard_up_to_its_number_of_bytes_and_says_no_more",
+        caught_by: "an_author_is_heard_up_to_its_number_of_bytes",
     },
     Fault {
         name: "let-in-without-a-word",

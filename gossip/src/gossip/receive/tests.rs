@@ -87,7 +87,7 @@ fn an_author_is_heard_up_to_its_number_of_records_and_no_other_pays_for_it() {
 }
 
 #[test]
-fn an_author_is_heard_up_to_its_number_of_bytes_and_says_no_more() {
+fn an_author_is_heard_up_to_its_number_of_bytes() {
     let now = Instant::now();
     let mut gossip = gossip(now);
     let name = |n: u8| vec![n; MAX_NAME];
@@ -104,24 +104,37 @@ fn an_author_is_heard_up_to_its_number_of_bytes_and_says_no_more() {
         !take(signed(5, 8, &name(0), MAX_VALUE)),
         "what is held may grow no further"
     );
+}
 
+#[test]
+fn who_says_as_much_as_is_kept_of_it_can_still_say_where_it_is() {
+    let now = Instant::now();
     let mut author = gossip_of(2, now);
-    let mut said = 0;
     let mut say = |n: u8, size: usize| {
         let key = Key {
             kind: 1,
             scope: NetworkId([9; 16]),
-            name: name(n),
+            name: vec![n; MAX_NAME],
         };
-        said += usize::from(author.put(key, Bytes::from(vec![b'x'; size]), now).is_ok());
-        (said, author.room())
+        author.put(key, Bytes::from(vec![b'x'; size]), now).is_ok()
     };
-    // Its card takes some.
-    assert_eq!(say(0, MAX_VALUE), (1, 1));
-    assert_eq!(say(1, MAX_VALUE), (2, 0));
-    assert_eq!(say(2, MAX_VALUE), (2, 0));
-    assert_eq!(say(1, 1), (3, 1), "what is said again shorter makes room");
-    assert_eq!(say(2, MAX_VALUE), (4, 0));
+    assert!(say(0, MAX_VALUE));
+    assert!(!say(1, MAX_VALUE));
+    assert!(say(0, 1) && say(1, MAX_VALUE), "what becomes shorter makes room");
+    let left = (1..=MAX_VALUE).take_while(|size| say(0, *size)).count();
+    assert!(left < MAX_VALUE);
+    assert_eq!(author.room(), 0);
+
+    let mut other = gossip_of(1, now);
+    let said: Vec<Record> = author.records().cloned().collect();
+    for record in &said {
+        assert!(take(&mut other, record, now));
+    }
+    let (key, value) = (Key::card(), Some(Bytes::from(vec![b'x'; MAX_VALUE])));
+    let state = StateSum::of(&key, 10_000, &value);
+    let identity = Identity::from_seed([2; 32]);
+    let longest = Record::sign(&identity, &CLUSTER, key, 10_000, value, state);
+    assert!(take(&mut other, &longest, now));
 }
 
 #[test]
