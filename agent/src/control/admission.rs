@@ -87,9 +87,7 @@ fn refusal(refused: &Refused) -> String {
             "the cluster has as many nodes as it can have, with those that were removed".to_owned()
         }
         Refused::Untold { by } => {
-            format!(
-                "`{by}`, which was asked, says as much as others keep of one node and lets nobody in; ask another member"
-            )
+            format!("`{by}`, which was asked, says as much as others keep of one node and lets nobody in")
         }
     }
 }

@@ -176,7 +176,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     async fn from_request(request: HttpRequest, state: &S) -> Result<Self, ApiError> {
         let bytes = axum::body::Bytes::from_request(request, state)
             .await
-            .map_err(|error| ApiError::invalid(format!("the body of the request cannot be read: {error}")))?;
+            .map_err(|error| {
+                ApiError::invalid(format!("the body of the request cannot be read: {error}"))
+                    .with_help(format!("a request has at most {MAX_BODY} bytes"))
+            })?;
         Ok(Self(
             Json::<T>::from_bytes(&bytes)
                 .map_err(|error: JsonRejection| ApiError::from(error))?

@@ -121,7 +121,7 @@ async fn serve(slow: bool, ready: &mpsc::Sender<()>, stopped: oneshot::Receiver<
             while let Ok((mut stream, _)) = listener.accept().await {
                 let workers = Arc::clone(&workers);
                 tokio::spawn(async move {
-                    // A byte says how many milliseconds the request takes.
+                    // A byte says how many milliseconds the request takes: the backend is made of that time, nothing is waited for.
                     let work = stream.read_u8().await?;
                     let _worker = workers.acquire().await;
                     tokio::time::sleep(slowness * Duration::from_millis(work.into())).await;

@@ -72,5 +72,7 @@ async fn a_body_is_read_up_to_its_bound() {
         let read = stream.read(&mut answer).await.unwrap();
         let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
         assert!(answer.starts_with(said), "{length} bytes: {answer}");
+        let names_it = answer.contains(&format!("at most {MAX_BODY} bytes"));
+        assert_eq!(names_it, length > MAX_BODY, "{answer}");
     }
 }
