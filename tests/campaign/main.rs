@@ -16,6 +16,9 @@ mod heard;
 #[path = "../cluster/http.rs"]
 #[allow(dead_code, reason = "other tests do more with it")]
 mod http;
+#[path = "../cluster/node.rs"]
+#[allow(dead_code, reason = "other tests do more with it")]
+mod node;
 mod report;
 #[path = "../cluster/secret.rs"]
 #[allow(dead_code, reason = "other tests do more with it")]

@@ -10,7 +10,10 @@ use std::{
 use netns_harness::{Inside as _, Output};
 use weft_tests::weft_binary;
 
-use super::bed::{Bed, COMMAND, Ended, Node, alone, has_root, items, soon};
+use super::{
+    bed::{Bed, COMMAND, Node, alone, has_root, items, soon},
+    node::Ended,
+};
 
 /// An ordinary user that no list of users has.
 const USER: &str = "4001";

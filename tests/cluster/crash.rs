@@ -15,7 +15,8 @@ use rand_chacha::ChaCha8Rng;
 use weft_tests::setting;
 
 use super::{
-    bed::{Bed, Ended, Node, alone, items, report, soon, text},
+    bed::{Bed, Node, alone, items, report, soon, text},
+    node::Ended,
     state::{agreed, numbers},
 };
 

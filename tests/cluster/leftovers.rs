@@ -33,7 +33,7 @@ fn removing_undoes_everything() {
             .iter()
             .map(|name| {
                 let sandbox = bed[name].host.sandbox(&format!("in-{name}")).unwrap();
-                let own = super::bed::traces_of(&sandbox);
+                let own = super::node::traces_of(&sandbox);
                 (sandbox, own)
             })
             .collect();
@@ -112,7 +112,7 @@ fn removing_undoes_everything() {
         removed("h2", "network rm back");
         bed["h2"].weft("leave");
         for (sandbox, own) in sandboxes {
-            assert_eq!(super::bed::traces_of(&sandbox), own, "{}", sandbox.name());
+            assert_eq!(super::node::traces_of(&sandbox), own, "{}", sandbox.name());
             sandbox.remove().unwrap();
         }
         for (name, before) in names.iter().zip(&before) {

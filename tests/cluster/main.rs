@@ -21,6 +21,7 @@ mod liar;
 mod metrics;
 mod names;
 mod networks;
+mod node;
 mod own;
 mod partition;
 mod privileges;

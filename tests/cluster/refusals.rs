@@ -10,7 +10,10 @@ use std::{
 use netns_harness::{Inside as _, Isolation, Output};
 use weft_tests::weft_binary;
 
-use super::bed::{Bed, COMMAND, Ended, Node, alone, items, soon, text};
+use super::{
+    bed::{Bed, COMMAND, Node, alone, items, soon, text},
+    node::Ended,
+};
 
 /// What was typed and what came back.
 #[derive(Default)]
