@@ -9,9 +9,11 @@ use std::{
 };
 
 use netns_harness::Inside as _;
+use nix::sys::signal::{Signal, kill};
 
 use super::{
     bed::{Bed, Node, alone, soon},
+    secret::{has_tap, process_of, tunnels},
     traffic::{PORT, answering, call_at},
 };
 
@@ -131,6 +133,7 @@ fn every_metric_moves_when_something_happens() {
             .map(str::to_owned)
             .into();
         let all: BTreeSet<String> = metrics(h1).into_keys().collect();
+        assert_eq!(all.iter().find(|name| name.starts_with("weft_tunnel")), None);
         let wanted: BTreeSet<String> = all.difference(&constant).cloned().collect();
         soon("every metric to have moved", || {
             // In vain, one after the other.
@@ -180,6 +183,83 @@ fn metrics_are_served_at_an_address_only_if_asked_for_and_nothing_else_is() {
         );
         assert_eq!(get(connect().unwrap(), "/live").unwrap().0, 200);
         assert_eq!(get(connect().unwrap(), "/v1/status").unwrap().0, 404);
+        bed.close();
+    });
+}
+
+#[test]
+fn every_metric_of_tunnels_moves_when_something_happens() {
+    if !has_tap() {
+        return;
+    }
+    alone(|| {
+        let bed = Bed::cluster(&["h1", "h2"]);
+        let [h1, h2] = [&bed["h1"], &bed["h2"]];
+        let of_tunnels = || {
+            let all = metrics(h1).into_iter();
+            all.filter(|(name, _)| name.starts_with("weft_tunnel"))
+                .collect::<Metrics>()
+        };
+        assert_eq!(of_tunnels(), Metrics::new(), "nothing is encrypted");
+        h1.weft("network create --opt encrypted secret");
+        let one = h1.connected("one", "secret", "");
+        let two = h2.connected("two", "secret", "");
+        tunnels(h1, 1);
+        let before = of_tunnels();
+        let has = |line: &str| before.values().any(|lines| lines.contains(line));
+        assert!(has("weft_tunnels_running 1") && has("weft_tunnels{state=\"open\"} 1"));
+
+        // What is no WireGuard; what the underlay does not take; and a path that takes less than it did.
+        let stranger = bed.outsider("stranger");
+        let noise = stranger.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+        noise.send_to(&[7; 200], (h1.address(), 51820)).unwrap();
+        let socket = one.sandbox.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+        socket.connect((two.address(), 9)).unwrap();
+        let lost = |lines: &Metrics| lines["weft_tunnel_lost_frames"].clone();
+        let ip = |line: String| {
+            let mut command = Command::new("ip");
+            command.args(line.split(' '));
+            assert!(h1.host.run(|| command.status().unwrap().success()).unwrap());
+        };
+        let way = format!("prohibit {}/32", h2.address());
+        ip(format!("route add {way}"));
+        soon("frames to be lost", || {
+            // The one before may have been refused, which the next call says.
+            let _ = socket.send(&[0; 100]);
+            match of_tunnels() {
+                now if lost(&now) != lost(&before) => Ok(()),
+                _ => Err("none was"),
+            }
+        });
+        ip(format!("route del {way}"));
+        ip(format!("route add {}/32 dev eth0 mtu 1400", h2.address()));
+        soon("the path to be known", || {
+            let _ = socket.send(&[0; 1300]);
+            let path = of_tunnels().remove("weft_tunnel_path_mtu_bytes");
+            match path.unwrap_or_default().into_iter().next().as_deref() {
+                Some("weft_tunnel_path_mtu_bytes{node=\"h2\"} 1400") => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+        // And nothing encrypts for a moment.
+        kill(process_of(h1).unwrap(), Signal::SIGSTOP).unwrap();
+        let runs = |count: u8| {
+            let wanted = format!("weft_tunnels_running {count}");
+            soon(&wanted, || {
+                let running = of_tunnels().remove("weft_tunnels_running").unwrap_or_default();
+                let as_wanted = running.contains(&wanted);
+                as_wanted.then_some(()).ok_or(format!("{running:?}"))
+            });
+        };
+        runs(0);
+        kill(process_of(h1).unwrap(), Signal::SIGCONT).unwrap();
+        runs(1);
+        let moved = moved(&before, &of_tunnels());
+        let there: BTreeSet<String> = before.keys().cloned().collect();
+        // Both were seen above, and one of them is as it was again.
+        let rest: Vec<_> = there.difference(&moved).collect();
+        assert_eq!(rest, ["weft_tunnels", "weft_tunnels_running"]);
+        drop((one, two, socket, noise));
         bed.close();
     });
 }

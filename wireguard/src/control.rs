@@ -226,6 +226,40 @@ pub struct Dropped {
     pub wrong_mac: u64,
 }
 
+impl Dropped {
+    /// Each by its name, in the order in which the checks are made.
+    pub fn by_reason(&self) -> [(&'static str, u64); 12] {
+        let Self {
+            malformed,
+            unknown_index,
+            unknown_peer,
+            over_budget,
+            undecryptable,
+            replayed,
+            wrong_source,
+            wrong_destination,
+            not_vxlan,
+            unknown_vni,
+            not_a_member,
+            wrong_mac,
+        } = *self;
+        [
+            ("malformed", malformed),
+            ("unknown_index", unknown_index),
+            ("unknown_peer", unknown_peer),
+            ("over_budget", over_budget),
+            ("undecryptable", undecryptable),
+            ("replayed", replayed),
+            ("wrong_source", wrong_source),
+            ("wrong_destination", wrong_destination),
+            ("not_vxlan", not_vxlan),
+            ("unknown_vni", unknown_vni),
+            ("not_a_member", not_a_member),
+            ("wrong_mac", wrong_mac),
+        ]
+    }
+}
+
 /// Writes a message with its length before it. The bytes are wiped: there may be keys in them.
 pub(crate) fn write_message<T: Serialize>(to: &mut impl Write, message: &T) -> io::Result<()> {
     let size = postcard::experimental::serialized_size(message).map_err(invalid)?;

@@ -1,9 +1,10 @@
 //! What is measured of the cluster as this node sees it.
 
 use weft_gossip::Stats;
+use weft_wireguard::Dropped;
 
-use super::Control;
-use crate::api::types::{AddressShare, Backend, NetworkSummary, NodeInfo, ServiceSummary};
+use super::{Control, Now};
+use crate::api::types::{AddressShare, Backend, EncryptionStatus, NetworkSummary, NodeInfo, ServiceSummary};
 
 /// What a node knows when somebody measures.
 #[derive(Debug, Clone, Default)]
@@ -19,6 +20,8 @@ pub struct Measures {
     pub health: HealthCounts,
     /// How often this host has ejected a backend.
     pub ejections: u64,
+    /// Of a host with a part in an encrypted network; with what was not delivered.
+    pub encryption: Option<(EncryptionStatus, Dropped)>,
 }
 
 /// How health checks ended.
@@ -30,7 +33,7 @@ pub struct HealthCounts {
 
 impl Control {
     /// What there is to measure now.
-    pub fn measures(&self) -> Measures {
+    pub fn measures(&self, now: Now) -> Measures {
         let networks = self.catalogue.networks().map(|(id, spec)| {
             let summary = self.network_summary(id, spec);
             (summary, self.network_shares(id, spec))
@@ -48,6 +51,9 @@ impl Control {
             room: self.gossip.room() as u64,
             health: self.checks.ended(),
             ejections: self.ejected_so_far,
+            encryption: self
+                .encryption(None, now)
+                .map(|status| (status, self.refused_in_tunnels(now))),
         }
     }
 

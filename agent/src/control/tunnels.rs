@@ -19,7 +19,7 @@ use weft_overlay::{
     plan::Encryption,
 };
 use weft_types::{Mac, NetworkId, NodeId};
-use weft_wireguard::{Desired, KeyPair, Network, Peer, PeerStatus, Secret32, Status};
+use weft_wireguard::{Desired, Dropped, KeyPair, Network, Peer, PeerStatus, Secret32, Status};
 
 use super::{
     Control, Now,
@@ -205,6 +205,7 @@ impl Control {
         let mut tunnels: Vec<_> = nodes.filter_map(|id| self.tunnel_to(id, now)).collect();
         tunnels.sort_by(|one, other| (&one.node_name, one.node_id).cmp(&(&other.node_name, other.node_id)));
         let status = self.tunnels.status(now);
+        let refused = self.refused_in_tunnels(now).by_reason();
         Some(EncryptionStatus {
             datapath: match self.settings.encrypter.kind {
                 Encryption::Process => "userspace",
@@ -218,9 +219,15 @@ impl Control {
             fingerprint: fingerprint(&self.rotation.keys().current.public_key()),
             epoch: self.rotation.keys().epoch,
             change: self.key_change(now),
-            refused: status.map_or(0, |(status, _)| refused(status)),
+            refused: refused.iter().map(|(_, count)| count).sum(),
             tunnels,
         })
+    }
+
+    /// Packets that came in by tunnels and were not delivered, by the first check that they failed.
+    pub(super) fn refused_in_tunnels(&self, now: Now) -> Dropped {
+        let status = self.tunnels.status(now);
+        status.map_or_else(Dropped::default, |(status, _)| status.dropped)
     }
 
     /// The tunnel to a node, where there is to be one.
@@ -314,26 +321,6 @@ impl Control {
 
 fn peer<'s>(status: &'s Status, fact: &TunnelFact) -> Option<&'s PeerStatus> {
     status.peers.iter().find(|peer| peer.vtep == fact.address)
-}
-
-fn refused(status: &Status) -> u64 {
-    let dropped = &status.dropped;
-    [
-        dropped.malformed,
-        dropped.unknown_index,
-        dropped.unknown_peer,
-        dropped.over_budget,
-        dropped.undecryptable,
-        dropped.replayed,
-        dropped.wrong_source,
-        dropped.wrong_destination,
-        dropped.not_vxlan,
-        dropped.unknown_vni,
-        dropped.not_a_member,
-        dropped.wrong_mac,
-    ]
-    .iter()
-    .sum()
 }
 
 /// Who has each of the addresses that nodes say to have.

@@ -321,7 +321,7 @@ impl Daemon {
             node_name: self.node_name.clone(),
             datapath: self.host.datapath(),
             started_unix_millis: self.started.unix_millis,
-            cluster: control.map(|control| control.measures()).unwrap_or_default(),
+            cluster: control.map(|control| control.measures(now())).unwrap_or_default(),
             dns: self.names.counts(),
             work: Work::default(),
             traffic: BTreeMap::new(),

@@ -92,4 +92,18 @@ families! {
         "Health checks of backends on this node that have ended.";
     EJECTIONS = Counter "weft_service_ejections" []
         "Times that this host gave a backend no connections for a time, because those of its clients failed one after the other.";
+    TUNNELS = Gauge "weft_tunnels" ["state"]
+        "Tunnels to the nodes that this host shares an encrypted network with. Waiting: there was no handshake yet, and nothing passes.";
+    TUNNELS_RUNNING = Gauge "weft_tunnels_running" []
+        "1 while something encrypts; at 0 nothing leaves this host on encrypted networks. Without such a network on this host there is no value, here and below.";
+    TUNNEL_BYTES = Counter "weft_tunnel_bytes" ["node" "direction"]
+        "Bytes of WireGuard to and from a node, since what encrypts was started.";
+    TUNNEL_LOST = Counter "weft_tunnel_lost_frames" ["node"]
+        "Frames to a node that were dropped here: no session yet, or the underlay refused them. The kernel's WireGuard does not count them.";
+    TUNNEL_HANDSHAKE = Gauge "weft_tunnel_handshake_age_seconds" ["node"]
+        "Since the last handshake with a node, if there was one. More than 180 with traffic to it: nothing passes.";
+    TUNNEL_PATH = Gauge "weft_tunnel_path_mtu_bytes" ["node"]
+        "The largest packet that the path to a node takes, while that is less than full packets need.";
+    TUNNELS_REFUSED = Counter "weft_tunnels_refused" ["reason"]
+        "Packets that came in by tunnels or pretended to, and were not delivered, by the first check they failed. The kernel's WireGuard counts not_a_member alone.";
 }

@@ -16,9 +16,10 @@ use prometheus_client::{
 };
 use weft_dns::Counts;
 use weft_types::EndpointId;
+use weft_wireguard::Dropped;
 
 use crate::{
-    api::types::{BackendState, DatapathStatus, NodeState},
+    api::types::{BackendState, DatapathStatus, EncryptionStatus, NodeState},
     control::{Measures, Traffic},
 };
 use families::{Family, Kind};
@@ -91,6 +92,9 @@ impl Samples {
         samples.add_services(snapshot);
         samples.add_gossip(&snapshot.cluster);
         samples.add_dns(&snapshot.dns);
+        if let Some((encryption, refused)) = &snapshot.cluster.encryption {
+            samples.add_tunnels(encryption, refused);
+        }
         samples
     }
 
@@ -226,6 +230,36 @@ impl Samples {
         self.add(families::GOSSIP_RECORDS, [], cluster.records);
         self.add(families::GOSSIP_ROOM, [], cluster.room);
         self.add(families::GOSSIP_RECORDS_TOLD, [], stats.records_told);
+    }
+
+    fn add_tunnels(&mut self, encryption: &EncryptionStatus, refused: &Dropped) {
+        let tunnels = &encryption.tunnels;
+        let open = tunnels.iter().filter(|tunnel| tunnel.handshake_ms_ago.is_some());
+        let open = open.count();
+        for (state, count) in [("open", open), ("waiting", tunnels.len() - open)] {
+            self.add(families::TUNNELS, [state], count as u64);
+        }
+        self.add(families::TUNNELS_RUNNING, [], u64::from(encryption.running));
+        for tunnel in tunnels {
+            let node = tunnel.node_name.as_str();
+            for (direction, bytes) in [("sent", tunnel.sent_bytes), ("received", tunnel.received_bytes)] {
+                self.add(families::TUNNEL_BYTES, [node, direction], bytes);
+            }
+            self.add(families::TUNNEL_LOST, [node], tunnel.lost);
+            if let Some(millis) = tunnel.handshake_ms_ago {
+                self.add(
+                    families::TUNNEL_HANDSHAKE,
+                    [node],
+                    Value::Seconds(millis as f64 / 1e3),
+                );
+            }
+            if let Some(mtu) = tunnel.path_mtu {
+                self.add(families::TUNNEL_PATH, [node], u64::from(mtu));
+            }
+        }
+        for (reason, count) in refused.by_reason() {
+            self.add(families::TUNNELS_REFUSED, [reason], count);
+        }
     }
 
     fn add_dns(&mut self, dns: &Counts) {

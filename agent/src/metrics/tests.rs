@@ -7,6 +7,10 @@ use crate::api::contract;
 
 fn snapshot() -> Snapshot {
     let service: crate::api::types::ServiceDetail = contract::sample("ServiceDetail");
+    let dropped = Dropped {
+        replayed: 4,
+        ..Dropped::default()
+    };
     let cluster = Measures {
         nodes: vec![contract::sample("NodeInfo")],
         networks: vec![(
@@ -19,6 +23,7 @@ fn snapshot() -> Snapshot {
         room: 300,
         health: crate::control::HealthCounts { passed: 5, failed: 1 },
         ejections: 2,
+        encryption: Some((contract::sample("EncryptionStatus"), dropped)),
     };
     let traffic = Traffic {
         open: 3,
@@ -58,6 +63,10 @@ fn metrics_read_as_text() {
         "weft_gossip_room 300",
         "weft_service_ejections_total 2",
         "weft_nodes{state=\"down\"} 0",
+        "weft_tunnels{state=\"open\"} 1",
+        "weft_tunnel_bytes_total{node=\"h2\",direction=\"received\"} 1234567",
+        "weft_tunnel_handshake_age_seconds{node=\"h2\"} 61.25",
+        "weft_tunnels_refused_total{reason=\"replayed\"} 4",
     ] {
         assert!(
             text.lines().any(|found| found == line),
