@@ -1,7 +1,7 @@
 //! Hosts on one underlay, each with a network of its own behind a TAP device, and the process that carries it.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
     sync::LazyLock,
@@ -24,6 +24,8 @@ pub const MTU: u32 = 1370;
 pub struct Bed {
     pub lab: Lab,
     pub nodes: Vec<Node>,
+    /// Whether tunnels go over IPv6, rather than IPv4.
+    pub is_over_v6: bool,
 }
 
 /// A host. Its container is at 10.9.0.N and fd09::N.
@@ -67,6 +69,10 @@ pub fn underlay(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 0, 2, number)
 }
 
+pub fn underlay6(number: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x99, 0, 0, 0, 0, 0, number.into())
+}
+
 /// A peer with the key and addresses of a number.
 pub fn peer(number: u8) -> Peer {
     Peer {
@@ -99,14 +105,28 @@ pub fn has_tap() -> bool {
 /// Runs a test on two nodes whose tunnels are up.
 pub fn on_two(body: impl FnOnce(&Bed, &Node, &Node)) {
     isolated(|| {
-        if !has_tap() {
-            return;
+        if has_tap() {
+            with_two(false, body);
         }
-        let bed = Bed::new(2);
-        bed.connect();
-        body(&bed, &bed.nodes[0], &bed.nodes[1]);
-        bed.close();
     });
+}
+
+/// The same over IPv4, and then over IPv6.
+pub fn on_two_over_both(body: impl Fn(&Bed, &Node, &Node)) {
+    isolated(|| {
+        if has_tap() {
+            with_two(false, &body);
+            with_two(true, &body);
+        }
+    });
+}
+
+fn with_two(over_v6: bool, body: impl FnOnce(&Bed, &Node, &Node)) {
+    let mut bed = Bed::new(2);
+    bed.is_over_v6 = over_v6;
+    bed.connect();
+    body(&bed, &bed.nodes[0], &bed.nodes[1]);
+    bed.close();
 }
 
 impl Bed {
@@ -123,7 +143,11 @@ impl Bed {
         let nodes = nodes
             .map(|(host, number)| Node::new(host, number, count))
             .collect();
-        Self { lab, nodes }
+        Self {
+            lab,
+            nodes,
+            is_over_v6: false,
+        }
     }
 
     /// All know all, and are told so.
@@ -140,13 +164,25 @@ impl Bed {
                 .map(|node| node.number)
                 .filter(|other| *other != number)
         };
+        let peer_here = |number| Peer {
+            endpoint: SocketAddr::new(self.underlay(number), PORT),
+            ..peer(number)
+        };
         Desired {
             generation: 1,
             private_keys: vec![key(number)],
             port: PORT,
             vtep: vtep(number),
-            peers: others().map(peer).collect(),
+            peers: others().map(peer_here).collect(),
             networks: vec![self.node(number).wanted_network(&others().collect::<Vec<_>>())],
+        }
+    }
+
+    /// Where a node says that it is.
+    pub fn underlay(&self, number: u8) -> IpAddr {
+        match self.is_over_v6 {
+            true => underlay6(number).into(),
+            false => underlay(number).into(),
         }
     }
 
