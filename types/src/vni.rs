@@ -2,6 +2,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Mac;
+
 /// A VXLAN network identifier: 24 bits (RFC 7348, section 5).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
@@ -16,6 +18,13 @@ impl Vni {
     /// The number as the VXLAN header carries it.
     pub fn get(self) -> u32 {
         self.0
+    }
+
+    /// The Ethernet address of the network's gateway. All hosts have the same, so that a sandbox finds its gateway where it was
+    /// after its addresses moved; what a host routes into the network comes from there too.
+    pub fn gateway_mac(self) -> Mac {
+        let [_, a, b, c] = self.0.to_be_bytes();
+        Mac([0x02, b'w', b'f', a, b, c])
     }
 }
 

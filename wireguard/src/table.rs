@@ -232,8 +232,11 @@ impl Table {
         if !network.members.contains(&peer.vtep()) {
             return Err(Denied::NotAMember(vni));
         }
-        let source = mac(frame, 6).and_then(|mac| network.fdb.get(&mac));
-        if source != Some(&peer.vtep()) {
+        let source = mac(frame, 6);
+        // What a member routes, from a published port or another subnet of the network, comes from its gateway.
+        let is_routed = source == Some(vni.gateway_mac());
+        let from = source.and_then(|source| network.fdb.get(&source));
+        if !is_routed && from != Some(&peer.vtep()) {
             return Err(Denied::WrongMac(vni));
         }
         Ok((network, frame))

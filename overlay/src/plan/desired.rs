@@ -178,13 +178,6 @@ impl Network {
         self.ingress.as_ref().filter(|_| !self.internal)
     }
 
-    /// The bridge's Ethernet address is the same on all hosts, so that a sandbox finds its gateway where it
-    /// was after its addresses moved.
-    fn bridge_mac(&self) -> Mac {
-        let [_, a, b, c] = self.vni.get().to_be_bytes();
-        Mac([0x02, b'w', b'f', a, b, c])
-    }
-
     /// What the kernel shows when it holds just this, with the uplink in the given slot.
     pub(super) fn as_observed(&self, slot: Option<u16>) -> ObservedNetwork {
         let mtu = u32::from(self.mtu);
@@ -212,7 +205,7 @@ impl Network {
         });
         ObservedNetwork {
             bridge: Some(Bridge {
-                mac: self.bridge_mac(),
+                mac: self.vni.gateway_mac(),
                 mtu,
                 name: self.name.clone(),
                 up: true,

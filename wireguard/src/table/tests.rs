@@ -93,6 +93,17 @@ fn a_peer_speaks_only_for_itself_in_its_networks_with_its_addresses() {
     assert_eq!(of(4, &packet(4, 1, 7, 2)), Err(Denied::NotAMember(vni)));
     assert_eq!(of(2, &packet(2, 1, 7, 3)), Err(Denied::WrongMac(vni)));
     assert_eq!(of(2, &packet(2, 1, 7, 9)), Err(Denied::WrongMac(vni)));
+    // A gateway speaks for whoever it routes for, in its own network.
+    let routed = |vni: u32, from: u8, gateway: u32| {
+        let mut packet = packet(from, 1, vni, 0);
+        let source = packet.len() - 8;
+        let gateway = Vni::try_from(gateway).unwrap().gateway_mac();
+        packet[source..source + 6].copy_from_slice(&gateway.0);
+        packet
+    };
+    assert_eq!(of(2, &routed(7, 2, 7)), Ok(14));
+    assert_eq!(of(2, &routed(7, 2, 8)), Err(Denied::WrongMac(vni)));
+    assert_eq!(of(4, &routed(7, 4, 7)), Err(Denied::NotAMember(vni)));
 }
 
 #[test]
