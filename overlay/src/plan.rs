@@ -18,7 +18,7 @@ mod remotes;
 mod rules;
 mod since;
 
-pub use desired::{Desired, Encryption, LocalEndpoint, Network, Place, Sandbox, Subnet};
+pub use desired::{Desired, Encryption, LocalEndpoint, Network, Place, Sandbox, Subnet, is_other};
 pub use diff::plan;
 pub use ingress::{HostPort, HostPorts, Ingress, IngressLink, SourceRules, Transport};
 pub use observed::{

@@ -250,14 +250,8 @@ impl Control {
                         .push((index as u8, with_prefix(address(taken, subnet.net), subnet.net)));
                     return Ok(());
                 }
-                // A later subnet may have room; if none has, the first one's owners are asked.
-                Err(cause) => {
-                    let stop = self.stopped(cause);
-                    let better = matches!(stop, Stop::Ask { .. });
-                    if stopped.is_none() || (better && !matches!(stopped, Some(Stop::Ask { .. }))) {
-                        stopped = Some(stop);
-                    }
-                }
+                // A later subnet may have room; if none has, the owners of one after the other are asked.
+                Err(cause) => stopped = Some(self.better_stop(stopped, cause, now)),
             }
         }
         stopped.map_or(Ok(()), Err)
@@ -271,7 +265,7 @@ impl Control {
             .expect("it has an endpoint");
         let endpoint = self.endpoint_spec(connect.network, id).expect("just published");
         let gives = endpoint.gives_default_route;
-        let gateways = spec.subnets.iter().map(|subnet| subnet.gateway).filter(|_| gives);
+        let gateways = spec.gateways(&endpoint.addresses).filter(|_| gives);
         let name = self.catalogue.display_name(connect.network).unwrap_or_default();
         let response = ConnectResponse {
             id,

@@ -159,6 +159,24 @@ pub struct NetworkSpec {
     pub encrypted: bool,
 }
 
+impl NetworkSpec {
+    /// The gateways of the subnets that somebody with these addresses is in.
+    pub fn gateways<'a>(&'a self, addresses: &'a [IpNet]) -> impl Iterator<Item = IpAddr> + 'a {
+        let is_in = |subnet: &&SubnetSpec| {
+            addresses
+                .iter()
+                .any(|address| subnet.net.contains(&address.addr()))
+        };
+        self.subnets.iter().filter(is_in).map(|subnet| subnet.gateway)
+    }
+
+    /// The subnets that somebody with these addresses is not in, of the IP versions that it has.
+    pub fn other_subnets<'a>(&'a self, addresses: &'a [IpNet]) -> impl Iterator<Item = IpNet> + 'a {
+        let nets = self.subnets.iter().map(|subnet| subnet.net);
+        nets.filter(|net| weft_overlay::plan::is_other(net, addresses))
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SubnetSpec {
     pub net: IpNet,

@@ -372,7 +372,7 @@ impl Control {
 }
 
 fn local_endpoint(spec: &super::records::EndpointSpec, network: &NetworkSpec) -> plan::LocalEndpoint {
-    let gateways = network.subnets.iter().map(|subnet| subnet.gateway);
+    let gateways = network.gateways(&spec.addresses);
     plan::LocalEndpoint {
         mac: spec.mac,
         addresses: spec.addresses.clone(),

@@ -278,6 +278,9 @@ impl Network {
             .service_addresses
             .iter()
             .map(|address| (IpNet::from(*address), None));
+        let nets = self.subnets.iter().map(|subnet| subnet.net);
+        let others = nets.filter(|net| is_other(net, &local.addresses));
+        let others = others.map(|net| (net, None));
         let defaults = local.gateway.iter().map(|gateway| {
             let everywhere = if gateway.is_ipv4() {
                 IpNet::V4(Default::default())
@@ -302,10 +305,21 @@ impl Network {
             intact: true,
             addresses: local.addresses.iter().copied().collect(),
             routes: services
+                .chain(others)
                 .chain(defaults)
                 .filter(|(to, _)| has(to))
                 .map(|(to, via)| EndpointRoute { to, via, metric })
                 .collect(),
         }
     }
+}
+
+/// Whether somebody with these addresses reaches a subnet of its network without being in it: it is on the same link.
+pub fn is_other(subnet: &IpNet, addresses: &[IpNet]) -> bool {
+    let mut of_version = addresses
+        .iter()
+        .map(IpNet::addr)
+        .filter(|address| address.is_ipv4() == subnet.addr().is_ipv4())
+        .peekable();
+    of_version.peek().is_some() && !of_version.any(|address| subnet.contains(&address))
 }

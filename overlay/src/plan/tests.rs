@@ -103,6 +103,23 @@ fn an_unchanged_host_has_an_empty_plan() {
 }
 
 #[test]
+fn endpoints_that_are_there_get_a_way_to_a_subnet_that_is_added() {
+    let mut desired = desired();
+    let observed = applied(&desired);
+    let net = "10.9.0.0/24".parse().unwrap();
+    let more = Subnet {
+        net,
+        gateway: ip("10.9.0.1"),
+    };
+    desired.networks.get_mut(&APP).unwrap().subnets.push(more);
+    insta::assert_snapshot!(text(&desired, &observed));
+    assert_eq!(text(&desired, &applied(&desired)), "");
+    // Who is in the new one alone has a way to the first.
+    assert!(is_other(&net, &[local(5).addresses[0]]));
+    assert!(!is_other(&net, &[local(5).addresses[1]]), "of the other version");
+}
+
+#[test]
 fn a_second_endpoint_is_all_that_is_added() {
     let mut desired = desired();
     let observed = applied(&desired);

@@ -327,18 +327,18 @@ impl Control {
             key: request.sandbox.clone(),
             dns_bits,
         };
-        let has_version = |gateway: &IpAddr| {
-            let mut addresses = endpoint.addresses.iter();
-            addresses.any(|net| net.addr().is_ipv4() == gateway.is_ipv4())
-        };
-        let gateways = self.catalogue.network(network).into_iter();
-        let gateways = gateways
-            .filter(|spec| !spec.internal && !request.publishes)
-            .flat_map(|spec| spec.subnets.iter().map(|subnet| subnet.gateway));
+        let addresses = &endpoint.addresses;
+        let spec = self.catalogue.network(network);
+        let gives = spec.filter(|spec| !spec.internal && !request.publishes);
+        let gateways = gives.into_iter().flat_map(|spec| spec.gateways(addresses));
+        let others = spec.into_iter().flat_map(|spec| spec.other_subnets(addresses));
         let grant = JoinGrant {
             ifname: docker.ifname.clone(),
-            on_link: dns_routes(&endpoint.addresses, dns_bits),
-            gateways: gateways.filter(has_version).collect(),
+            on_link: dns_routes(addresses, dns_bits)
+                .into_iter()
+                .chain(others)
+                .collect(),
+            gateways: gateways.collect(),
         };
         if docker.joined.as_ref() != Some(&joined) {
             docker.joined = Some(joined);
