@@ -62,6 +62,7 @@ pub fn api(data: &[u8]) {
             reads::<DisconnectRequest>,
             reads::<ServiceCreateRequest>,
             reads::<ServiceUpdateRequest>,
+            reads::<NetworkUpdateRequest>,
             reads::<HealthCheck>,
             reads::<DoctorRequest>,
             reads::<WhyRequest>,

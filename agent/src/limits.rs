@@ -55,9 +55,9 @@ fn limits() -> Vec<(&'static str, String, &'static str)> {
             "`weft token create` is refused; `--reusable` makes one for many",
         ),
         one(
-            "subnets of a network when it is created",
+            "subnets of a network",
             networks::MAX_SUBNETS,
-            "the network is refused",
+            "the network is refused, or the subnet that is to be added",
         ),
         one(
             "services of a network",

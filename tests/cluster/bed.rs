@@ -150,6 +150,11 @@ impl Bed {
         Self::apart_with(datapath, &["10.1.0.0/24"], names).joined(names)
     }
 
+    /// The same on another underlay.
+    pub fn cluster_over(subnet: &str, names: &[&str]) -> Self {
+        Self::apart_with("auto", &[subnet], names).joined(names)
+    }
+
     /// The same with IPv6 addresses on the underlay beside the others.
     pub fn dual_cluster(names: &[&str]) -> Self {
         Self::dual_cluster_with("auto", names)

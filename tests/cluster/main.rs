@@ -42,4 +42,5 @@ mod swarm;
 mod systemd;
 mod traffic;
 mod tuning;
+mod underlay;
 mod versions;

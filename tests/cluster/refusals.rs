@@ -168,6 +168,9 @@ fn every_refusal_is_a_sentence_with_a_way_out() {
         said.refused(h1, "network create --opt mtu=9000 other");
         said.refused(h1, "network create --opt colour=red other");
         said.refused(h1, "network create under_score.and.dots");
+        said.refused(h2, "network update --subnet-add 10.9.0.0/24 app");
+        said.refused(h1, "network update --subnet-add 10.7.0.0/25 app");
+        said.refused(h1, "network update --subnet-add fd09::/64 app");
         said.refused(h1, "network inspect nothing");
         said.refused(h1, "network rm nothing");
 

@@ -175,6 +175,16 @@ impl Client {
         self.get(&fill(routes::NETWORK, network)).await
     }
 
+    /// Changes a network.
+    pub async fn network_update(
+        &self,
+        network: &str,
+        request: &NetworkUpdateRequest,
+    ) -> Result<NetworkSummary, ClientError> {
+        let path = fill(routes::NETWORK, network);
+        self.send("PATCH", &path, Some(request), DEADLINE).await
+    }
+
     /// Removes a network.
     pub async fn network_remove(&self, network: &str) -> Result<NetworkRemoveResponse, ClientError> {
         self.delete(&fill(routes::NETWORK, network)).await

@@ -37,7 +37,7 @@ macro_rules! for_every_type {
             EndpointActivateResponse BackendName ClientConnections Ejected NetworkCreateRequest Subnet NetworkSummary NetworkDetail
             AddressShare EncryptionStatus KeyChange TunnelStatus NetworkRemoveResponse Endpoint ConnectRequest ConnectResponse EndpointDns
             DisconnectRequest DisconnectResponse HealthCheck HealthUpdate Tuning ServiceCreateRequest
-            ServiceUpdateRequest ServiceQuery ServiceListQuery ServiceCounts ServicePort PublishedPort ServiceSummary ServiceChanged ServiceDetail Backend
+            ServiceUpdateRequest NetworkUpdateRequest ServiceQuery ServiceListQuery ServiceCounts ServicePort PublishedPort ServiceSummary ServiceChanged ServiceDetail Backend
             ServiceRemoveResponse Unconfirmed StatusResponse DoctorRequest DoctorResponse DoctorCheck WhyRequest WhyResponse WhyStep ClusterStatus DatapathStatus NamesStatus ForwardedDomain VersionResponse
             Event EventObject EventsQuery ApiError ErrorBody
         )

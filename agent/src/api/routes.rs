@@ -113,6 +113,7 @@ pub const ROUTES: &[Route] = &[
     route("POST", NETWORKS, "NetworkSummary").body("NetworkCreateRequest"),
     route("GET", NETWORKS, "[NetworkSummary]"),
     route("GET", NETWORK, "NetworkDetail"),
+    route("PATCH", NETWORK, "NetworkSummary").body("NetworkUpdateRequest"),
     route("DELETE", NETWORK, "NetworkRemoveResponse"),
     route("POST", NETWORK_CONNECT, "ConnectResponse").body("ConnectRequest"),
     route("POST", NETWORK_DISCONNECT, "DisconnectResponse").body("DisconnectRequest"),

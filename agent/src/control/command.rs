@@ -54,6 +54,7 @@ pub enum Command {
     NetworkCreate(NetworkCreateRequest, Responder<NetworkSummary>),
     NetworkList(Responder<Vec<NetworkSummary>>),
     NetworkInspect(String, Responder<NetworkDetail>),
+    NetworkUpdate(String, NetworkUpdateRequest, Responder<NetworkSummary>),
     NetworkRemove(String, Responder<NetworkRemoveResponse>),
     /// The driver looked at the sandbox, which is I/O.
     Connect(String, ConnectRequest, SandboxSpec, Responder<ConnectResponse>),
@@ -123,6 +124,9 @@ impl Control {
             Command::NetworkInspect(reference, to) => {
                 let result = self.network_detail(&reference, now);
                 self.reply(to, result);
+            }
+            Command::NetworkUpdate(reference, request, to) => {
+                self.start_update_network(&reference, request, to, now);
             }
             Command::NetworkRemove(reference, to) => {
                 let result = self.remove_network(&reference, now);

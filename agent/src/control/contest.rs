@@ -26,6 +26,11 @@ pub(super) trait Shared: Clone + PartialEq {
         None
     }
 
+    /// Whether it is what the other was, perhaps with something added by its maker since.
+    fn extends(&self, other: &Self) -> bool {
+        self == other
+    }
+
     /// Whether an honest node can have written it, in this scope.
     fn is_plausible(&self, _scope: NetworkId) -> bool {
         true
@@ -35,6 +40,16 @@ pub(super) trait Shared: Clone + PartialEq {
 impl Shared for NetworkSpec {
     fn maker(&self) -> Option<NodeId> {
         Some(self.creator)
+    }
+
+    /// Subnets are added, and none is ever taken away or changed.
+    fn extends(&self, other: &Self) -> bool {
+        self == other
+            || (self.subnets.starts_with(&other.subnets)
+                && Self {
+                    subnets: other.subnets.clone(),
+                    ..self.clone()
+                } == *other)
     }
 
     fn is_plausible(&self, scope: NetworkId) -> bool {
@@ -144,7 +159,7 @@ impl<T: Shared> Contest<T> {
         };
         let of_maker = self.said.get(&maker);
         Some(maker) == self.maker
-            && (author == maker || of_maker.is_none_or(|of_maker| of_maker.value == register.value))
+            && (author == maker || of_maker.is_none_or(|of_maker| of_maker.value.extends(&register.value)))
     }
 
     fn believed(&self) -> impl Iterator<Item = (NodeId, &Register<T>)> {
@@ -174,7 +189,19 @@ impl<T: Shared> Contest<T> {
             self.believed()
                 .any(|(author, register)| !register.removed && uses(author))
         };
-        (!winner.removed || is_used()).then_some(&winner.value)
+        (!winner.removed || is_used()).then(|| self.latest(&winner.value))
+    }
+
+    /// The value with all that was added to it: who says that something is there may not have heard of that yet.
+    fn latest<'a>(&'a self, value: &'a T) -> &'a T {
+        if value.maker().is_none() {
+            return value;
+        }
+        let all = self.believed().map(|(_, register)| &register.value);
+        all.fold(value, |latest, other| match other.extends(latest) {
+            true => other,
+            false => latest,
+        })
     }
 }
 
@@ -192,14 +219,42 @@ pub(super) fn is_usable(address: std::net::IpAddr, subnets: &[SubnetSpec]) -> bo
 mod tests {
     use super::*;
 
-    /// Something that its maker alone says what it is.
+    /// Something that its maker alone says what it is, and adds to.
     #[derive(Debug, Clone, PartialEq)]
-    struct Made(NodeId);
+    struct Made(NodeId, u32);
 
     impl Shared for Made {
         fn maker(&self) -> Option<NodeId> {
             Some(self.0)
         }
+
+        fn extends(&self, other: &Self) -> bool {
+            self.0 == other.0 && self.1 >= other.1
+        }
+    }
+
+    #[test]
+    fn what_its_maker_added_is_there_whoever_says_something_older_later() {
+        let [maker, user, liar] = [1, 2, 3].map(|n| NodeId([n; 32]));
+        let mut contest = Contest::default();
+        let mut say = |author, lamport, removed, has| {
+            let register = Register {
+                lamport,
+                removed,
+                value: Made(maker, has),
+            };
+            contest.set(author, CLUSTER, Some(register));
+            contest.live(|node| node == user, |_| false).map(|made| made.1)
+        };
+        assert_eq!(say(maker, 1, false, 1), Some(1));
+        assert_eq!(say(user, 2, false, 1), Some(1));
+        assert_eq!(say(maker, 3, false, 2), Some(2));
+        // It uses it, and has not heard of the second when somebody says that it is gone.
+        assert_eq!(say(maker, 4, true, 2), Some(2));
+        assert_eq!(say(user, 5, false, 1), Some(2));
+        // Nobody else adds anything.
+        assert_eq!(say(liar, 6, false, 3), Some(2));
+        assert_eq!(contest.pretenders().collect::<Vec<_>>(), [liar]);
     }
 
     #[test]
@@ -207,7 +262,7 @@ mod tests {
         let [maker, user, liar] = [1, 2, 3].map(|n| NodeId([n; 32]));
         let mut contest = Contest::default();
         let mut say = |author, lamport, removed| {
-            let value = Made(maker);
+            let value = Made(maker, 0);
             let register = Register {
                 lamport,
                 removed,

@@ -194,14 +194,13 @@ impl Control {
             }
             Change::NetworkCreated(id) => {
                 let spec = self.catalogue.network(id).expect("just created").clone();
-                self.look_at_estates_later(now);
-                self.spaces
-                    .add_network(id, &spec, &self.catalogue, self.gossip.records(), now.instant);
+                self.add_spaces(id, &spec, now);
                 self.event(EventKind::NetworkCreated, id.to_string(), spec.name, []);
             }
             Change::NetworkChanged(id) => {
-                if let Some(spec) = self.catalogue.network(id) {
-                    self.spaces.make_spaces(id, spec);
+                if let Some(spec) = self.catalogue.network(id).cloned() {
+                    self.add_spaces(id, &spec, now);
+                    self.event(EventKind::NetworkUpdated, id.to_string(), spec.name, []);
                 }
             }
             Change::NetworkContested(id) => {
@@ -256,6 +255,12 @@ impl Control {
                 );
             }
         }
+    }
+
+    fn add_spaces(&mut self, id: NetworkId, spec: &NetworkSpec, now: Now) {
+        self.look_at_estates_later(now);
+        self.spaces
+            .add_network(id, spec, &self.catalogue, self.gossip.records(), now.instant);
     }
 
     /// A network somebody removed while this node has endpoints on it (which only a split allows)

@@ -1,5 +1,7 @@
 //! Networks: making, showing and removing them.
 
+mod grow;
+
 use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
@@ -14,6 +16,8 @@ use super::{
     records::{NetworkSpec, Register, SpaceKey, SubnetSpec, encode, network_key},
 };
 use crate::api::{ApiError, types::*};
+
+pub(super) use grow::GrowNetwork;
 
 /// The largest number of networks of a cluster.
 pub(crate) const MAX_NETWORKS: usize = 10_000;
@@ -97,7 +101,7 @@ impl Control {
             )));
         }
         for (index, subnet) in request.subnets.iter().enumerate() {
-            self.check_subnet(request, *subnet, &request.subnets[..index])?;
+            self.check_subnet(name, request.allow_overlap, *subnet, &request.subnets[..index])?;
         }
         check_inside(
             request,
@@ -141,11 +145,11 @@ impl Control {
 
     pub(super) fn check_subnet(
         &self,
-        request: &NetworkCreateRequest,
+        name: &str,
+        allow_overlap: bool,
         subnet: IpNet,
         earlier: &[IpNet],
     ) -> Result<(), ApiError> {
-        let name = &request.name;
         if subnet.trunc() != subnet {
             return Err(
                 ApiError::invalid(format!("`{subnet}` is an address within a subnet, not a subnet"))
@@ -184,7 +188,7 @@ impl Control {
                 ));
             }
         }
-        if request.allow_overlap {
+        if allow_overlap {
             return Ok(());
         }
         for (id, spec) in self.catalogue.networks() {
@@ -257,7 +261,6 @@ impl Control {
 
     /// Takes what is still missing: explicit subnets out of the pool if they lie in it, else a free one.
     fn settle_subnets(&mut self, create: &mut CreateNetwork, now: Now) -> Result<(), Stop> {
-        let pools = self.facts.pools;
         let explicit: Vec<_> = create
             .request
             .subnets
@@ -266,15 +269,10 @@ impl Control {
             .copied()
             .collect();
         for subnet in explicit {
-            let units = pools.units_of(subnet).filter(|_| !create.request.allow_overlap);
-            if let Some(units) = units {
-                let space = subnets_space(subnet);
-                self.spaces
-                    .claim_block(space, units)
-                    .map_err(|cause| self.stopped_claim(cause, subnet))?;
-            }
+            let units = self.claim_subnet(subnet, create.request.allow_overlap)?;
             create.subnets.push((subnet, units));
         }
+        let pools = self.facts.pools;
         let has = |subnets: &[(IpNet, Option<Block>)], v4: bool| {
             subnets
                 .iter()
@@ -299,6 +297,17 @@ impl Control {
                 .push((pools.subnet6(unit), Some(Block::single(unit))));
         }
         Ok(())
+    }
+
+    /// Takes a subnet out of the pool if it lies in it; says what it took.
+    fn claim_subnet(&mut self, subnet: IpNet, allow_overlap: bool) -> Result<Option<Block>, Stop> {
+        let units = self.facts.pools.units_of(subnet).filter(|_| !allow_overlap);
+        if let Some(units) = units {
+            self.spaces
+                .claim_block(subnets_space(subnet), units)
+                .map_err(|cause| self.stopped_claim(cause, subnet))?;
+        }
+        Ok(units)
     }
 
     fn describe_subnets(&self, create: &CreateNetwork) -> Result<Vec<SubnetSpec>, ApiError> {
@@ -349,7 +358,12 @@ impl Control {
         if let Some(vni) = create.vni {
             self.spaces.release(SpaceKey::Vnis, vni.get().into(), now.instant);
         }
-        for (subnet, pooled) in create.subnets {
+        self.release_subnets(create.subnets, now);
+    }
+
+    /// Gives back what was taken from the pool.
+    fn release_subnets(&mut self, subnets: Vec<(IpNet, Option<Block>)>, now: Now) {
+        for (subnet, pooled) in subnets {
             if let Some(units) = pooled {
                 self.spaces
                     .release_block(subnets_space(subnet), units, now.instant);

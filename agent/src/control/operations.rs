@@ -16,7 +16,7 @@ use super::{
     Control, Now, Responder,
     docker::{DockerAnswer, DockerTask},
     endpoints::Connect,
-    networks::CreateNetwork,
+    networks::{CreateNetwork, GrowNetwork},
     publish::Enter,
     records::SpaceKey,
     services::SetService,
@@ -31,6 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(8);
 
 pub(super) enum Operation {
     CreateNetwork(CreateNetwork, Responder<NetworkSummary>),
+    GrowNetwork(GrowNetwork, Responder<NetworkSummary>),
     Connect(Connect, Responder<ConnectResponse>),
     SetService(SetService, Responder<ServiceChanged>),
     CreateDockerNetwork(CreateNetwork, Responder<()>),
@@ -81,6 +82,7 @@ impl Control {
             Operation::CreateNetwork(create, _) | Operation::CreateDockerNetwork(create, _) => {
                 self.create_network(create, now).map(Done::Network)
             }
+            Operation::GrowNetwork(grow, _) => self.grow_network(grow, now).map(Done::Network),
             Operation::Docker(task) => self.attempt_docker(task, now).map(Done::Docker),
             Operation::Enter(enter) => self.enter(enter, now).map(|()| Done::Entered),
             Operation::Connect(connect, _) => self.connect(connect, now).map(|()| Done::Attaching),
@@ -104,9 +106,10 @@ impl Control {
 
     fn finish(&mut self, operation: Operation, done: Done, now: Now) {
         match (operation, done) {
-            (Operation::CreateNetwork(_, responder), Done::Network(summary)) => {
-                self.reply(responder, Ok(summary))
-            }
+            (
+                Operation::CreateNetwork(_, responder) | Operation::GrowNetwork(_, responder),
+                Done::Network(summary),
+            ) => self.reply(responder, Ok(summary)),
             (Operation::CreateDockerNetwork(_, responder), Done::Network(_)) => {
                 self.reply(responder, Ok(()));
             }
@@ -126,6 +129,10 @@ impl Control {
         match operation {
             Operation::CreateNetwork(create, responder) => {
                 self.abandon_network(create, now);
+                self.reply(responder, Err(error));
+            }
+            Operation::GrowNetwork(grow, responder) => {
+                self.abandon_growth(grow, now);
                 self.reply(responder, Err(error));
             }
             Operation::CreateDockerNetwork(create, responder) => {

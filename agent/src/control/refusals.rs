@@ -8,7 +8,7 @@ use weft_ipam::{AllocateError, ClaimError, NegotiationError, Refusal, Want, Why}
 use weft_types::{NetworkId, NodeId};
 
 use super::{
-    Control,
+    Control, Now,
     operations::Stop,
     pools::{address, block_of},
     records::{SpaceKey, SubnetSpec},
@@ -58,6 +58,26 @@ impl Control {
                 "{} has no such range",
                 self.space_name(space)
             ))),
+        }
+    }
+
+    /// Which of two subnets of a network to ask for, when neither has an address here: one whose owners can be asked, and have not
+    /// just said that they have none either.
+    pub(super) fn better_stop(
+        &self,
+        earlier: Option<Stop>,
+        cause: (SpaceKey, Option<IpNet>, AllocateError<NodeId>),
+        now: Now,
+    ) -> Stop {
+        let later = self.stopped(cause);
+        let worth = |stop: &Stop| match stop {
+            Stop::Fail(_) => 0,
+            Stop::Ask { space, .. } if self.spaces.is_lean(*space, now.instant) => 1,
+            Stop::Ask { .. } => 2,
+        };
+        match earlier {
+            Some(earlier) if worth(&earlier) >= worth(&later) => earlier,
+            _ => later,
         }
     }
 
@@ -173,13 +193,20 @@ impl Control {
         };
         let error = ApiError::exhausted(format!("{name} has no free {what} left{range}{note}"));
         error.with_help(match space {
-            SpaceKey::Addresses(..) => {
-                "disconnect endpoints that are not needed, or make a network with a larger --subnet"
+            SpaceKey::Addresses(network, _) => {
+                let spec = self.catalogue.network(network);
+                let maker = spec.map(|spec| self.catalogue.node_name(spec.creator));
+                let name = self.catalogue.display_name(network).unwrap_or_default();
+                format!(
+                    "disconnect endpoints that are not needed, or give it more addresses on node `{}`, which made it: \
+                     `weft network update --subnet-add CIDR {name}`",
+                    maker.unwrap_or_default()
+                )
             }
             SpaceKey::Subnets4 | SpaceKey::Subnets6 => {
-                "remove networks that are not needed, or give --subnet"
+                "remove networks that are not needed, or give --subnet".to_owned()
             }
-            SpaceKey::Vnis => "remove networks that are not needed",
+            SpaceKey::Vnis => "remove networks that are not needed".to_owned(),
         })
     }
 

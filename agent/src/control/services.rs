@@ -204,7 +204,7 @@ impl Control {
                     taken.push((index as u8, address(number, subnet.net)));
                     return Ok(());
                 }
-                Err(cause) => stopped = stopped.or(Some(self.stopped(cause))),
+                Err(cause) => stopped = Some(self.better_stop(stopped, cause, now)),
             }
         }
         stopped.map_or(Ok(()), Err)

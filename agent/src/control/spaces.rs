@@ -78,8 +78,9 @@ impl Spaces {
         }
     }
 
-    /// Only a member that lies gives a network other subnets than it had; whoever uses it has to have spaces for them.
-    pub(super) fn make_spaces(&mut self, id: NetworkId, spec: &NetworkSpec) {
+    /// True if there are spaces that were not there before. Only a member that lies changes subnets that were there.
+    fn make_spaces(&mut self, id: NetworkId, spec: &NetworkSpec) -> bool {
+        let mut is_new = false;
         for (index, subnet) in spec.subnets.iter().enumerate() {
             let key = SpaceKey::Addresses(id, index as u8);
             let known = self.spaces.get(&key).map(Space::universe);
@@ -96,10 +97,12 @@ impl Spaces {
                 space.reserve(number..=number);
             }
             self.spaces.insert(key, space);
+            is_new = true;
         }
+        is_new
     }
 
-    /// A network became known, possibly after grants of its addresses.
+    /// A network became known, or has other subnets than before, possibly after grants of its addresses.
     pub(super) fn add_network<'a>(
         &mut self,
         id: NetworkId,
@@ -108,7 +111,9 @@ impl Spaces {
         records: impl Iterator<Item = &'a Record>,
         now: Instant,
     ) {
-        self.make_spaces(id, spec);
+        if !self.make_spaces(id, spec) {
+            return;
+        }
         for record in records.filter(|record| record.key.scope == id) {
             self.learn(record, catalogue, now);
         }
@@ -228,6 +233,11 @@ impl Spaces {
         self.stopped
     }
 
+    /// Whether its other owners said a moment ago that they can give nothing of it.
+    pub(super) fn is_lean(&self, key: SpaceKey, now: Instant) -> bool {
+        self.lean_until.get(&key).is_some_and(|until| now < *until)
+    }
+
     pub(super) fn allocate(
         &mut self,
         key: SpaceKey,
@@ -235,7 +245,7 @@ impl Spaces {
         now: Instant,
     ) -> Result<u128, (SpaceKey, Option<IpNet>, AllocateError<NodeId>)> {
         let range = within.map(|net| block_of(net).range());
-        let lean = self.lean_until.get(&key).is_some_and(|until| now < *until);
+        let lean = self.is_lean(key, now);
         // A member that lies can have a network be there without its numbers, and no agent is to end because of that.
         let Some(space) = self.spaces.get_mut(&key) else {
             return Err((key, within, AllocateError::Exhausted { quarantined: 0 }));

@@ -118,7 +118,10 @@ fn router() -> Router<Context> {
         .route(routes::ENDPOINT_DRAIN, post(endpoint_drain))
         .route(routes::ENDPOINT_ACTIVATE, post(endpoint_activate))
         .route(routes::NETWORKS, post(network_create).get(network_list))
-        .route(routes::NETWORK, get(network_inspect).delete(network_remove))
+        .route(
+            routes::NETWORK,
+            get(network_inspect).patch(network_update).delete(network_remove),
+        )
         .route(routes::NETWORK_CONNECT, post(connect))
         .route(routes::NETWORK_DISCONNECT, post(disconnect))
         .route(routes::SERVICES, post(service_create).get(service_list))
@@ -314,6 +317,17 @@ async fn network_list(State(context): State<Context>) -> Answer<Vec<NetworkSumma
 async fn network_inspect(State(context): State<Context>, network: PathText) -> Answer<NetworkDetail> {
     let Path(network) = network?;
     context.command(|to| Command::NetworkInspect(network, to)).await
+}
+
+async fn network_update(
+    State(context): State<Context>,
+    network: PathText,
+    Body(request): Body<NetworkUpdateRequest>,
+) -> Answer<NetworkSummary> {
+    let Path(network) = network?;
+    context
+        .command(|to| Command::NetworkUpdate(network, request, to))
+        .await
 }
 
 async fn network_remove(State(context): State<Context>, network: PathText) -> Answer<NetworkRemoveResponse> {

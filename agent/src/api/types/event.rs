@@ -22,6 +22,9 @@ pub enum EventKind {
     /// A network was made, or learnt of.
     #[serde(rename = "network.created")]
     NetworkCreated,
+    /// Subnets were added to a network.
+    #[serde(rename = "network.updated")]
+    NetworkUpdated,
     /// A network was removed.
     #[serde(rename = "network.removed")]
     NetworkRemoved,
@@ -68,12 +71,13 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind, in the order of the documentation.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::NodeAlive,
         Self::NodeSuspect,
         Self::NodeDown,
         Self::NodeLeft,
         Self::NetworkCreated,
+        Self::NetworkUpdated,
         Self::NetworkRemoved,
         Self::EndpointConnected,
         Self::EndpointDisconnected,

@@ -16,6 +16,17 @@ pub const DRIVER_OVERLAY: &str = "overlay";
 /// IPv6 needs 1,280 bytes on every link (RFC 8200, section 5).
 pub const MIN_MTU: u16 = 1280;
 
+/// `PATCH /v1/networks/{ref}`: give a network more subnets, on the node that made it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkUpdateRequest {
+    /// The subnets, beside those that it has; the gateway is the first address of each.
+    pub subnets_add: Vec<IpNet>,
+    /// Whether a subnet may overlap that of another network.
+    #[serde(default)]
+    pub allow_overlap: bool,
+}
+
 /// `POST /v1/networks`: make a network on every node of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -15,7 +15,10 @@ use super::{
     key_value,
 };
 use crate::{
-    api::types::{ConnectRequest, DETACH_GRACE, DRIVER_OVERLAY, DisconnectRequest, NetworkCreateRequest},
+    api::types::{
+        ConnectRequest, DETACH_GRACE, DRIVER_OVERLAY, DisconnectRequest, NetworkCreateRequest,
+        NetworkUpdateRequest,
+    },
     cli::{
         failure::Failure,
         format::{FormatArgs, ListArgs, join, print},
@@ -35,6 +38,8 @@ pub(in crate::cli) enum NetworkCommand {
     Ls(ListArgs),
     /// Show a network: subnets, endpoints and services on all hosts, and who owns which addresses
     Inspect(InspectArgs),
+    /// Give a network more addresses while it is in use
+    Update(UpdateArgs),
     /// Remove networks that have no endpoints
     Rm(RemoveArgs),
     /// Attach a namespace of this host
@@ -53,6 +58,7 @@ Examples:
   weft network connect app pid:4711 --ip 10.7.0.20
   weft network connect app host                            (processes of the host itself reach app's addresses)
   weft network disconnect app blue
+  weft network update --subnet-add 10.8.0.0/16 app         (where app was made, when its addresses run out)
   weft network inspect app
   weft network rm app";
 
@@ -100,6 +106,20 @@ pub(in crate::cli) struct InspectArgs {
     network: String,
     #[command(flatten)]
     format: FormatArgs,
+}
+
+/// What `weft network update` takes.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct UpdateArgs {
+    /// Its name, id or the beginning of its id
+    network: String,
+    /// A subnet more, for new endpoints; those that are there keep their addresses, and all reach each other. Containers that
+    /// Docker attaches stay in the subnets that Docker knows
+    #[arg(long = "subnet-add", value_name = "CIDR", value_parser = subnet, required = true)]
+    subnets_add: Vec<IpNet>,
+    /// Accept a subnet that another network has too: no namespace can then be on both
+    #[arg(long)]
+    allow_overlap: bool,
 }
 
 /// What `weft network rm` takes.
@@ -260,6 +280,18 @@ pub(in crate::cli) fn run(session: &Session, command: NetworkCommand) -> Result<
             let doing = format!("looking at network {}", args.network);
             let network = session.ask(&doing, async |client| client.network(&args.network).await)?;
             args.format.print(&network, show::detail)
+        }
+        NetworkCommand::Update(args) => {
+            let request = NetworkUpdateRequest {
+                subnets_add: args.subnets_add,
+                allow_overlap: args.allow_overlap,
+            };
+            let doing = format!("changing network {}", args.network);
+            let answer = session.ask(&doing, async |client| {
+                client.network_update(&args.network, &request).await
+            })?;
+            let subnets: Vec<_> = answer.subnets.iter().map(|subnet| subnet.subnet).collect();
+            print(&format!("network {} has {}\n", answer.name, join(&subnets)))
         }
         NetworkCommand::Rm(args) => session.each(&args.networks, |network| {
             let doing = format!("removing network {network}");

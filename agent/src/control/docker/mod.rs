@@ -28,7 +28,7 @@ use super::{
     operations::{Operation, Stop},
 };
 use crate::api::{
-    ApiError,
+    ApiError, ErrorKind,
     types::{NetworkCreateRequest, NetworkSummary, ServiceChanged, ServiceCreateRequest},
 };
 
@@ -218,6 +218,12 @@ impl Control {
     pub(super) fn fail_docker(&mut self, task: DockerTask, error: ApiError) {
         match task {
             DockerTask::Pool(_, to) => self.reply(to, Err(error)),
+            // Docker's own knowledge of its subnets does not grow.
+            DockerTask::Address(_, to) if error.kind == ErrorKind::Exhausted => {
+                let help =
+                    "disconnect endpoints that are not needed, or make a network with a larger --subnet";
+                self.reply(to, Err(error.with_help(help)));
+            }
             DockerTask::Address(_, to) => self.reply(to, Err(error)),
             DockerTask::Endpoint(_, to) => self.reply(to, Err(error)),
         }

@@ -16,7 +16,7 @@ use super::{
     },
     Lease,
 };
-use crate::api::{ApiError, types::NetworkCreateRequest};
+use crate::api::ApiError;
 
 /// dockerd asks again, holding what it has, while a pool overlaps routes of its host.
 const MAX_SET_ASIDE: usize = 64;
@@ -189,7 +189,7 @@ impl Control {
         let (net, units) = match pool {
             Some(net) if self.docker.set_aside.contains_key(&net) => return Ok(new_pool(net, range)),
             Some(net) => {
-                self.check_subnet(&NetworkCreateRequest::new("of Docker"), net, &[])?;
+                self.check_subnet("of Docker", false, net, &[])?;
                 let units = pools.units_of(net);
                 if let Some(units) = units {
                     self.spaces

@@ -234,12 +234,7 @@ impl Control {
             .iter()
             .filter(|(key, _)| !matches!(key, SpaceKey::Addresses(network, _) if !networks.contains(network)))
             .filter(|(key, _)| !self.spaces.quests.contains_key(key))
-            .filter(|(key, _)| {
-                self.spaces
-                    .lean_until
-                    .get(key)
-                    .is_none_or(|until| *until <= now.instant)
-            })
+            .filter(|(key, _)| !self.spaces.is_lean(**key, now.instant))
             .filter(|(_, space)| space.free_owned() == 0)
             .map(|(key, space)| {
                 let owners = space
