@@ -11,7 +11,7 @@ use netns_harness::{Inside as _, Sandbox};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
-    bed::{Bed, Endpoint, alone, items, soon, text},
+    bed::{Bed, Endpoint, Node, alone, items, soon, text},
     traffic::{Answer, PORT, Server, call},
 };
 
@@ -178,6 +178,48 @@ fn networks_are_apart_and_their_settings_hold() {
         }
         bed.all_well();
         drop((server, both, far, call_out));
+        bed.close();
+    });
+}
+
+#[test]
+fn networks_that_nobody_uses_are_removed_together_and_no_others() {
+    alone(|| {
+        let bed = Bed::cluster(&["h1", "h2"]);
+        let [h1, h2] = [&bed["h1"], &bed["h2"]];
+        for network in ["used", "served", "idle", "spare"] {
+            h1.weft(&format!("network create {network}"));
+        }
+        h1.weft("service create --network served web");
+        let names = |node: &Node| {
+            let networks = node.json("network ls");
+            let names = items(&networks).map(|network| text(&network["name"]).to_owned());
+            names.collect::<BTreeSet<_>>()
+        };
+        let has = |node: &Node, count: usize| {
+            let what = format!("{count} networks");
+            soon(&what, || match names(node).len() {
+                found if found == count => Ok(()),
+                found => Err(found),
+            });
+        };
+        has(h2, 4);
+        let end = h2.connected("end", "used", "");
+        soon("the endpoint and the service", || {
+            let said = h1.weft("network prune --dry-run");
+            let lines = said.lines().collect::<Vec<_>>();
+            let as_wanted = lines.len() == 2 && lines.iter().all(|line| line.starts_with("would remove"));
+            as_wanted.then_some(()).ok_or(said)
+        });
+        has(h1, 4);
+        let said = h1.weft("network prune");
+        assert_eq!(said.matches("removed network").count(), 2, "{said}");
+        for node in [h1, h2] {
+            has(node, 2);
+            assert_eq!(names(node), BTreeSet::from(["used".into(), "served".into()]));
+        }
+        assert!(h2.weft("network prune").contains("none to remove"));
+        drop(end);
         bed.close();
     });
 }

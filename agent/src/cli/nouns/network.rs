@@ -17,7 +17,7 @@ use super::{
 use crate::{
     api::types::{
         ConnectRequest, DETACH_GRACE, DRIVER_OVERLAY, DisconnectRequest, NetworkCreateRequest,
-        NetworkUpdateRequest,
+        NetworkSummary, NetworkUpdateRequest,
     },
     cli::{
         failure::Failure,
@@ -42,6 +42,8 @@ pub(in crate::cli) enum NetworkCommand {
     Update(UpdateArgs),
     /// Remove networks that have no endpoints
     Rm(RemoveArgs),
+    /// Remove all networks that have neither endpoints nor services on any host
+    Prune(PruneArgs),
     /// Attach a namespace of this host
     Connect(ConnectArgs),
     /// Detach a namespace of this host
@@ -128,6 +130,14 @@ pub(in crate::cli) struct RemoveArgs {
     /// Names, ids or beginnings of ids
     #[arg(required = true, value_name = "NETWORK")]
     networks: Vec<String>,
+}
+
+/// What `weft network prune` takes.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct PruneArgs {
+    /// Say which, and remove none
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// What `weft network connect` takes.
@@ -260,6 +270,18 @@ impl ConnectArgs {
     }
 }
 
+fn remove(session: &Session, networks: &[String]) -> Result<(), Failure> {
+    session.each(networks, |network| {
+        let doing = format!("removing network {network}");
+        let answer = session.ask(&doing, async |client| client.network_remove(network).await)?;
+        print(&format!(
+            "removed network {} ({})\n",
+            answer.name,
+            answer.id.short()
+        ))
+    })
+}
+
 pub(in crate::cli) fn run(session: &Session, command: NetworkCommand) -> Result<(), Failure> {
     match command {
         NetworkCommand::Create(args) => {
@@ -293,15 +315,27 @@ pub(in crate::cli) fn run(session: &Session, command: NetworkCommand) -> Result<
             let subnets: Vec<_> = answer.subnets.iter().map(|subnet| subnet.subnet).collect();
             print(&format!("network {} has {}\n", answer.name, join(&subnets)))
         }
-        NetworkCommand::Rm(args) => session.each(&args.networks, |network| {
-            let doing = format!("removing network {network}");
-            let answer = session.ask(&doing, async |client| client.network_remove(network).await)?;
-            print(&format!(
-                "removed network {} ({})\n",
-                answer.name,
-                answer.id.short()
-            ))
-        }),
+        NetworkCommand::Rm(args) => remove(session, &args.networks),
+        NetworkCommand::Prune(args) => {
+            let networks = session.ask("listing the networks", async |client| client.networks().await)?;
+            let services = session.ask("listing the services", async |client| client.services(None).await)?;
+            let is_used = |network: &NetworkSummary| {
+                network.endpoint_count > 0 || services.iter().any(|service| service.network_id == network.id)
+            };
+            let unused: Vec<_> = networks.iter().filter(|network| !is_used(network)).collect();
+            if unused.is_empty() {
+                return print("every network has endpoints or services: there is none to remove\n");
+            }
+            if args.dry_run {
+                let lines = unused.iter().map(|network| {
+                    format!("would remove network {} ({})\n", network.name, network.id.short())
+                });
+                return print(&lines.collect::<String>());
+            }
+            // By id: a name may be another's meanwhile. One that is used by now is refused, as by `rm`.
+            let ids: Vec<_> = unused.iter().map(|network| network.id.to_string()).collect();
+            remove(session, &ids)
+        }
         NetworkCommand::Connect(args) => {
             let (network, format) = (args.network.clone(), args.format);
             let request = args.request();
