@@ -45,7 +45,10 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let wanted = |way: &Way| *way == Way::Plain || args.only.is_empty() || args.only.contains(way);
+    let wanted = |way: &Way| match args.only.is_empty() {
+        true => *way == Way::Plain || is_there(*way),
+        false => *way == Way::Plain || args.only.contains(way),
+    };
     let ways: Vec<_> = Way::ALL.into_iter().filter(wanted).collect();
     let programs = ways.iter().flat_map(|way| way.programs()).copied();
     let missing = tools::missing(programs.chain(["ip", "iperf3", "ethtool"]));
@@ -86,6 +89,16 @@ fn main() -> Result<()> {
     bed.close();
     println!("{table}");
     Ok(())
+}
+
+/// Not all of them are packages of Debian's.
+fn is_there(way: Way) -> bool {
+    let missing = tools::missing(way.programs().iter().copied());
+    if !missing.is_empty() {
+        let programs = way.programs().join(" and ");
+        eprintln!("{} is left out: it needs {programs} in the PATH", way.name());
+    }
+    missing.is_empty()
 }
 
 const MEASURED: [(&str, Unit); 6] = [

@@ -20,18 +20,31 @@ pub enum Way {
     Weft,
     /// The kernel's VXLAN in wireguard-go
     WireguardGo,
+    /// The same in a newer one, found as wireguard-go-newest
+    WireguardGoNewest,
+    /// The kernel's VXLAN in gotatun
+    Gotatun,
     /// The kernel's VXLAN in boringtun-cli
     Boringtun,
 }
 
 impl Way {
-    pub const ALL: [Self; 4] = [Self::Plain, Self::Weft, Self::WireguardGo, Self::Boringtun];
+    pub const ALL: [Self; 6] = [
+        Self::Plain,
+        Self::Weft,
+        Self::WireguardGo,
+        Self::WireguardGoNewest,
+        Self::Gotatun,
+        Self::Boringtun,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain VXLAN",
             Self::Weft => "weft",
             Self::WireguardGo => "wireguard-go",
+            Self::WireguardGoNewest => "newest",
+            Self::Gotatun => "gotatun",
             Self::Boringtun => "boringtun-cli",
         }
     }
@@ -40,6 +53,8 @@ impl Way {
         match self {
             Self::Plain | Self::Weft => &[],
             Self::WireguardGo => &["wireguard-go", "wg"],
+            Self::WireguardGoNewest => &["wireguard-go-newest", "wg"],
+            Self::Gotatun => &["gotatun", "wg"],
             Self::Boringtun => &["boringtun-cli", "wg"],
         }
     }
@@ -132,6 +147,8 @@ fn tunnel(
     let device = format!("wg{}", way as u8);
     let line = match way {
         Way::Boringtun => format!("boringtun-cli -f --disable-drop-privileges {device}"),
+        Way::Gotatun => format!("gotatun -f --disable-drop-privileges {device}"),
+        Way::WireguardGoNewest => format!("wireguard-go-newest -f {device}"),
         _ => format!("wireguard-go -f {device}"),
     };
     let daemon = host.spawn(
