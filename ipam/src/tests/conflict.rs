@@ -187,6 +187,43 @@ fn quarantined_numbers_are_not_given_either() {
 }
 
 #[test]
+fn what_was_quarantined_before_the_first_grant_is_not_given_after_a_start() {
+    let mut a = sixteen(A);
+    let conflict = Conflict::NotOwner {
+        block: block(0, 2),
+        grant: grant(0, 2, B, C, 1),
+        owner: A,
+    };
+    assert_eq!(a.load([], [conflict]), []);
+    let quarantined = Err(GiveError::Refused(Refusal::Quarantined(1)));
+    assert_eq!(a.give(B, &Want::Number(1), Instant::now()), quarantined);
+}
+
+#[test]
+fn who_has_no_part_in_a_dispute_neither_gives_nor_settles_it() {
+    let mut a = sixteen(A);
+    let now = Instant::now();
+    let mine = a.give(C, &Want::Block(block(0, 1)), now).unwrap().stored();
+    // B is the owner of record now, and C may have some in use.
+    let bad = grant(0, 0, C, B, 1);
+    assert!(matches!(a.merge(bad), Merged::Quarantined(_)));
+    assert_eq!(a.owner_of(0), Some(B));
+    let none = Err(GiveError::Refused(Refusal::NoSpace));
+    assert_eq!(a.give(B, &Want::Number(0), now), none, "A gave B nothing");
+    let owners = vec![B];
+    assert_eq!(
+        a.give(4, &Want::Number(0), now),
+        Err(GiveError::Elsewhere { owners })
+    );
+    assert!(a.is_quarantined(0));
+    // What A did give it gives again, whoever claims to have done so too.
+    let also = grant(0, 1, 0, C, 1);
+    assert!(matches!(a.merge(also), Merged::Quarantined(_)));
+    let again = a.give(C, &Want::Number(1), now).unwrap().stored();
+    assert_eq!(again, mine);
+}
+
+#[test]
 fn a_version_beyond_the_last_of_an_epoch_is_never_made() {
     let mut a = sixteen(A);
     assert!(matches!(a.merge(grant(0, 2, B, A, 0)), Merged::Refused(_)));
