@@ -253,3 +253,38 @@ fn a_grant_that_comes_late_is_by_the_owner_only_if_the_owner_of_then_made_it() {
         }
     }
 }
+
+#[test]
+fn who_gave_what_is_known_of_neighbours_as_long_as_it_was_the_same_node() {
+    const D: u8 = 4;
+    let by_two = [
+        grant(0, 1, A, B, 1),
+        grant(2, 1, A, C, 1),
+        grant(0, 1, B, D, 2),
+        grant(2, 1, C, D, 2),
+        grant(0, 2, D, A, 3),
+    ];
+    let by_one = [
+        grant(0, 2, A, B, 1),
+        grant(0, 1, B, D, 2),
+        grant(2, 1, B, D, 2),
+        grant(0, 2, D, A, 3),
+    ];
+    let after = |grants: &[Grant<u8>]| {
+        let mut space = sixteen(9);
+        for grant in grants {
+            assert!(space.is_by_owner(grant));
+            assert_eq!(space.merge(*grant), Merged::Applied);
+        }
+        // Those that come late are by their owners still.
+        for grant in grants {
+            assert!(space.is_by_owner(grant), "{grant:?}");
+        }
+        space
+    };
+    after(&by_two);
+    assert!(
+        !after(&by_one).is_by_owner(&grant(2, 1, C, D, 2)),
+        "C never owned it"
+    );
+}
