@@ -126,3 +126,15 @@ fn a_service_is_of_the_mode_it_has_and_a_port_of_its_protocol() {
     assert_eq!(ask("_dns._tcp.ns", "SRV"), "forward");
     assert_eq!(ask("_sctp.ns", "A"), "nodata in .");
 }
+
+#[test]
+fn a_reverse_zone_starts_once() {
+    let start = "0.0.0.0.0.0.0.0.2.3.0.0.0.0.d.f.ip6.arpa";
+    let soa = ask(&[FRONT], start, "SOA");
+    assert!(!soa.starts_with("nodata"), "{soa}");
+    // What lies between the start and the addresses has names below it, and nothing of its own.
+    for below in ["7", "1.7"] {
+        let name = format!("{below}.{start}");
+        assert_eq!(ask(&[FRONT], &name, "SOA"), format!("nodata in {start}."));
+    }
+}
