@@ -237,6 +237,11 @@ mod tests {
             assert!(keys.heard.len() <= 2);
             assert_eq!(keys.id_for(Some(&node(n))), key(2).id());
         }
+        // As many as there is room for stay known, and who is heard again takes no other's.
+        keys.note(node(4), key(2).id());
+        keys.note(node(4), key(2).id());
+        keys.note(node(5), key(2).id());
+        assert_eq!([4, 5].map(|n| keys.id_for(Some(&node(n)))), [key(2).id(); 2]);
     }
 
     #[test]

@@ -75,4 +75,16 @@ mod tests {
         assert!((380..=401).contains(&taken), "{taken} of 20,000");
         assert_eq!(pace.senders.len(), 2);
     }
+
+    #[test]
+    fn so_many_senders_are_kept_and_none_is_heard_more_for_being_one_of_them() {
+        let nodes = [1, 2, 3].map(|n| NodeId([n; 32]));
+        let mut pace = Pace::new(1, 1, 2);
+        let now = Instant::now();
+        let mut allows = |n: usize| pace.allows(&nodes[n], now);
+        assert!(allows(0) && allows(1));
+        assert!(!allows(0) && !allows(1), "both are known");
+        assert!(allows(2));
+        assert!(pace.senders.len() <= 2);
+    }
 }

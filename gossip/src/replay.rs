@@ -118,6 +118,14 @@ mod tests {
     }
 
     #[test]
+    fn a_packet_may_be_a_thousand_late() {
+        let mut guard = ReplayGuard::new(1);
+        assert!(guard.accept(A, 1, 5_000, None));
+        assert!(guard.accept(A, 1, 5_000 - 1_023, None));
+        assert!(!guard.accept(A, 1, 5_000 - 1_024, None));
+    }
+
+    #[test]
     fn senders_are_bounded() {
         let mut guard = ReplayGuard::new(1);
         assert!(guard.accept(A, 1, 1, None));

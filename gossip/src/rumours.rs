@@ -341,4 +341,47 @@ mod tests {
                 .all(|(_, _, records, _)| *records == 0)
         );
     }
+
+    #[test]
+    fn questions_are_bounded_and_old_ones_make_room() {
+        let mut rumours = Rumours::default();
+        let now = Instant::now();
+        let offer = |version| Offer {
+            author: Short([1; 8]),
+            version,
+        };
+        assert!((0..LIMIT as u64).all(|version| rumours.ask(offer(version), now)));
+        let soon = now + PATIENCE / 2;
+        assert!(!rumours.ask(offer(LIMIT as u64), soon), "all are waited for");
+        assert!(rumours.ask(offer(LIMIT as u64), now + PATIENCE));
+        assert_eq!(rumours.asked.len(), 1);
+    }
+
+    #[test]
+    fn a_packet_is_as_full_as_it_can_be_and_no_fuller() {
+        let (mut batch, mut bodies) = (Batch::default(), Vec::new());
+        let records: Vec<_> = (1..=60).map(|version| wire::encode(&record(version))).collect();
+        for (record, version) in records.iter().zip(1..) {
+            batch.tell(record, &mut bodies);
+            let author = Short([1; 8]);
+            batch.offer(Offer { author, version }, &mut bodies);
+        }
+        batch.close(&mut bodies);
+        let both = records[0].len() + Offer::MOST;
+        let (last, full) = bodies.split_last().unwrap();
+        assert!(!full.is_empty());
+        for told in full {
+            let room = MAX_BODY - told.body.len();
+            assert!(
+                room < both + RUMOUR_HEAD + told.records as usize * Offer::MOST,
+                "{room}"
+            );
+        }
+        assert!(last.body.len() <= MAX_BODY);
+        let told: u64 = bodies.iter().map(|told| told.records).sum();
+        assert_eq!(told, 60);
+        let sent = bodies.len();
+        batch.close(&mut bodies);
+        assert_eq!(bodies.len(), sent, "nothing is not sent");
+    }
 }

@@ -257,6 +257,9 @@ mod tests {
         );
         assert!(opened.authentic);
         assert_eq!(opened.body, b"hello");
+        let empty = a.seal(Channel::Packet, Some(&b.node), b"").unwrap();
+        let opened = b.open(Channel::Packet, &empty).unwrap();
+        assert_eq!((opened.counter, opened.body.len()), (2, 0));
     }
 
     #[test]
@@ -284,6 +287,37 @@ mod tests {
                 b.open(Channel::Packet, &packet[..index]).is_err(),
                 "cut at {index}"
             );
+        }
+    }
+
+    #[test]
+    fn a_tag_that_is_wrong_in_two_places_alike_is_wrong() {
+        let (mut a, mut b) = (sealer(1, 7, ring(3)), sealer(2, 7, ring(3)));
+        let packet = a.seal(Channel::Packet, Some(&b.node), b"hello").unwrap();
+        // Any member has the cluster's key, and so can open what is sealed by it and seal it again.
+        let key = &a.keys.all()[0];
+        let nonce: [u8; NONCE] = packet[3..CLEAR].try_into().unwrap();
+        let aad = associated(&a.cluster, Channel::Packet, key.hint);
+        let sealed = Payload {
+            msg: &packet[CLEAR..],
+            aad: &aad,
+        };
+        let inner = key.cipher.decrypt(&nonce.into(), sealed).unwrap();
+        let again = |inner: &[u8]| {
+            let payload = Payload {
+                msg: inner,
+                aad: &aad,
+            };
+            let inner = key.cipher.encrypt(&nonce.into(), payload).unwrap();
+            [&packet[..CLEAR], &inner].concat()
+        };
+        assert!(b.open(Channel::Packet, &again(&inner)).is_ok());
+        for (one, other) in [(0, 1), (3, 15)] {
+            let mut forged = inner.clone();
+            forged[INNER - TAG + one] ^= 0x55;
+            forged[INNER - TAG + other] ^= 0x55;
+            let opened = b.open(Channel::Packet, &again(&forged));
+            assert_eq!(opened.unwrap_err(), Rejected::Forged);
         }
     }
 

@@ -247,18 +247,17 @@ impl<N: Node> Space<N> {
                 // Of equals the highest, so that the giver keeps the low numbers.
                 let size = |block: &Block| (block.order(), block.first());
                 let at = largest.partition_point(|other| size(other) > size(&block));
-                if at < MAX_PIECES {
-                    largest.insert(at, block);
-                    largest.truncate(MAX_PIECES);
-                }
+                largest.insert(at, block);
+                largest.truncate(MAX_PIECES);
             }
         }
         let half = total.div_ceil(2);
         let mut left = half;
         let mut pieces = Vec::new();
         for mut block in largest {
-            // An eighth more or a quarter less than half is worth it for fewer blocks.
-            while block.count() > left + half / 8 && block.order() > 0 {
+            // An eighth more or a quarter less than half is worth it for fewer blocks. At least one number is left, so a
+            // block of one is never halved.
+            while block.count() > left + half / 8 {
                 block = block.upper_half();
             }
             pieces.push(block);
@@ -287,7 +286,12 @@ impl<N: Node> Space<N> {
             }
             if owner == self.me || planted(Fault::GiveUnowned) {
                 mine.insert(*part.start(), *part.end());
-            } else if owner == to && segment.tips().iter().any(|tip| tip.from == self.me) {
+            } else if owner == to
+                && segment
+                    .tips()
+                    .iter()
+                    .any(|tip| tip.from == self.me && tip.to == to)
+            {
                 given.push(Block::single(*part.start()));
             } else if owner != to {
                 owners.insert(owner);

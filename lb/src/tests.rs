@@ -102,3 +102,66 @@ fn the_fake_chooses_as_the_kernel_would_and_fails_on_demand() {
     fake.remove("a", None).unwrap();
     assert_eq!(fake.tables("a"), None);
 }
+
+#[test]
+fn what_a_datapath_cannot_do_it_does_not_claim_to_have_done() {
+    let (netns, fake) = (Netns::current().unwrap(), FakeDatapath::new());
+    let web = service(&[(1, BackendState::Active)], Scheduler::RoundRobin);
+    assert_eq!(fake.expire("a", &netns, std::time::Instant::now()).unwrap(), 0);
+    assert!(fake.count("a", &netns, &[&web]).unwrap().is_empty());
+    assert!(fake.attempts_of("a", &netns, &[&web]).unwrap().is_empty());
+    assert_eq!(fake.attempts(web.id), None);
+}
+
+#[test]
+fn attempts_add_up_one_by_one() {
+    let one = Attempts {
+        total: 20,
+        failed: 2,
+        tcp: 15,
+        made: 4,
+        unknown: 3,
+    };
+    let mut sum = Attempts {
+        total: 1,
+        failed: 2,
+        tcp: 3,
+        made: 4,
+        unknown: 5,
+    };
+    sum += one;
+    let expected = Attempts {
+        total: 21,
+        failed: 4,
+        tcp: 18,
+        made: 8,
+        unknown: 8,
+    };
+    assert_eq!(sum, expected);
+    assert_eq!((one.settled(), one.pending()), (9, 6));
+}
+
+#[test]
+fn a_range_of_ports_leads_to_one_as_long_and_ends_where_ports_do() {
+    let pairs = |map: PortMap| map.pairs().collect::<Vec<_>>();
+    assert_eq!(pairs(PortMap::tcp(80, 8080)), [(80, 8080)]);
+    assert_eq!(
+        pairs(PortMap::tcp(80, 8080).times(3)),
+        [(80, 8080), (81, 8081), (82, 8082)]
+    );
+    assert_eq!(pairs(PortMap::tcp(1, 65_535).times(3)), [(1, 65_535)]);
+}
+
+#[test]
+fn an_idle_timeout_is_at_least_a_second_and_at_most_what_the_kernel_counts() {
+    use std::time::Duration;
+
+    let secs = |idle_timeout| {
+        let web = service(&[], Scheduler::RoundRobin);
+        Service { idle_timeout, ..web }.idle_secs()
+    };
+    assert_eq!(secs(None), None);
+    assert_eq!(secs(Some(Duration::from_millis(500))), Some(1));
+    assert_eq!(secs(Some(Duration::from_secs(90))), Some(90));
+    assert_eq!(secs(Some(Duration::MAX)), Some(u32::MAX));
+}

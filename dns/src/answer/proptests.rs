@@ -153,6 +153,7 @@ proptest! {
             .filter(|(_, change)| matches!(change, Change::Endpoint { .. } | Change::Service { .. }))
             .collect();
         let direct = build(&direct, &[false], |_| true);
+        prop_assert_eq!(stepwise.lines(), direct.lines());
         let asker = Asker::on(vec![NetworkId([0; 16])]);
         for query in &questions {
             let sorted = |zone| match answer(query, &asker, zone, &mut seeded()) {

@@ -1,3 +1,4 @@
+mod bounds;
 mod zone;
 
 use std::collections::BTreeSet;

@@ -106,6 +106,16 @@ fn a_seed_moves_the_first_number_within_what_is_owned() {
 }
 
 #[test]
+fn a_seed_counts_what_is_owned_and_not_what_was_given() {
+    let now = Instant::now();
+    for (seed, first) in [(2, 18), (3, 19), (4, 22), (5, 23), (6, 16)] {
+        let mut space = Space::new(ME, block(16, 3), ME, seed);
+        let _ = space.give(YOU, &Want::Block(block(20, 1)), now).unwrap();
+        assert_eq!(space.allocate(None, now), Ok(first), "seed {seed}");
+    }
+}
+
+#[test]
 fn a_range_is_kept_and_one_outside_is_an_error() {
     let (mut space, now) = (eight(), Instant::now());
     assert_eq!(space.allocate(Some(20..=21), now), Ok(20));
@@ -157,6 +167,10 @@ fn what_is_restored_counts_as_in_use_even_where_it_should_not_be() {
     assert_eq!(
         again.restore(block(20, 0)),
         Err(ClaimError::OwnedBy { owners: vec![YOU] })
+    );
+    assert_eq!(
+        again.restore(block(0, 4)),
+        Err(ClaimError::OutOfRange { number: 0 })
     );
     assert_eq!(again.in_use().collect::<Vec<_>>(), [16..=16, 20..=20]);
     assert_eq!(drain(&mut again, now), [17, 18, 19, 21, 22, 23]);

@@ -187,6 +187,43 @@ fn quarantined_numbers_are_not_given_either() {
 }
 
 #[test]
+fn what_was_quarantined_before_the_first_grant_is_not_given_after_a_start() {
+    let mut a = sixteen(A);
+    let conflict = Conflict::NotOwner {
+        block: block(0, 2),
+        grant: grant(0, 2, B, C, 1),
+        owner: A,
+    };
+    assert_eq!(a.load([], [conflict]), []);
+    let quarantined = Err(GiveError::Refused(Refusal::Quarantined(1)));
+    assert_eq!(a.give(B, &Want::Number(1), Instant::now()), quarantined);
+}
+
+#[test]
+fn who_has_no_part_in_a_dispute_neither_gives_nor_settles_it() {
+    let mut a = sixteen(A);
+    let now = Instant::now();
+    let mine = a.give(C, &Want::Block(block(0, 1)), now).unwrap().stored();
+    // B is the owner of record now, and C may have some in use.
+    let bad = grant(0, 0, C, B, 1);
+    assert!(matches!(a.merge(bad), Merged::Quarantined(_)));
+    assert_eq!(a.owner_of(0), Some(B));
+    let none = Err(GiveError::Refused(Refusal::NoSpace));
+    assert_eq!(a.give(B, &Want::Number(0), now), none, "A gave B nothing");
+    let owners = vec![B];
+    assert_eq!(
+        a.give(4, &Want::Number(0), now),
+        Err(GiveError::Elsewhere { owners })
+    );
+    assert!(a.is_quarantined(0));
+    // What A did give it gives again, whoever claims to have done so too.
+    let also = grant(0, 1, 0, C, 1);
+    assert!(matches!(a.merge(also), Merged::Quarantined(_)));
+    let again = a.give(C, &Want::Number(1), now).unwrap().stored();
+    assert_eq!(again, mine);
+}
+
+#[test]
 fn a_version_beyond_the_last_of_an_epoch_is_never_made() {
     let mut a = sixteen(A);
     assert!(matches!(a.merge(grant(0, 2, B, A, 0)), Merged::Refused(_)));
@@ -215,4 +252,39 @@ fn a_grant_that_comes_late_is_by_the_owner_only_if_the_owner_of_then_made_it() {
             assert!(!space.is_by_owner(&grant(0, 2, liar, to, 2)), "{liar} to {to}");
         }
     }
+}
+
+#[test]
+fn who_gave_what_is_known_of_neighbours_as_long_as_it_was_the_same_node() {
+    const D: u8 = 4;
+    let by_two = [
+        grant(0, 1, A, B, 1),
+        grant(2, 1, A, C, 1),
+        grant(0, 1, B, D, 2),
+        grant(2, 1, C, D, 2),
+        grant(0, 2, D, A, 3),
+    ];
+    let by_one = [
+        grant(0, 2, A, B, 1),
+        grant(0, 1, B, D, 2),
+        grant(2, 1, B, D, 2),
+        grant(0, 2, D, A, 3),
+    ];
+    let after = |grants: &[Grant<u8>]| {
+        let mut space = sixteen(9);
+        for grant in grants {
+            assert!(space.is_by_owner(grant));
+            assert_eq!(space.merge(*grant), Merged::Applied);
+        }
+        // Those that come late are by their owners still.
+        for grant in grants {
+            assert!(space.is_by_owner(grant), "{grant:?}");
+        }
+        space
+    };
+    after(&by_two);
+    assert!(
+        !after(&by_one).is_by_owner(&grant(2, 1, C, D, 2)),
+        "C never owned it"
+    );
 }

@@ -54,6 +54,39 @@ fn about_half_of_what_is_free_is_given_as_few_blocks() {
 }
 
 #[test]
+fn fewer_blocks_are_worth_an_eighth_more_or_a_quarter_less() {
+    let given = |order| {
+        let mut space = Space::new(ME, block(0, order), ME, 0);
+        space.reserve(0..=1);
+        let given = space.give(YOU, &any(), Instant::now()).unwrap().stored();
+        given
+            .iter()
+            .map(|grant| (grant.block.first(), grant.block.order()))
+            .collect::<Vec<_>>()
+    };
+    // Of 30 half is 15, and 16 are a block. Of 14 it is 7: 8 are too many, 4 too few, and with 2 more enough.
+    assert_eq!(given(5), [(16, 4)]);
+    assert_eq!(given(4), [(12, 2), (6, 1)]);
+}
+
+#[test]
+fn answers_are_kept_for_repetition_for_so_many_nodes() {
+    let (mut space, now) = (Space::new(u16::MAX, block(0, 10), u16::MAX, 0), Instant::now());
+    let mut ask = |node: u16| {
+        let first = 2 * u128::from(node);
+        let within = Some(first..=first + 1);
+        let want = Want::Any { within };
+        space.answer(node, &Request { id: 1, want }, now).stored()
+    };
+    let first: Vec<_> = (0..257).map(&mut ask).collect();
+    // The oldest made room, and only it.
+    for node in 1..257 {
+        assert_eq!(ask(node), first[usize::from(node)], "{node}");
+    }
+    assert_ne!(ask(0), first[0]);
+}
+
+#[test]
 fn what_is_used_or_reserved_is_not_given_and_what_rests_only_last() {
     let (mut space, now) = (Space::new(ME, block(0, 2), ME, 0), Instant::now());
     space.reserve(3..=3);
@@ -152,6 +185,49 @@ fn hints_decide_who_is_asked_first_and_no_more() {
     space.hint(THEM, 0);
     space.hint(YOU, 1_000);
     assert_eq!(asks(&mut space), [YOU, THEM]);
+}
+
+#[test]
+fn without_a_hint_half_of_what_a_node_owns_is_taken_for_free() {
+    let (mut space, now) = (Space::new(ME, block(0, 4), ME, 0), Instant::now());
+    let _ = space.give(YOU, &Want::Block(block(8, 3)), now).unwrap();
+    let _ = space.give(THEM, &Want::Block(block(4, 2)), now).unwrap();
+    space.claim_block(block(0, 2)).unwrap();
+    let first = |space: &mut Space<u8>| match space.allocate(None, now) {
+        Err(crate::AllocateError::NoFreeOwned { ask, .. }) => ask[0],
+        other => panic!("{other:?}"),
+    };
+    space.hint(THEM, 3);
+    assert_eq!(first(&mut space), YOU, "4 of 8");
+    space.hint(YOU, 2);
+    assert_eq!(first(&mut space), THEM);
+    // Where all that another owns is reserved there is nothing to ask for.
+    space.reserve(4..=7);
+    assert_eq!(first(&mut space), YOU);
+    space.reserve(8..=15);
+    let none = crate::AllocateError::Exhausted { quarantined: 0 };
+    assert_eq!(space.allocate(None, now), Err(none));
+}
+
+#[test]
+fn the_hints_of_strangers_are_bounded_and_change_nothing_for_those_that_are_known() {
+    let (mut space, now) = (Space::new(0u16, block(0, 3), 0, 0), Instant::now());
+    let _ = space.give(1, &Want::Block(block(4, 2)), now).unwrap();
+    let _ = space.give(2, &Want::Block(block(2, 1)), now).unwrap();
+    space.claim_block(block(0, 1)).unwrap();
+    let first = |space: &mut Space<u16>| match space.allocate(None, now) {
+        Err(crate::AllocateError::NoFreeOwned { ask, .. }) => ask[0],
+        other => panic!("{other:?}"),
+    };
+    space.hint(1, 4);
+    for stranger in 3..4098 {
+        space.hint(stranger, 1);
+    }
+    space.hint(1, 0);
+    assert_eq!(first(&mut space), 2);
+    // Full: of whom nothing is known nothing is kept.
+    space.hint(2, 0);
+    assert_eq!(first(&mut space), 2);
 }
 
 #[test]

@@ -6,5 +6,6 @@ mod merge;
 mod model;
 mod negotiation;
 mod planted;
+mod released;
 mod taking_over;
 mod world;

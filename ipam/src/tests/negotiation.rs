@@ -126,6 +126,37 @@ fn a_silent_owner_is_asked_again_after_the_others_and_a_late_answer_counts() {
 }
 
 #[test]
+fn silence_is_answered_by_one_more_question_and_not_by_two() {
+    let mut case = case(some(), [1, 2]);
+    case.asks(0, 1);
+    case.asks(1000, 2);
+    // Who is being asked is not put before itself, and nobody sends anybody to itself.
+    case.hears(1, Outcome::Elsewhere(vec![2, 1]));
+    case.waits(1500, 2000);
+    case.asks(2000, 2);
+    case.fails(3000, &[(1, Why::Elsewhere), (2, Why::Silent)]);
+}
+
+#[test]
+fn what_answers_another_question_or_nobody_asked_for_is_no_answer() {
+    let mut case = case(some(), [1, 2]);
+    case.asks(0, 1);
+    let other = Reply {
+        id: 6,
+        outcome: Outcome::Granted(vec![grant(ME)]),
+    };
+    assert_eq!(case.talk.handle_reply(1, other), [grant(ME)]);
+    case.waits(10, 1000);
+    case.hears(2, Outcome::Granted(Vec::new()));
+    case.waits(10, 1000);
+    case.talk.handle_unreachable(9);
+    case.hears(1, Outcome::Refused(Refusal::NoSpace));
+    case.asks(20, 2);
+    case.talk.handle_unreachable(2);
+    case.fails(30, &[(1, Why::Refused(Refusal::NoSpace)), (2, Why::Unreachable)]);
+}
+
+#[test]
 fn the_overall_deadline_ends_it() {
     let mut case = case(some(), 1..=9);
     for (at, node) in [(0, 1), (1000, 2), (2000, 3), (3000, 4), (4000, 5)] {
@@ -176,6 +207,12 @@ fn every_owner_of_a_block_must_give_its_part() {
     bad.asks(0, 2);
     bad.hears(2, Outcome::Refused(Refusal::InUse(5)));
     bad.fails(0, &[(2, Why::Refused(Refusal::InUse(5))), (3, Why::NotAsked)]);
+
+    let mut away = case(want(), [1, 2]);
+    away.asks(0, 1);
+    away.hears(1, Outcome::Granted(vec![grant(ME)]));
+    away.talk.handle_unreachable(2);
+    away.fails(0, &[(2, Why::Unreachable)]);
 }
 
 #[test]
@@ -241,7 +278,7 @@ proptest! {
     ) {
         let want = if block { Want::Block(Block::single(3)) } else { some() };
         let mut case = case(want, [1, 2, 3]);
-        let (mut now, mut asks) = (case.start, 0);
+        let (mut now, mut asks) = (case.start, [0; 6]);
         for event in events {
             match event {
                 Event::Reply(from, outcome) => drop(case.hears(from, outcome)),
@@ -250,14 +287,14 @@ proptest! {
             }
             match case.talk.poll(now) {
                 Step::Ask { node, .. } => {
-                    asks += 1;
+                    asks[usize::from(node)] += 1;
                     prop_assert_ne!(node, ME);
                 }
                 Step::Wait(until) => prop_assert!(now < until && until <= case.start + PATIENCE.overall),
                 Step::Done | Step::Failed(_) => {}
             }
         }
-        prop_assert!(asks <= 5 * 3, "{} questions to five nodes", asks);
+        prop_assert!(asks.iter().all(|asks| *asks <= 3), "{:?} questions to each node", asks);
         let end = case.talk.poll(case.start + PATIENCE.overall);
         prop_assert!(matches!(end, Step::Done | Step::Failed(_)));
     }

@@ -148,12 +148,18 @@ fn what_is_taken_over_outranks_what_the_removed_node_gave_unseen_and_rests_first
     // The rest of the epoch is the new owner's.
     let given = heir.space.give(1, &Want::Number(20), begin).unwrap().stored();
     assert!(given.iter().all(|grant| grant.version == (1 << 48) + 1));
+    assert!(!given.iter().any(Grant::is_taken_over));
     assert!(
         heir.space
             .allocate(None, begin + DEFAULT_REST + Duration::from_secs(1))
             .is_ok()
     );
     assert_eq!(heir.space.take_over(REMOVED, begin).stored(), []);
+    assert_eq!(
+        heir.space.take_over(0, begin).stored(),
+        [],
+        "nobody is its own heir"
+    );
     // Taken over once more, from who had taken it over.
     let again = other.space.take_over(0, begin).stored();
     assert!(again.iter().all(|grant| grant.version == 2 << 48));

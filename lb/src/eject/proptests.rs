@@ -188,6 +188,7 @@ fn never_more_than_half_are_out() {
         }
         host.look();
         assert_eq!(host.out().len(), most);
+        assert_eq!(host.changes().len(), most, "nor said to be");
     }
     // Others go: at once, and for those who ask too.
     let mut host = Host::new(4);

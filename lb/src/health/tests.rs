@@ -98,6 +98,25 @@ fn after_a_restart_nothing_changes_before_a_probe_says_so() {
     }
 }
 
+#[test]
+fn probes_drift_apart_by_up_to_a_tenth() {
+    let interval = Duration::from_secs(10);
+    let now = Instant::now();
+    for (chance, percent) in [(0, 90), (u16::MAX / 2 + 1, 100), (u16::MAX, 110)] {
+        let mut monitor = Monitor::new(timing(10_000, 3, 0), Healthy, now, chance);
+        let first = monitor.poll_timeout().unwrap() - now;
+        let due = interval * (percent - 90) / 20;
+        assert!(first.abs_diff(due) < Duration::from_millis(1), "{first:?}");
+        monitor.begin();
+        assert!(!monitor.handle_result(true, now, chance));
+        let wait = monitor.poll_timeout().unwrap() - now;
+        assert!(
+            wait.abs_diff(interval * percent / 100) < Duration::from_millis(1),
+            "{wait:?}"
+        );
+    }
+}
+
 fn health() -> impl Strategy<Value = Health> {
     prop::sample::select(vec![Starting, Healthy, Unhealthy])
 }

@@ -138,6 +138,72 @@ fn weights_are_interleaved() {
 }
 
 #[test]
+fn weights_too_many_for_slots_keep_their_proportions() {
+    for (weights, slots) in [
+        ([3_000, 1_001], [767, 256]),
+        ([60_000, 7], [1_023, 1]),
+        ([1_000, 27], [997, 26]),
+    ] {
+        let count = count(&weighted_round_robin(&candidates(&weights)));
+        assert_eq!([count[&id(0)], count[&id(1)]], slots, "{weights:?}");
+    }
+}
+
+#[test]
+fn least_connection_looks_ahead_by_whole_rounds_as_far_as_that_goes() {
+    for (backends, slots) in [
+        (0, 0),
+        (1, 1),
+        (2, 32),
+        (3, 33),
+        (20, 40),
+        (33, 33),
+        (64, 64),
+        (65, 64),
+    ] {
+        let choices = Loads::new().next_choices(&candidates(&vec![1; backends]));
+        assert_eq!(choices.len(), slots, "{backends}");
+    }
+}
+
+#[test]
+fn loads_of_those_that_are_gone_are_kept_while_something_is_open() {
+    let mut loads = loaded(&[1, 1, 0, 0]);
+    loads.opened(id(2));
+    loads.closed(id(2));
+    loads.opened(id(3));
+    loads.closed(id(3));
+    loads.retain(|endpoint| endpoint == id(0) || endpoint == id(2));
+    let mut kept: Vec<_> = loads.loads.keys().copied().collect();
+    kept.sort_unstable();
+    assert_eq!(kept, [id(0), id(1), id(2)]);
+    loads.closed(id(1));
+    loads.retain(|endpoint| endpoint == id(0));
+    assert_eq!((loads.loads.len(), loads.open(id(0))), (1, 1));
+}
+
+/// Hosts of several versions send a client to the same backend.
+#[test]
+fn maglev_is_the_same_on_every_host() {
+    let table = maglev(&candidates(&[1, 1, 2]));
+    let place = |slot: &EndpointId| (0..3).position(|n| id(n) == *slot).unwrap();
+    let places: Vec<usize> = table.iter().map(place).collect();
+    let first: Vec<usize> = places[..24].to_vec();
+    let sum = places.iter().fold(0u64, |sum, place| {
+        sum.wrapping_mul(1_000_003).wrapping_add(*place as u64 + 1)
+    });
+    assert_eq!(
+        (first, sum),
+        (
+            vec![
+                2, 2, 2, 0, 2, 2, 1, 1, 2, 2, 0, 1, 2, 0, 1, 1, 0, 2, 2, 1, 2, 2, 1, 0
+            ],
+            14_992_277_200_969_531_116
+        )
+    );
+}
+
+#[test]
 fn maglev_shares_evenly_and_moves_few_when_a_backend_goes() {
     for n in [1usize, 2, 3, 10, 50] {
         let all = candidates(&vec![1; n]);
@@ -168,5 +234,8 @@ fn maglev_shares_evenly_and_moves_few_when_a_backend_goes() {
         weighted[&id(0)].abs_diff(3 * weighted[&id(1)]) <= 4,
         "{weighted:?}"
     );
-    assert_eq!(count(&maglev(&candidates(&vec![1; 500]))).len(), 500);
+    for (backends, slots) in [(100, MAGLEV_SHORT), (101, MAGLEV_LONG), (500, MAGLEV_LONG)] {
+        let table = maglev(&candidates(&vec![1; backends]));
+        assert_eq!((table.len(), count(&table).len()), (slots as usize, backends));
+    }
 }

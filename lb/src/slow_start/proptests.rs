@@ -187,3 +187,22 @@ fn shares_grow_from_a_tenth_step_by_step_and_who_was_there_first_has_all() {
     slow.begin();
     assert_eq!((slow.poll_timeout(), slow.tenths(web.id, id(1))), (None, None));
 }
+
+#[test]
+fn each_timeout_is_the_next_tenth_and_comes_once() {
+    let start = Instant::now();
+    let mut slow = SlowStart::default();
+    assert!(!slow.handle_timeout(start), "nothing is due");
+    let web = service(Scheduler::LeastConnections, &[1, 1]);
+    let old = service(Scheduler::LeastConnections, &[1]);
+    slow.begin().observe(&old, TIME, start);
+    slow.begin().observe(&web, TIME, start);
+    for tenths in 1..STEPS {
+        assert_eq!(slow.tenths(web.id, id(1)), Some(tenths));
+        let due = slow.poll_timeout().unwrap();
+        assert!(!slow.handle_timeout(due - Duration::from_nanos(1)));
+        assert!(slow.handle_timeout(due) && !slow.handle_timeout(due));
+        slow.begin().observe(&web, TIME, due);
+    }
+    assert_eq!((slow.tenths(web.id, id(1)), slow.poll_timeout()), (None, None));
+}

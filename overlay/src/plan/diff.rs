@@ -341,7 +341,7 @@ impl NetworkDiff<'_> {
             .collect();
         let network = self.network;
         for (id, local) in &network.endpoints {
-            if !(wanted.endpoints.contains_key(id) && now.endpoints.contains_key(id)) {
+            if !now.endpoints.contains_key(id) {
                 continue;
             }
             for address in &moved {

@@ -168,6 +168,25 @@ mod tests {
         })
     }
 
+    #[test]
+    fn a_change_copies_one_piece_of_many() {
+        let remote = |vtep| RemoteEndpoint {
+            mac: Mac([2; 6]),
+            addresses: Vec::new(),
+            vtep: IpAddr::from([192, 0, 2, vtep]),
+        };
+        let all: BTreeMap<_, _> = (0..=255).map(|n| (EndpointId([n; 16]), remote(1))).collect();
+        let before = Remotes::from(all);
+        assert!(before.0.pieces.iter().all(|piece| piece.len() == 256 / PIECES));
+        let mut now = before.clone();
+        now.insert(EndpointId([200; 16]), remote(2));
+        let pieces = before.0.pieces.iter().zip(&now.0.pieces);
+        assert_eq!(
+            pieces.filter(|(before, now)| !Arc::ptr_eq(before, now)).count(),
+            1
+        );
+    }
+
     proptest! {
         #[test]
         fn it_is_a_map_that_knows_its_sums_and_what_has_changed(
@@ -194,6 +213,7 @@ mod tests {
             prop_assert!(remotes.iter().eq(&model));
             prop_assert_eq!(&remotes, &Remotes::from(model.clone()));
             prop_assert_eq!(remotes.len(), model.len());
+            prop_assert_eq!(remotes.is_empty(), model.is_empty());
             prop_assert_eq!(remotes.addresses(), model.values().map(|remote| remote.addresses.len()).sum::<usize>());
             let vteps: BTreeSet<_> = model.values().map(|remote| remote.vtep).collect();
             prop_assert!(remotes.vteps().eq(vteps));

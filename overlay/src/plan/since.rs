@@ -220,6 +220,17 @@ mod tests {
             assert!(!ops.is_empty(), "{change:?}");
             carry_out(&plan, &mut observed);
         }
+        // One that is of no concern to this host, because it has no endpoint there.
+        let mut elsewhere = desired.clone();
+        for network in elsewhere.networks.values_mut() {
+            network.endpoints.clear();
+        }
+        let mut observed_elsewhere = Observed::default();
+        carry_out(&plan(&elsewhere, &observed_elsewhere), &mut observed_elsewhere);
+        let before = elsewhere.clone();
+        step(&mut elsewhere, STEPS[1]);
+        step(&mut elsewhere, (5, Some(9)));
+        assert_eq!(narrow(&before, &elsewhere, &observed_elsewhere), Some(Vec::new()));
         // Two that claim one address.
         let before = desired.clone();
         for network in desired.networks.values_mut() {

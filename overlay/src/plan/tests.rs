@@ -5,6 +5,8 @@ use weft_types::{EndpointId, Mac, NetworkId, Vni};
 
 use super::{proptests::carry_out, *};
 
+mod steps;
+
 const APP: NetworkId = NetworkId([0xaa; 16]);
 const OTHER: NetworkId = NetworkId([0xbb; 16]);
 
