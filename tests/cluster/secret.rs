@@ -22,7 +22,7 @@ use weft_netlink::{
     tap,
     testing::skip,
 };
-use weft_tests::flow::Flow;
+use weft_tests::{flow::Flow, queues};
 
 use super::{
     bed::{Bed, Endpoint, Node, SOON, items, soon, text, within},
@@ -193,32 +193,18 @@ pub fn delete_links(node: &Node, namespaces: &[PathBuf], which: impl Fn(&Link) -
     node.host.run(delete).unwrap();
 }
 
-/// How many packets found a queue full on these hosts so far: of a socket, or of the device that the process that encrypts
-/// reads. Whoever was to empty it got no processor.
+/// How many packets found a queue full on these hosts so far.
 pub fn overflows(bed: &Bed, ends: &[Endpoint]) -> u64 {
-    let here = || {
-        let [devices, protocols] = ["dev", "snmp"].map(|file| {
-            let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}"));
-            text.unwrap()
-        });
-        let devices = devices.lines().filter_map(|line| line.split_once(':'));
-        // The twelfth column: dropped on the way out.
-        let devices = devices.filter_map(|(_, line)| line.split_whitespace().nth(11)?.parse::<u64>().ok());
-        let mut udp = protocols.lines().filter_map(|line| line.strip_prefix("Udp: "));
-        let (names, numbers) = (udp.next().unwrap(), udp.next().unwrap());
-        let mut udp = names.split_whitespace().zip(numbers.split_whitespace());
-        let full = udp.find(|(name, _)| *name == "RcvbufErrors").unwrap().1;
-        devices.sum::<u64>() + full.parse::<u64>().unwrap()
-    };
     let on_host = |node: &Node| {
         let networks = || {
             let entries = std::fs::read_dir("/run/weft/netns").unwrap().flatten();
-            let each = entries.map(|entry| Netns::open(entry.path()).unwrap().run(here).unwrap());
+            let each =
+                entries.map(|entry| Netns::open(entry.path()).unwrap().run(queues::overflows).unwrap());
             each.sum::<u64>()
         };
-        node.host.run(here).unwrap() + node.host.run(networks).unwrap()
+        node.host.run(queues::overflows).unwrap() + node.host.run(networks).unwrap()
     };
-    let at_ends = ends.iter().map(|end| end.sandbox.run(here).unwrap());
+    let at_ends = ends.iter().map(|end| end.sandbox.run(queues::overflows).unwrap());
     bed.nodes().map(on_host).sum::<u64>() + at_ends.sum::<u64>()
 }
 

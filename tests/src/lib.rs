@@ -2,6 +2,7 @@
 
 pub mod flow;
 pub mod keys;
+pub mod queues;
 pub mod speaker;
 
 use std::{

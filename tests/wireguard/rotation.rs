@@ -6,11 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netns_harness::eventually;
+use netns_harness::{Inside, eventually};
 use weft_tests::{
     flow::Flow,
     keys::{copies, is_answered},
-    slowness,
+    queues, slowness,
 };
 use weft_wireguard::{Desired, KeyPair, Secret32};
 
@@ -88,6 +88,16 @@ fn flow(from: &Node, to: &Node) -> Flow {
     Flow::start(bind(from, [0; 4].into()), bind(to, address), CANARY)
 }
 
+/// How many packets found a queue full on the way between containers so far.
+fn overflows(nodes: &[&Node]) -> u64 {
+    let of = |node: &&Node| {
+        let host = node.host.run(queues::overflows).unwrap();
+        let inside = [&node.network, &node.pod].map(|sandbox| sandbox.run(queues::overflows).unwrap());
+        host + inside.iter().sum::<u64>()
+    };
+    nodes.iter().map(of).sum()
+}
+
 #[test]
 fn keys_change_under_load_and_nothing_is_lost() {
     on_two(|bed, one, two| {
@@ -126,11 +136,15 @@ fn keys_change_under_load_and_nothing_is_lost() {
                 stream.join().unwrap().unwrap();
             }
         });
-        for flow in flows {
-            let (sent, lost) = flow.stop();
-            println!("{sent} datagrams, {} lost", lost.len());
-            assert_eq!(lost, [0; 0], "of {sent}");
+        let mut all_lost = 0;
+        for (sent, lost) in flows.map(Flow::stop) {
+            println!("{sent} datagrams, {} lost: {lost:?}", lost.len());
+            all_lost += lost.len() as u64;
         }
+        // Who encrypts and gets no processor for seconds loses packets by any key.
+        let overflown = overflows(&[one, two]);
+        println!("{overflown} packets found a queue full");
+        assert!(all_lost <= overflown, "{all_lost} lost");
         assert_eq!((one.about(2).lost, two.about(1).lost), (0, 0));
     });
 }

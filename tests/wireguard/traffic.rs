@@ -8,9 +8,14 @@ use std::{
 };
 
 use netns_harness::eventually;
+use nix::sys::socket::{setsockopt, sockopt};
 use weft_netlink::netns::Netns;
 
 use crate::bed::{LOOK_EVERY, Node, PATIENCE, container};
+
+/// What a stream has on its way at most, whatever its ends would like to: on a machine that is slow all of it waits in the queue
+/// of a TAP device, which has room for a thousand frames.
+const ON_ITS_WAY: usize = 64 << 10;
 
 /// Stands in everything that is sent, and nowhere on the underlay.
 pub const CANARY: &[u8] = b"canary-0f9b1c-nobody-else-says-this";
@@ -128,6 +133,7 @@ fn stream(
     mut at: impl FnMut(usize),
 ) -> Result<Duration, String> {
     let listener = to.run(|| TcpListener::bind((address, 0))).unwrap().unwrap();
+    setsockopt(&listener, sockopt::RcvBuf, &ON_ITS_WAY).unwrap();
     let target = listener.local_addr().unwrap();
     let begun = Instant::now();
     let mut sender = from.run(|| connect(target)).unwrap()?;

@@ -145,7 +145,7 @@ pub struct PeerStatus {
     pub received_bytes: u64,
     /// Of WireGuard, headers and tags included.
     pub sent_bytes: u64,
-    /// Frames to it that were dropped: no session and the queue full, or the socket refused them.
+    /// Frames to it that were dropped: no session and the queue full or given up, or the socket refused them.
     pub lost: u64,
     /// Whether one system call carries many packets to it. Not so for ten minutes after the path refused that.
     pub segmentation: bool,
@@ -218,7 +218,7 @@ pub struct Dropped {
     pub wrong_destination: u64,
     /// Decrypted, but not VXLAN, or damaged.
     pub not_vxlan: u64,
-    /// Of a network that this node has no part in.
+    /// Of a network that this node has no part in, or that has no TAP here.
     pub unknown_vni: u64,
     /// Of a network that the sender is no member of.
     pub not_a_member: u64,

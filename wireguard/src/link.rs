@@ -218,8 +218,9 @@ impl Link {
     }
 
     /// What has to be done by the clock, to be called several times a second for every peer, whether it is in use or
-    /// not: boringtun knows the time from these calls alone, and a session begins at the time it knows.
-    pub fn tick(&mut self, now: Instant, out: &mut [u8], mut send: impl FnMut(&[u8])) {
+    /// not: boringtun knows the time from these calls alone, and a session begins at the time it knows. Says how many packets
+    /// have waited for a session that does not come.
+    pub fn tick(&mut self, now: Instant, out: &mut [u8], mut send: impl FnMut(&[u8])) -> usize {
         let used = self.used();
         let is_changing = self.sessions.len() > 1;
         for (place, session) in self.sessions.iter_mut().enumerate() {
@@ -239,9 +240,11 @@ impl Link {
                 }
             }
         }
-        if self.sessions.iter().all(|session| session.tunn.is_expired()) {
-            self.waiting.clear();
-        }
+        let given_up = if self.sessions.iter().all(|session| session.tunn.is_expired()) {
+            self.waiting.drain(..).count()
+        } else {
+            0
+        };
         if is_changing
             && self.show_at.is_none_or(|at| now >= at)
             && let Some(used) = used
@@ -251,6 +254,7 @@ impl Link {
                 send(bytes);
             }
         }
+        given_up
     }
 
     pub fn status(&self, now: Instant) -> Vec<PairStatus> {

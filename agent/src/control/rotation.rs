@@ -5,7 +5,10 @@
 //! carry; nobody waits for anybody. The old key is forgotten when all that answer have been heard by the new one and not by
 //! the old one any more, or after a time that is long enough for every session of it to be over.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
 use weft_types::NodeId;
@@ -20,7 +23,8 @@ pub const LONGEST: Duration = Duration::from_secs(300);
 const SETTLE: Duration = Duration::from_secs(3);
 /// What an agent told the process that encrypts goes on without it, for as long as a session lasts after it was last heard.
 const SESSION: Duration = Duration::from_secs(180);
-/// For so long nothing has come by the old key when it goes: what is on its way arrives.
+/// For so long the new key has been heard, and nothing has come by the old one, when that goes: what is on its way arrives,
+/// also if it was encrypted before the first word by the new key and sent after it.
 const QUIET: Duration = Duration::from_secs(2);
 
 /// This node's keys, as they are on the disk.
@@ -81,8 +85,8 @@ impl Party {
         self.answers || self.heard_by_old.is_some_and(|ago| ago < SESSION)
     }
 
-    fn is_done(&self) -> bool {
-        self.heard_by_newest && self.heard_by_old.is_none_or(|ago| ago >= QUIET)
+    fn is_silent_by_old(&self) -> bool {
+        self.heard_by_old.is_none_or(|ago| ago >= QUIET)
     }
 }
 
@@ -91,6 +95,8 @@ pub(super) struct Rotation {
     keys: TunnelKeys,
     /// Since when the next one is told of, by this run.
     since: Option<Instant>,
+    /// Since when each of the others has been heard by the newest keys.
+    heard_since: BTreeMap<NodeId, Instant>,
 }
 
 impl Rotation {
@@ -98,6 +104,7 @@ impl Rotation {
     pub(super) fn new(keys: TunnelKeys, now: Instant) -> Self {
         Self {
             since: keys.next.as_ref().map(|_| now),
+            heard_since: BTreeMap::new(),
             keys,
         }
     }
@@ -116,6 +123,7 @@ impl Rotation {
             return false;
         }
         self.since = Some(now.instant);
+        self.heard_since.clear();
         self.keys.next = Some(NextKey {
             key: fresh,
             made_millis: now.unix_millis,
@@ -134,12 +142,23 @@ impl Rotation {
         Some(LONGEST.saturating_sub(now.saturating_duration_since(self.since?)))
     }
 
-    /// Those who have not gone over, but for the dead.
-    pub(super) fn waits_for(&self, parties: &[Party]) -> Vec<NodeId> {
+    /// Those who have not gone over, but for the dead, as of the last time that [`finish`](Self::finish) looked.
+    pub(super) fn waits_for(&self, parties: &[Party], now: Instant) -> Vec<NodeId> {
+        let has_been_heard = |party: &Party| {
+            let since = self.heard_since.get(&party.node);
+            since.is_some_and(|since| now.saturating_duration_since(*since) >= QUIET)
+        };
+        let is_done = |party: &Party| has_been_heard(party) && party.is_silent_by_old();
         let late = parties
             .iter()
-            .filter(|party| party.may_have_a_session() && !party.is_done());
+            .filter(|party| party.may_have_a_session() && !is_done(party));
         late.map(|party| party.node).collect()
+    }
+
+    fn look(&mut self, parties: &[Party], now: Instant) {
+        let heard = parties.iter().filter(|party| party.heard_by_newest);
+        let since = |party: &Party| *self.heard_since.get(&party.node).unwrap_or(&now);
+        self.heard_since = heard.map(|party| (party.node, since(party))).collect();
     }
 
     /// Forgets the old key if it is time to, and says whether it did.
@@ -147,8 +166,9 @@ impl Rotation {
         let Some(since) = self.since else {
             return false;
         };
+        self.look(parties, now);
         let passed = now.saturating_duration_since(since);
-        let is_over = passed >= LONGEST || (passed >= SETTLE && self.waits_for(parties).is_empty());
+        let is_over = passed >= LONGEST || (passed >= SETTLE && self.waits_for(parties, now).is_empty());
         let Some(next) = self.keys.next.take_if(|_| is_over) else {
             return false;
         };

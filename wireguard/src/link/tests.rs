@@ -134,6 +134,17 @@ fn packets_wait_for_a_session_that_both_sides_have() {
 }
 
 #[test]
+fn packets_that_have_waited_for_nothing_are_counted() {
+    let mut one = Side::new(&[1], &[2]);
+    one.seal();
+    one.seal();
+    let ticked = |one: &mut Side| one.link.tick(Instant::now(), &mut [0; ROOM], |_| {});
+    assert_eq!(ticked(&mut one), 0, "the handshake may be answered yet");
+    one.know(&[], &[]);
+    assert_eq!([ticked(&mut one), ticked(&mut one)], [2, 0]);
+}
+
+#[test]
 fn newer_keys_are_used_when_they_carry_and_not_before() {
     let (mut one, mut other) = (Side::new(&[1], &[2]), Side::new(&[2], &[1]));
     shake(&mut one, &mut other, (1, 2), true);

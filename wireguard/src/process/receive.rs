@@ -185,7 +185,8 @@ impl Worker<'_> {
             }
         };
         let Some(device) = &network.device else {
-            return;
+            // It could not be opened: there is no part of the network here.
+            return tally.deny(Denied::UnknownVni);
         };
         let place = self.devices.iter().position(|other| Arc::ptr_eq(other, device));
         let place = place.unwrap_or_else(|| {

@@ -34,11 +34,12 @@ pub fn run(shared: &Arc<Shared>) {
         for peer in &state.table.peers {
             let mut link = peer.link();
             let to = link.endpoint();
-            link.tick(now, &mut out, |message| {
+            let given_up = link.tick(now, &mut out, |message| {
                 state.sockets.pairs[0].post(message, to);
                 peer.sent_bytes.fetch_add(message.len() as u64, Relaxed);
                 has_said = true;
             });
+            peer.lose(given_up);
             let v6 = to.is_ipv6();
             let sent = peer.sent_bytes.load(Relaxed);
             let full = state.table.full_length(peer, v6);

@@ -36,35 +36,45 @@ fn the_old_key_goes_when_all_who_answer_use_the_new_one_and_none_the_old() {
         Some(LONGEST - Duration::from_secs(100))
     );
     let done = party(true, Some(2));
+    let other = |party| Party {
+        node: NodeId([2; 32]),
+        ..party
+    };
     let silent = Party {
+        node: NodeId([3; 32]),
         answers: false,
         ..party(false, None)
     };
     // Its agent is away, and its tunnels may go on.
     let headless = |heard| Party {
         answers: false,
-        ..party(false, Some(heard))
+        ..other(party(false, Some(heard)))
     };
-    assert_eq!(rotation.waits_for(&[headless(180)]), []);
+    let now = |seconds| at(begin, seconds).instant;
+    assert!(!rotation.finish(&[done], now(0)));
+    assert!(!rotation.finish(&[done], now(2)), "records are on their way");
+    assert_eq!(rotation.waits_for(&[done, headless(180)], now(2)), []);
     for late in [
-        party(false, None),
-        party(false, Some(90)),
-        party(true, Some(1)),
+        other(party(false, None)),
+        other(party(false, Some(90))),
+        other(party(true, Some(1))),
         headless(179),
     ] {
-        assert!(!rotation.finish(&[done, late], at(begin, 20).instant), "{late:?}");
-        assert_eq!(rotation.waits_for(&[done, silent, late]), [late.node]);
+        // The second time it has been heard for long enough, if it is heard.
+        for seconds in [18, 20] {
+            assert!(!rotation.finish(&[done, late], now(seconds)), "{late:?}");
+        }
+        assert_eq!(rotation.waits_for(&[done, silent, late], now(20)), [late.node]);
     }
-    assert!(
-        !rotation.finish(&[done], at(begin, 2).instant),
-        "records are on their way"
-    );
+    // What was encrypted before the first word by the new key may come after it.
+    let all = [done, silent, other(party(true, None))];
+    assert!(!rotation.finish(&all, now(30)) && !rotation.finish(&all, now(31)));
     let keys: Vec<_> = rotation.keys().newest_first().cloned().collect();
     assert_eq!(keys, [key(2), key(1)]);
-    assert!(rotation.finish(&[done, silent, party(true, None)], at(begin, 20).instant));
+    assert!(rotation.finish(&all, now(32)));
     let keys: Vec<_> = rotation.keys().newest_first().cloned().collect();
     assert_eq!((keys, rotation.keys().epoch), (vec![key(2)], 2));
-    assert!(rotation.begin(key(3), at(begin, 21)));
+    assert!(rotation.begin(key(3), at(begin, 33)));
 }
 
 #[test]
@@ -103,6 +113,8 @@ enum Step {
     Shake(usize, usize, usize, bool),
     /// One sends a packet to another.
     Send(usize, usize),
+    /// It has encrypted one, and sends it in less than a second.
+    SendLate(usize, usize),
     Pass(u64),
     /// The agent of a node is killed and started again; its tunnels go on.
     Crash(usize),
@@ -115,7 +127,8 @@ fn step(nodes: usize) -> impl Strategy<Value = Step> {
         1 => node.clone().prop_map(Step::Begin),
         4 => two.clone().prop_map(|(from, to)| Step::Learn(from, to)),
         4 => (two.clone(), 0..4_usize, any::<bool>()).prop_map(|((a, b), pair, whole)| Step::Shake(a, b, pair, whole)),
-        6 => two.prop_map(|(from, to)| Step::Send(from, to)),
+        6 => two.clone().prop_map(|(from, to)| Step::Send(from, to)),
+        2 => two.prop_map(|(from, to)| Step::SendLate(from, to)),
         3 => (1..4_u64).prop_map(Step::Pass),
         1 => node.prop_map(Step::Crash),
     ]
@@ -143,6 +156,15 @@ struct Cluster {
     seconds: u64,
     made: u32,
     nodes: Vec<Node>,
+    late: Vec<Packet>,
+}
+
+/// From a node to another, by keys of theirs.
+struct Packet {
+    from: usize,
+    to: usize,
+    own: Key,
+    key: Key,
 }
 
 fn number(secret: &Secret32) -> Key {
@@ -157,6 +179,7 @@ impl Cluster {
             seconds: 0,
             made: 0,
             nodes: Vec::new(),
+            late: Vec::new(),
         };
         for _ in 0..count {
             let keys = TunnelKeys::first(cluster.fresh(), 0);
@@ -239,15 +262,27 @@ impl Cluster {
         (ours.has_session, ours.is_confirmed) = (true, true);
     }
 
-    /// By what it uses; whether it was taken.
-    fn send(&mut self, from: usize, to: usize) -> bool {
+    /// By what the sender uses.
+    fn seal(&self, from: usize, to: usize) -> Option<Packet> {
         let order = self.order(from, to);
         let used = order
             .iter()
             .find(|(own, key)| self.nodes[from].pairs[&(to, *own, *key)].is_confirmed);
-        let Some((own, key)) = used.copied() else {
-            return false;
-        };
+        used.map(|(own, key)| Packet {
+            from,
+            to,
+            own: *own,
+            key: *key,
+        })
+    }
+
+    /// Whether a packet was taken.
+    fn send(&mut self, from: usize, to: usize) -> bool {
+        self.seal(from, to).is_some_and(|packet| self.arrive(&packet))
+    }
+
+    fn arrive(&mut self, packet: &Packet) -> bool {
+        let &Packet { from, to, own, key } = packet;
         let taken = self.nodes[to].pairs.get_mut(&(from, key, own));
         let Some(taken) = taken.filter(|pair| pair.has_session) else {
             return false;
@@ -294,13 +329,24 @@ impl Cluster {
             Step::Send(from, to) if from != to => {
                 prop_assert!(self.send(from, to), "a packet of {from} to {to} is lost");
             }
-            Step::Pass(seconds) => self.seconds += seconds,
+            Step::SendLate(from, to) if from != to => {
+                let packet = self.seal(from, to);
+                prop_assert!(packet.is_some(), "{from} has no session with {to}");
+                self.late.extend(packet);
+            }
+            Step::Pass(seconds) => {
+                for packet in std::mem::take(&mut self.late) {
+                    let (from, to) = (packet.from, packet.to);
+                    prop_assert!(self.arrive(&packet), "a late packet of {from} to {to} is lost");
+                }
+                self.seconds += seconds;
+            }
             Step::Crash(node) => {
                 let now = at(self.begin, self.seconds).instant;
                 let keys = self.nodes[node].rotation.keys().clone();
                 self.nodes[node].rotation = Rotation::new(keys, now);
             }
-            Step::Learn(..) | Step::Shake(..) | Step::Send(..) => {}
+            Step::Learn(..) | Step::Shake(..) | Step::Send(..) | Step::SendLate(..) => {}
         }
         for node in 0..self.nodes.len() {
             self.look(node);

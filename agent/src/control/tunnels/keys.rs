@@ -182,7 +182,7 @@ impl Control {
     /// How far the change of this node's key is, if there is one.
     pub(super) fn key_change(&self, now: Now) -> Option<KeyChange> {
         let left = self.rotation.left(now.instant)?;
-        let late = self.rotation.waits_for(&self.parties(now));
+        let late = self.rotation.waits_for(&self.parties(now), now.instant);
         Some(KeyChange {
             fingerprint: fingerprint(&self.rotation.keys().next_public()?),
             epoch: self.rotation.keys().epoch.saturating_add(1),

@@ -132,6 +132,7 @@ fn a_new_key_is_told_beside_the_old_one_and_takes_its_place_when_all_use_it() {
         let by = if pair.public_key == three { old } else { new };
         (pair.own == by).then_some(0)
     });
+    world.pass(Duration::from_secs(3));
     let status = world.nodes[0].control.encryption(None, world.now).unwrap();
     assert_eq!(status.change.unwrap().waiting_for, ["h3"]);
     let epochs: Vec<_> = status.tunnels.iter().map(|tunnel| tunnel.own_epoch).collect();
@@ -140,7 +141,7 @@ fn a_new_key_is_told_beside_the_old_one_and_takes_its_place_when_all_use_it() {
     assert!(world.nodes[0].control.rotation.is_changing());
 
     hears(&mut world, 0, newest);
-    world.pass(Duration::from_secs(2));
+    world.pass(Duration::from_secs(4));
     assert_eq!(told(&world, 0).private_keys, [secret(101)]);
     for node in [1, 2] {
         let own = secret(node as u8 + 1).public_key();
@@ -183,7 +184,7 @@ fn two_nodes_that_change_their_keys_at_once_have_sessions_of_all_four_pairs() {
     hears(&mut world, 0, move |_, pair| {
         ((pair.own, pair.public_key) == (a2, b2)).then_some(0)
     });
-    world.pass(Duration::from_secs(2));
+    world.pass(Duration::from_secs(4));
     assert_eq!(told(&world, 0).private_keys, [secret(101)]);
     assert_eq!(pairs(&told(&world, 1), vtep(&world, 0)), [(b2, a2), (b, a2)]);
 }
