@@ -266,6 +266,8 @@ pub struct Control {
     grace_until: Option<Instant>,
     away: Away,
     parked: VecDeque<Parked>,
+    /// What the operation that is being tried has waited for in vain.
+    in_vain: Vec<SpaceKey>,
     attaching: BTreeMap<EndpointId, (ConnectResponse, Responder<ConnectResponse>)>,
     detaching: Vec<(u64, DisconnectResponse, Responder<DisconnectResponse>)>,
     ifnames: BTreeMap<EndpointId, String>,
@@ -373,6 +375,7 @@ impl Control {
             grace_until: Some(now.instant + GRACE),
             away: Away::default(),
             parked: VecDeque::new(),
+            in_vain: Vec::new(),
             attaching: BTreeMap::new(),
             detaching: Vec::new(),
             ifnames: BTreeMap::new(),

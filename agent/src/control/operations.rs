@@ -43,6 +43,8 @@ pub(super) struct Parked {
     operation: Operation,
     /// What it waits for; `None` while this node reads back what it may have forgotten.
     waits_for: Option<(SpaceKey, Want)>,
+    /// What it has waited for in vain.
+    in_vain: Vec<SpaceKey>,
     pub(super) deadline: Instant,
 }
 
@@ -70,14 +72,28 @@ impl Control {
             self.parked.push_back(Parked {
                 operation,
                 waits_for: None,
+                in_vain: Vec::new(),
                 deadline,
             });
         } else {
-            self.attempt(operation, deadline, now);
+            self.attempt(operation, Vec::new(), deadline, now);
         }
     }
 
-    fn attempt(&mut self, mut operation: Operation, deadline: Instant, now: Now) {
+    fn attempt(&mut self, operation: Operation, in_vain: Vec<SpaceKey>, deadline: Instant, now: Now) {
+        self.attempt_or(operation, in_vain, deadline, None, now);
+    }
+
+    /// Tries it. If it would have to wait for what it has waited for in vain, it fails, because of that.
+    fn attempt_or(
+        &mut self,
+        mut operation: Operation,
+        in_vain: Vec<SpaceKey>,
+        deadline: Instant,
+        because: Option<&ApiError>,
+        now: Now,
+    ) {
+        self.in_vain.clone_from(&in_vain);
         let stopped = match &mut operation {
             Operation::CreateNetwork(create, _) | Operation::CreateDockerNetwork(create, _) => {
                 self.create_network(create, now).map(Done::Network)
@@ -94,9 +110,13 @@ impl Control {
             Ok(done) => self.finish(operation, done, now),
             Err(Stop::Fail(error)) => self.fail(operation, error, now),
             Err(Stop::Ask { space, want, ask }) => {
+                if let Some(error) = because.filter(|_| in_vain.contains(&space)) {
+                    return self.fail(operation, error.clone(), now);
+                }
                 self.parked.push_back(Parked {
                     operation,
                     waits_for: Some((space, want.clone())),
+                    in_vain,
                     deadline,
                 });
                 self.seek(space, want, ask, now);
@@ -166,14 +186,18 @@ impl Control {
             });
         self.parked = waiting;
         for Parked {
-            operation, deadline, ..
+            operation,
+            in_vain,
+            deadline,
+            ..
         } in ready
         {
-            self.attempt(operation, deadline, now);
+            self.attempt(operation, in_vain, deadline, now);
         }
     }
 
-    /// Ends what waits for `want` of `space`: nobody gave. What waits for another part of it is tried again.
+    /// Ends what waits for `want` of `space`, unless it can do with another one: nobody gave. What waits for another part of it is
+    /// tried again.
     pub(super) fn fail_waiting(&mut self, space: SpaceKey, want: &Want, error: &ApiError, now: Now) {
         let (failed, waiting): (VecDeque<_>, VecDeque<_>) =
             std::mem::take(&mut self.parked).into_iter().partition(|parked| {
@@ -183,8 +207,10 @@ impl Control {
                     .is_some_and(|(s, w)| *s == space && w == want)
             });
         self.parked = waiting;
-        for Parked { operation, .. } in failed {
-            self.fail(operation, error.clone(), now);
+        for parked in failed {
+            let mut in_vain = parked.in_vain;
+            in_vain.push(space);
+            self.attempt_or(parked.operation, in_vain, parked.deadline, Some(error), now);
         }
         self.resume(now);
     }

@@ -61,8 +61,8 @@ impl Control {
         }
     }
 
-    /// Which of two subnets of a network to ask for, when neither has an address here: one whose owners can be asked, and have not
-    /// just said that they have none either.
+    /// Which of two subnets of a network to ask for, when neither has an address here: one whose owners can be asked, have not
+    /// been asked for this in vain, and have not just said that they have none.
     pub(super) fn better_stop(
         &self,
         earlier: Option<Stop>,
@@ -72,6 +72,7 @@ impl Control {
         let later = self.stopped(cause);
         let worth = |stop: &Stop| match stop {
             Stop::Fail(_) => 0,
+            Stop::Ask { space, .. } if self.in_vain.contains(space) => 0,
             Stop::Ask { space, .. } if self.spaces.is_lean(*space, now.instant) => 1,
             Stop::Ask { .. } => 2,
         };
