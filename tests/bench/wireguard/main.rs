@@ -101,24 +101,26 @@ fn is_there(way: Way) -> bool {
     missing.is_empty()
 }
 
-const MEASURED: [(&str, Unit); 6] = [
+const MEASURED: [(&str, Unit); 7] = [
     ("TCP, 1 stream", Unit::Bits),
     ("TCP, 4 streams", Unit::Bits),
     ("processor time of all, a megabyte of TCP", Unit::Work),
     ("UDP, 64 bytes, received of a flood", Unit::Rate),
+    ("UDP, 64 bytes, without loss", Unit::Rate),
     ("round trip, median", Unit::Time),
     ("round trip, 99th percentile", Unit::Time),
 ];
 
-fn measure(args: &Args, path: &Path) -> Result<[f64; 6]> {
+fn measure(args: &Args, path: &Path) -> Result<[f64; 7]> {
     let busy = busy_seconds()?;
     let one = tcp(args, path, 1)?;
     let spent = busy_seconds()? - busy;
     let megabytes = one * args.seconds as f64 / 8e6;
     let four = tcp(args, path, 4)?;
     let rate = udp::flood(path, args.seconds)?;
+    let lossless = udp::lossless(path, rate)?;
     let [median, late] = udp::round_trips(path)?;
-    Ok([one, four, spent / megabytes, rate, median, late])
+    Ok([one, four, spent / megabytes, rate, lossless, median, late])
 }
 
 /// Bits per second that arrive.

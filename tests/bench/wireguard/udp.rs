@@ -16,6 +16,9 @@ use crate::ways::Path;
 
 const CONTENT: [u8; 64] = [7; 64];
 const ROUND_TRIPS: usize = 3000;
+/// Rates that are tried, and how long each.
+const TRIES: usize = 8;
+const TRY: Duration = Duration::from_millis(400);
 
 /// Connected to each other: of the first and of the second container.
 fn sockets(path: &Path) -> Result<(UdpSocket, UdpSocket)> {
@@ -27,40 +30,74 @@ fn sockets(path: &Path) -> Result<(UdpSocket, UdpSocket)> {
 
 /// How many of a flood arrive in a second.
 pub fn flood(path: &Path, seconds: u64) -> Result<f64> {
+    let (_, received) = send(path, None, Duration::from_secs(seconds))?;
+    Ok(received as f64 / seconds as f64)
+}
+
+/// The most that can be sent in a second of which at most one in a thousand is lost, by halving what is between a rate that
+/// went and one that did not. `flooded` is what arrives of a flood.
+pub fn lossless(path: &Path, flooded: f64) -> Result<f64> {
+    let (mut goes, mut fails) = (0.0, 1.5 * flooded);
+    for _ in 0..TRIES {
+        let rate = (goes + fails) / 2.0;
+        let (sent, received) = send(path, Some(rate), TRY)?;
+        let kept_up = sent as f64 >= 0.98 * rate * TRY.as_secs_f64();
+        if kept_up && received * 1000 >= sent * 999 {
+            goes = rate;
+        } else {
+            fails = rate;
+        }
+    }
+    Ok(goes)
+}
+
+/// Sends at a rate, or as fast as it goes; says how many were sent and how many have arrived.
+fn send(path: &Path, rate: Option<f64>, length: Duration) -> Result<(u64, u64)> {
     let (from, to) = sockets(path)?;
     let target = from.peer_addr()?;
     to.set_read_timeout(Some(Duration::from_millis(100)))?;
     let (received, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
-    thread::scope(|scope| {
+    let sent = thread::scope(|scope| {
         scope.spawn(|| {
             let mut inbox = Inbox::new(100);
-            while !is_over.load(Relaxed) {
-                // Waits for the first, and takes the rest with it.
-                if to.peek(&mut [0]).is_ok()
-                    && let Ok(count) = inbox.receive(&to)
-                {
-                    received.fetch_add(count as u64, Relaxed);
+            loop {
+                // Waits for the first, and takes the rest with it; what is on its way comes before nothing does.
+                if to.peek(&mut [0]).is_ok() {
+                    if let Ok(count) = inbox.receive(&to) {
+                        received.fetch_add(count as u64, Relaxed);
+                    }
+                } else if is_over.load(Relaxed) {
+                    return;
                 }
             }
         });
         let mut outbox = Outbox::default();
         let begun = Instant::now();
-        let length = Duration::from_secs(seconds);
+        let mut sent = 0_u64;
         while begun.elapsed() < length {
-            for _ in 0..BATCH {
+            let due = rate.map_or(BATCH, |rate| {
+                let due = rate * begun.elapsed().as_secs_f64() - sent as f64;
+                (due.max(0.0) as usize).min(BATCH)
+            });
+            if due == 0 {
+                thread::yield_now();
+                continue;
+            }
+            for _ in 0..due {
                 outbox.draft().extend_from_slice(&CONTENT);
                 outbox.post(target);
             }
+            sent += due as u64;
             while let Err(error) = outbox.send(&from) {
                 if error.kind() == ErrorKind::WouldBlock {
                     thread::yield_now();
                 }
             }
         }
-        let rate = received.load(Relaxed) as f64 / begun.elapsed().as_secs_f64();
         is_over.store(true, Relaxed);
-        Ok(rate)
-    })
+        sent
+    });
+    Ok((sent, received.into_inner()))
 }
 
 /// Seconds: the median, and what one in a hundred takes longer than.
