@@ -185,6 +185,11 @@ impl Lab {
     pub(super) fn reaches(&self, from: u8, to: u8, address: &str) -> bool {
         reaches(self.netns(from), self.netns(to), ip(address))
     }
+
+    /// The same of links that are new: that one has a carrier the kernel may say a second later, when many others came and went.
+    pub(super) fn soon_reaches(&self, from: u8, to: u8, address: &str) -> bool {
+        (0..10).any(|_| self.reaches(from, to, address))
+    }
 }
 
 pub(super) fn network(id: NetworkId, vtep: IpAddr) -> Network {

@@ -123,7 +123,7 @@ fn an_encrypted_network_leads_to_a_tap_and_nothing_of_it_leaves_without_the_proc
     // A local endpoint is reached without the tunnel.
     lab.attach(0, APP, 12, 12, false);
     lab.reconcile();
-    assert!(lab.reaches(11, 12, "10.9.0.12"));
+    assert!(lab.soon_reaches(11, 12, "10.9.0.12"));
 
     for host in &mut lab.hosts {
         host.desired.networks.clear();
@@ -199,8 +199,8 @@ fn in_the_kernels_wireguard_frames_leave_by_the_namespace_of_the_tunnels_alone()
     drop(bind(&lab.hosts[0].netns, "0.0.0.0:4789"));
     assert!(!lab.reaches(11, 21, "10.9.0.21"));
     join_tunnels(&lab.hosts[0], &lab.hosts[1]);
-    assert!(lab.reaches(11, 21, "10.9.0.21"));
-    assert!(lab.reaches(21, 11, "fd00:9::b"));
+    assert!(lab.soon_reaches(11, 21, "10.9.0.21"));
+    assert!(lab.soon_reaches(21, 11, "fd00:9::b"));
     for host in &mut lab.hosts {
         host.restart();
         host.assert_unchanged();
@@ -217,7 +217,7 @@ fn in_the_kernels_wireguard_frames_leave_by_the_namespace_of_the_tunnels_alone()
         tunnel(&lab.hosts[0]).alias.as_deref(),
         Some("weft:vxlan in wireguard")
     );
-    assert!(lab.reaches(11, 21, "10.9.0.21"));
+    assert!(lab.soon_reaches(11, 21, "10.9.0.21"));
     // The namespace goes, and the device with it when the kernel gets to that; it is made anew, and leads nowhere.
     for host in &lab.hosts {
         Netns::remove_at(names::wireguard_path(&host.dir)).unwrap();
@@ -247,7 +247,7 @@ fn plain_vxlan_of_an_encrypted_network_finds_nobody() {
     lab.attach(0, TWIN, 13, 113, false);
     lab.attach(1, TWIN, 23, 123, false);
     lab.reconcile();
-    assert!(lab.reaches(113, 123, "10.9.0.23"));
+    assert!(lab.soon_reaches(113, 123, "10.9.0.23"));
     let victim = bind(lab.netns(11), "10.9.0.11:6000");
     // Even from a member.
     let member = bind(&lab.hosts[1].netns, "192.0.2.2:0");
