@@ -41,11 +41,13 @@ fn two_hosts() {
         two.eventually_in("c2", &format!("wget -q -O - http://{to}/"));
     }
 
-    // Published ports, and the way out.
+    // Published ports, and the way out. Which addresses the others were given nobody knows before.
+    let mut free = (80..).map(|host| format!("10.77.0.{host}"));
+    let fixed = free.find(|address| !addresses.contains(address)).unwrap();
     one.docker(&format!(
-        "run -d --name web --network app -p 8080:80 --ip 10.77.0.80 {IMAGE} httpd -f -h /www"
+        "run -d --name web --network app -p 8080:80 --ip {fixed} {IMAGE} httpd -f -h /www"
     ));
-    assert_eq!(one.address("web", "app"), "10.77.0.80");
+    assert_eq!(one.address("web", "app"), fixed);
     let fetch = |url: &str| {
         let mut busybox = std::process::Command::new("busybox");
         netns_harness::Inside::exec(
@@ -57,27 +59,27 @@ fn two_hosts() {
     assert_eq!(fetch("http://192.0.2.1:8080/").unwrap().stdout, "served\n");
     one.eventually_in("web", "ping -c 1 -W 1 192.0.2.2");
     // An address in use is refused on the other host, in words that name who has it.
-    let error = two.docker_error(&format!("run --rm --network app --ip 10.77.0.80 {IMAGE} true"));
-    assert!(error.contains("10.77.0.80"), "{error}");
+    let error = two.docker_error(&format!("run --rm --network app --ip {fixed} {IMAGE} true"));
+    assert!(error.contains(&fixed), "{error}");
     let error = two.docker_error(&format!("run --rm --network app --ip 10.77.0.9 {IMAGE} true"));
     assert!(error.contains("printer"), "{error}");
 
     // A stopped container starts again with the address it asked for.
     one.docker("restart -t 0 web");
-    assert_eq!(one.address("web", "app"), "10.77.0.80");
-    two.eventually_in("c1", "ping -c 1 -W 1 10.77.0.80");
+    assert_eq!(one.address("web", "app"), fixed);
+    two.eventually_in("c1", &format!("ping -c 1 -W 1 {fixed}"));
 
     // The agent dies: traffic goes on. It comes back: everything is as it was, and Docker goes on with it.
     one.kill_agent();
-    two.eventually_in("c1", "ping -c 1 -W 1 10.77.0.80");
+    two.eventually_in("c1", &format!("ping -c 1 -W 1 {fixed}"));
     one.start_agent();
     one.wait_for_agent();
-    two.eventually_in("c1", "ping -c 1 -W 1 10.77.0.80");
+    two.eventually_in("c1", &format!("ping -c 1 -W 1 {fixed}"));
     one.docker("rm -f web");
     one.docker(&format!(
-        "run -d --name web --network app --ip 10.77.0.80 {IMAGE} sleep 1000"
+        "run -d --name web --network app --ip {fixed} {IMAGE} sleep 1000"
     ));
-    two.eventually_in("c1", "ping -c 1 -W 1 10.77.0.80");
+    two.eventually_in("c1", &format!("ping -c 1 -W 1 {fixed}"));
 
     // A network without a way out, of both families, joined by a container that is on another one.
     one.docker(

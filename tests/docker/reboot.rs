@@ -36,9 +36,10 @@ fn lost() {
             "run -d --name {name} --network app {flags} {IMAGE} httpd -f -h /www"
         ));
     };
+    // First, before another is given its address by chance.
+    run(two, "fixed", "--ip 10.66.0.77 -p 8081:80");
     run(one, "far", "");
     run(two, "always", "--restart always");
-    run(two, "fixed", "--ip 10.66.0.77 -p 8081:80");
     run(two, "gone", "");
     let lost = two.address("gone", "app");
     one.eventually_in("far", "wget -q -O - http://always/");
