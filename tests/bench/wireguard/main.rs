@@ -18,7 +18,7 @@ mod ways;
 use std::fs;
 
 use anyhow::{Context as _, Result, bail};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use netns_harness::{Inside, Isolate};
 use serde_json::Value;
 
@@ -41,6 +41,42 @@ struct Args {
     /// Only these beside the plain VXLAN
     #[arg(long, value_delimiter = ',', value_enum)]
     only: Vec<Way>,
+    /// Only these
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = Part::ALL)]
+    measure: Vec<Part>,
+}
+
+/// What is measured together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Throughput and processor time
+    Tcp,
+    /// Small datagrams, a flood and without loss
+    Datagrams,
+    /// One datagram at a time
+    RoundTrips,
+}
+
+impl Part {
+    const ALL: [Self; 3] = [Self::Tcp, Self::Datagrams, Self::RoundTrips];
+
+    fn rows(self) -> &'static [(&'static str, Unit)] {
+        match self {
+            Self::Tcp => &[
+                ("TCP, 1 stream", Unit::Bits),
+                ("TCP, 4 streams", Unit::Bits),
+                ("processor time of all, a megabyte of TCP", Unit::Work),
+            ],
+            Self::Datagrams => &[
+                ("UDP, 64 bytes, received of a flood", Unit::Rate),
+                ("UDP, 64 bytes, without loss", Unit::Rate),
+            ],
+            Self::RoundTrips => &[
+                ("round trip, median", Unit::Time),
+                ("round trip, 99th percentile", Unit::Time),
+            ],
+        }
+    }
 }
 
 fn main() -> Result<()> {
@@ -70,7 +106,8 @@ fn main() -> Result<()> {
         .iter()
         .map(|way| Path::new(&bed, *way))
         .collect::<Result<_>>()?;
-    let mut kept = vec![vec![Vec::new(); ways.len()]; MEASURED.len()];
+    let rows: Vec<_> = args.measure.iter().flat_map(|part| part.rows()).collect();
+    let mut kept = vec![vec![Vec::new(); ways.len()]; rows.len()];
     for round in 0..args.rounds {
         for (way, path) in paths.iter().enumerate() {
             let figures = measure(&args, path)?;
@@ -82,8 +119,8 @@ fn main() -> Result<()> {
     }
     let mut table = Matrix::default();
     let names: Vec<_> = ways.iter().map(|way| way.name()).collect();
-    for ((what, unit), series) in MEASURED.into_iter().zip(&kept) {
-        table.compare(what, unit, &names, series);
+    for ((what, unit), series) in rows.into_iter().zip(&kept) {
+        table.compare(what, *unit, &names, series);
     }
     drop(paths);
     bed.close();
@@ -101,26 +138,25 @@ fn is_there(way: Way) -> bool {
     missing.is_empty()
 }
 
-const MEASURED: [(&str, Unit); 7] = [
-    ("TCP, 1 stream", Unit::Bits),
-    ("TCP, 4 streams", Unit::Bits),
-    ("processor time of all, a megabyte of TCP", Unit::Work),
-    ("UDP, 64 bytes, received of a flood", Unit::Rate),
-    ("UDP, 64 bytes, without loss", Unit::Rate),
-    ("round trip, median", Unit::Time),
-    ("round trip, 99th percentile", Unit::Time),
-];
-
-fn measure(args: &Args, path: &Path) -> Result<[f64; 7]> {
-    let busy = busy_seconds()?;
-    let one = tcp(args, path, 1)?;
-    let spent = busy_seconds()? - busy;
-    let megabytes = one * args.seconds as f64 / 8e6;
-    let four = tcp(args, path, 4)?;
-    let rate = udp::flood(path, args.seconds)?;
-    let lossless = udp::lossless(path, rate)?;
-    let [median, late] = udp::round_trips(path)?;
-    Ok([one, four, spent / megabytes, rate, lossless, median, late])
+fn measure(args: &Args, path: &Path) -> Result<Vec<f64>> {
+    let mut figures = Vec::new();
+    for part in &args.measure {
+        match part {
+            Part::Tcp => {
+                let busy = busy_seconds()?;
+                let one = tcp(args, path, 1)?;
+                let spent = busy_seconds()? - busy;
+                let megabytes = one * args.seconds as f64 / 8e6;
+                figures.extend([one, tcp(args, path, 4)?, spent / megabytes]);
+            }
+            Part::Datagrams => {
+                let rate = udp::flood(path, args.seconds)?;
+                figures.extend([rate, udp::lossless(path, rate)?]);
+            }
+            Part::RoundTrips => figures.extend(udp::round_trips(path)?),
+        }
+    }
+    Ok(figures)
 }
 
 /// Bits per second that arrive.
