@@ -91,6 +91,8 @@ fn ipv6_mtu(socket: &UdpSocket) -> io::Result<libc::c_int> {
     Ok(mtu)
 }
 
+const ADDRESS_LEN: libc::socklen_t = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+
 /// Datagrams that came in.
 pub struct Inbox {
     headers: Box<[libc::mmsghdr]>,
@@ -131,9 +133,11 @@ impl Default for Inbox {
         let parts = addresses.iter_mut().zip(&mut controls).zip(&mut places);
         for (header, ((address, control), place)) in headers.iter_mut().zip(parts) {
             header.msg_hdr.msg_name = ptr::from_mut(address).cast();
+            header.msg_hdr.msg_namelen = ADDRESS_LEN;
             header.msg_hdr.msg_iov = place;
             header.msg_hdr.msg_iovlen = 1;
             header.msg_hdr.msg_control = ptr::from_mut(control).cast();
+            header.msg_hdr.msg_controllen = mem::size_of::<Control>() as _;
         }
         Self {
             headers,
@@ -150,9 +154,11 @@ impl Inbox {
     /// Takes what waits at a socket in the place of what was taken before. Does not wait: with nothing there this is
     /// [`io::ErrorKind::WouldBlock`].
     pub fn receive(&mut self, socket: &impl AsFd) -> io::Result<()> {
+        // The kernel wrote to those that it used, and to no others.
+        let used = self.received.len();
         self.received.clear();
-        for header in &mut self.headers {
-            header.msg_hdr.msg_namelen = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+        for header in &mut self.headers[..used] {
+            header.msg_hdr.msg_namelen = ADDRESS_LEN;
             header.msg_hdr.msg_controllen = mem::size_of::<Control>() as _;
         }
         // SAFETY: each header points to one address, one control buffer and one place for bytes, of the lengths it
