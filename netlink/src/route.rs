@@ -17,7 +17,7 @@ mod socket;
 
 pub use address::{Address, LocalRoute, Route};
 pub use batch::{Batch, BatchError, Refusal, Request};
-pub use dump::{FdbEntry, Link, LinkDetail, NeighbourEntry};
+pub use dump::{FdbEntry, Link, LinkDetail, Losses, NeighbourEntry};
 pub use link::{BridgeOptions, NewLink, VethPeer, VxlanOptions};
 pub use monitor::{Event, Monitor};
 pub use neighbour::{BridgeFdb, Neighbour, VxlanFdb};

@@ -29,7 +29,7 @@ use std::{
 use weft_netlink::{
     netns::{Netns, NetnsError, NetnsId},
     nft::Nft,
-    route::RouteSocket,
+    route::{Losses, RouteSocket},
 };
 use weft_types::{EndpointId, NetworkId};
 
@@ -219,6 +219,15 @@ impl Kernel {
             .get(&network)
             .map(|space| space.netns.try_clone())
             .transpose()
+    }
+
+    /// What the devices have lost that carry networks to other hosts, of those networks that have one.
+    pub fn losses(&mut self) -> impl Iterator<Item = (NetworkId, Losses)> {
+        self.spaces.iter_mut().filter_map(|(network, space)| {
+            // One that somebody has just taken away is about to be made anew.
+            let losses = space.route.losses(space.links.tunnel?).ok()??;
+            Some((*network, losses))
+        })
     }
 
     /// The addresses at which published ports lead into a network: of its end of the uplink.

@@ -68,6 +68,12 @@ fn moved(before: &Metrics, now: &Metrics) -> BTreeSet<String> {
         .collect()
 }
 
+fn ip(node: &Node, line: &str) {
+    let mut command = Command::new("ip");
+    command.args(line.split(' '));
+    assert!(node.host.run(|| command.status().unwrap().success()).unwrap());
+}
+
 #[test]
 fn every_metric_moves_when_something_happens() {
     alone(|| {
@@ -110,6 +116,16 @@ fn every_metric_moves_when_something_happens() {
         question(b"\x12\x34\x81\0\0\x01\0\0\0\0\0\0\x03web\0\0\x01\0\x01");
         let stranger = h2.host.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
         stranger.send_to(&[7; 200], (h1.address(), 7946)).unwrap();
+        // A host to which there is no way, for a moment.
+        let way = format!("route add prohibit {}/32", h2.address());
+        ip(h1, &way);
+        let sender = client
+            .sandbox
+            .run(|| UdpSocket::bind("0.0.0.0:0"))
+            .unwrap()
+            .unwrap();
+        sender.send_to(&[0; 100], (replicas[1].address(), 9)).unwrap();
+        ip(h1, &way.replace("add", "del"));
         // A port that something else has, and a link that somebody takes away.
         let taken = h1
             .host
@@ -154,7 +170,7 @@ fn every_metric_moves_when_something_happens() {
             .filter(|line| line.starts_with(opened) && line.ends_with(" 1"))
             .count();
         assert_eq!(open, 1);
-        drop((kept, client, replicas, stranger, taken));
+        drop((kept, client, replicas, stranger, taken, sender));
         bed.close();
     });
 }
@@ -216,13 +232,8 @@ fn every_metric_of_tunnels_moves_when_something_happens() {
         let socket = one.sandbox.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
         socket.connect((two.address(), 9)).unwrap();
         let lost = |lines: &Metrics| lines["weft_tunnel_lost_frames"].clone();
-        let ip = |line: String| {
-            let mut command = Command::new("ip");
-            command.args(line.split(' '));
-            assert!(h1.host.run(|| command.status().unwrap().success()).unwrap());
-        };
         let way = format!("prohibit {}/32", h2.address());
-        ip(format!("route add {way}"));
+        ip(h1, &format!("route add {way}"));
         soon("frames to be lost", || {
             // The one before may have been refused, which the next call says.
             let _ = socket.send(&[0; 100]);
@@ -231,8 +242,8 @@ fn every_metric_of_tunnels_moves_when_something_happens() {
                 _ => Err("none was"),
             }
         });
-        ip(format!("route del {way}"));
-        ip(format!("route add {}/32 dev eth0 mtu 1400", h2.address()));
+        ip(h1, &format!("route del {way}"));
+        ip(h1, &format!("route add {}/32 dev eth0 mtu 1400", h2.address()));
         soon("the path to be known", || {
             let _ = socket.send(&[0; 1300]);
             let path = of_tunnels().remove("weft_tunnel_path_mtu_bytes");
@@ -252,6 +263,16 @@ fn every_metric_of_tunnels_moves_when_something_happens() {
             });
         };
         runs(0);
+        // What nobody takes waits, a thousand frames of it.
+        let overflow = || metrics(h1)["weft_network_lost_frames"].clone();
+        let at_first = overflow();
+        soon("a full queue", || {
+            for _ in 0..500 {
+                let _ = socket.send(&[0; 100]);
+            }
+            let now = overflow();
+            (now != at_first).then_some(()).ok_or(format!("{now:?}"))
+        });
         kill(process_of(h1).unwrap(), Signal::SIGCONT).unwrap();
         runs(1);
         let moved = moved(&before, &of_tunnels());

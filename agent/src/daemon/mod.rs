@@ -325,10 +325,12 @@ impl Daemon {
             dns: self.names.counts(),
             work: Work::default(),
             traffic: BTreeMap::new(),
+            losses: BTreeMap::new(),
         };
         self.host.measure(move |measured| {
             snapshot.work = measured.work;
             snapshot.traffic = measured.traffic;
+            snapshot.losses = measured.losses;
             responder.send(Ok(Box::new(snapshot)));
         });
     }

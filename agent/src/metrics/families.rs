@@ -74,6 +74,8 @@ families! {
         "Facts that this node can say beside those that it says, however long they are. From 256 down it makes no endpoints, networks, services and tokens; others do.";
     GOSSIP_RECORDS_TOLD = Counter "weft_gossip_records_told" []
         "Copies of records that were sent because they were new, or because another node lacked them.";
+    LOST = Counter "weft_network_lost_frames" ["network" "direction"]
+        "Frames of a network to and from other hosts that this host's kernel dropped: sent, there is no way to the other host, or what encrypts does not keep up; received, they were damaged, or the kernel does not keep up.";
     DNS_QUESTIONS = Counter "weft_dns_questions" ["outcome"]
         "Questions of endpoints by what became of them. Negative: there is no such name, or nothing of that type; refused: by a rule or a limit.";
     DNS_FAILURES = Counter "weft_dns_failures" ["reason"]

@@ -15,7 +15,8 @@ use prometheus_client::{
     registry::Registry,
 };
 use weft_dns::Counts;
-use weft_types::EndpointId;
+use weft_netlink::route::Losses;
+use weft_types::{EndpointId, NetworkId};
 use weft_wireguard::Dropped;
 
 use crate::{
@@ -41,6 +42,7 @@ pub(crate) struct Snapshot {
     pub(crate) dns: Counts,
     pub(crate) work: Work,
     pub(crate) traffic: BTreeMap<EndpointId, Traffic>,
+    pub(crate) losses: BTreeMap<NetworkId, Losses>,
 }
 
 /// What keeping the kernel right took since the agent was started.
@@ -91,6 +93,7 @@ impl Samples {
         samples.add_cluster(&snapshot.cluster);
         samples.add_services(snapshot);
         samples.add_gossip(&snapshot.cluster);
+        samples.add_losses(snapshot);
         samples.add_dns(&snapshot.dns);
         if let Some((encryption, refused)) = &snapshot.cluster.encryption {
             samples.add_tunnels(encryption, refused);
@@ -193,6 +196,16 @@ impl Samples {
             }
             if others != Default::default() {
                 self.add_backend([network, name, "others"], others.0, others.1);
+            }
+        }
+    }
+
+    fn add_losses(&mut self, snapshot: &Snapshot) {
+        for (network, _) in &snapshot.cluster.networks {
+            if let Some(losses) = snapshot.losses.get(&network.id) {
+                for (direction, count) in [("sent", losses.sent), ("received", losses.received)] {
+                    self.add(families::LOST, [network.name.as_str(), direction], count);
+                }
             }
         }
     }

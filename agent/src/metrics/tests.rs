@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use weft_gossip::Stats;
 
 use super::*;
-use crate::api::contract;
+use crate::api::{contract, types::NetworkSummary};
 
 fn snapshot() -> Snapshot {
     let service: crate::api::types::ServiceDetail = contract::sample("ServiceDetail");
@@ -11,12 +11,11 @@ fn snapshot() -> Snapshot {
         replayed: 4,
         ..Dropped::default()
     };
+    let network: NetworkSummary = contract::sample("NetworkSummary");
+    let lossy = network.id;
     let cluster = Measures {
         nodes: vec![contract::sample("NodeInfo")],
-        networks: vec![(
-            contract::sample("NetworkSummary"),
-            vec![contract::sample("AddressShare")],
-        )],
+        networks: vec![(network, vec![contract::sample("AddressShare")])],
         services: vec![(service.summary, service.backends.clone())],
         gossip: Stats::default(),
         records: 7,
@@ -42,6 +41,7 @@ fn snapshot() -> Snapshot {
             ..Work::default()
         },
         traffic: [(service.backends[0].endpoint_id, traffic)].into(),
+        losses: [(lossy, Losses { sent: 6, received: 0 })].into(),
     }
 }
 
@@ -59,6 +59,8 @@ fn metrics_read_as_text() {
         "weft_kernel_apply_seconds_total 1.5",
         "weft_agent_start_time_seconds 1763000000.25",
         "weft_health_checks_total{result=\"passed\"} 5",
+        "weft_network_lost_frames_total{network=\"app\",direction=\"sent\"} 6",
+        "weft_network_lost_frames_total{network=\"app\",direction=\"received\"} 0",
         "weft_gossip_records 7",
         "weft_gossip_room 300",
         "weft_service_ejections_total 2",

@@ -59,6 +59,15 @@ pub struct LinkDetail {
     pub port: Option<PortFlags>,
 }
 
+/// Frames that a link was given and did not pass on: dropped, or in error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Losses {
+    /// That were to go out by it.
+    pub sent: u64,
+    /// That came in by it.
+    pub received: u64,
+}
+
 /// A neighbour as the kernel shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NeighbourEntry {
@@ -86,6 +95,27 @@ pub struct FdbEntry {
 }
 
 impl RouteSocket {
+    /// What a link has lost since it was made. None if the kernel does not say.
+    pub fn losses(&mut self, link: u32) -> Result<Option<Losses>, DumpError> {
+        let mut query = LinkMessage::default();
+        query.header.index = link;
+        let losses = |attribute: &LinkAttribute| match attribute {
+            LinkAttribute::Stats64(stats) => Some(Losses {
+                sent: stats.tx_dropped + stats.tx_errors,
+                received: stats.rx_dropped + stats.rx_errors,
+            }),
+            _ => None,
+        };
+        self.get(
+            "counters of a link",
+            RouteNetlinkMessage::GetLink(query),
+            |message| match message {
+                RouteNetlinkMessage::NewLink(message) => message.attributes.iter().find_map(losses),
+                _ => None,
+            },
+        )
+    }
+
     /// All links.
     pub fn links(&mut self) -> Result<Vec<Link>, DumpError> {
         let mut query = LinkMessage::default();

@@ -180,13 +180,34 @@ impl RouteSocket {
         &mut self,
         what: &'static str,
         query: RouteNetlinkMessage,
+        read: impl FnMut(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Vec<T>, DumpError> {
+        self.ask(what, query, NLM_F_DUMP, read)
+    }
+
+    /// Asks for one object.
+    pub(super) fn get<T>(
+        &mut self,
+        what: &'static str,
+        query: RouteNetlinkMessage,
+        read: impl FnMut(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Option<T>, DumpError> {
+        // The acknowledgement ends the answer, as the last message of a table does.
+        Ok(self.ask(what, query, NLM_F_ACK, read)?.pop())
+    }
+
+    fn ask<T>(
+        &mut self,
+        what: &'static str,
+        query: RouteNetlinkMessage,
+        flags: u16,
         mut read: impl FnMut(RouteNetlinkMessage) -> Option<T>,
     ) -> Result<Vec<T>, DumpError> {
         let netns = self.netns;
         for _ in 0..DUMP_ATTEMPTS {
             self.sequence = self.sequence.wrapping_add(1);
             let mut bytes = Vec::new();
-            append(&mut bytes, query.clone(), NLM_F_DUMP, self.sequence);
+            append(&mut bytes, query.clone(), flags, self.sequence);
             match self.dump_once(&bytes, &mut read) {
                 Ok(objects) => return Ok(objects),
                 Err(Attempt::Again) => {}

@@ -6,8 +6,8 @@ use std::{
 };
 
 use weft_lb::Service;
-use weft_netlink::netns::Netns;
-use weft_types::{EndpointId, ServiceId};
+use weft_netlink::{netns::Netns, route::Losses};
+use weft_types::{EndpointId, NetworkId, ServiceId};
 
 use super::{Host, LOOK_EVERY, Said, sandbox_name, sentence, target};
 use crate::{
@@ -21,6 +21,8 @@ pub(in crate::daemon) struct Measured {
     pub(in crate::daemon) work: Work,
     /// Of the clients of this host, by backend.
     pub(in crate::daemon) traffic: BTreeMap<EndpointId, Traffic>,
+    /// Of the devices that carry networks to other hosts.
+    pub(in crate::daemon) losses: BTreeMap<NetworkId, Losses>,
 }
 
 impl Host {
@@ -35,6 +37,7 @@ impl Host {
         Measured {
             work: self.work,
             traffic: traffic.unwrap_or_default(),
+            losses: self.kernel.losses().collect(),
         }
     }
 
