@@ -20,4 +20,5 @@ mod limits;
 mod metrics;
 pub mod options;
 mod privileges;
+mod serve;
 mod socket;

@@ -7,8 +7,9 @@ use weft_types::ClusterId;
 
 use crate::{
     control::{endpoints, networks, publish, services, tokens},
-    daemon::{access, server},
+    daemon::{access, observe, server},
     docker::{self, proxy},
+    serve::{DOCKERS_SILENCE, SILENCE},
 };
 
 /// Each with how many there can be and what comes of one more.
@@ -95,9 +96,29 @@ fn limits() -> Vec<(&'static str, String, &'static str)> {
             "the same",
         ),
         one(
+            "the same to metrics at an address of their own",
+            observe::MAX_CONNECTIONS,
+            "they wait until one ends",
+        ),
+        one(
+            "the same of Docker to the driver",
+            docker::server::MAX_CONNECTIONS,
+            "they wait until one ends",
+        ),
+        one(
             "connections to Docker by `weft docker proxy`",
             proxy::MAX_CONNECTIONS,
             "they wait until one ends",
+        ),
+        (
+            "how long a connection to the API or to metrics may owe a whole request, or take nothing of an answer",
+            format!("{} s", SILENCE.as_secs()),
+            "it is closed, and `weft events` ends; one whose answer is being made or followed may wait for ever",
+        ),
+        (
+            "how long one of Docker to the driver may, and to the proxy owe a whole request",
+            format!("{} s", DOCKERS_SILENCE.as_secs()),
+            "it is closed; what follows logs, events or a terminal by the proxy keeps its place",
         ),
     ]
 }

@@ -180,8 +180,7 @@ impl Netns {
     pub fn create_at(path: impl AsRef<Path>) -> Result<Self, NetnsError> {
         let path = path.as_ref();
         if let Some(broker) = broker::get() {
-            let request = Request::CreateAt(path.to_owned());
-            return Self::try_from(broker.ask(&request, &[])?.descriptor()?);
+            return Self::try_from(broker.create_at(path)?);
         }
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(|error| NetnsError::new("make", parent, error))?;

@@ -1,6 +1,6 @@
 //! What an agent that root starts keeps, and the broker that keeps the rest, whatever is killed.
 
-use std::{fs, process::Command};
+use std::{fs, process::Command, thread, time::Instant};
 
 use netns_harness::{Inside as _, Output};
 
@@ -146,6 +146,44 @@ fn a_broker_that_is_killed_is_replaced_and_an_agent_without_any_ends_and_starts_
         h1.start_agent();
         h1.await_agent();
         bed.all_well();
+    });
+}
+
+/// Waits until a broker has begun to make the namespace of a network, which takes it some milliseconds, and kills it.
+fn kill_halfway(h1: &Node, broker: u32) {
+    let watch = || {
+        let begun = Instant::now();
+        while fs::read_dir("/run/weft/netns").map_or(0, Iterator::count) == 0 {
+            assert!(begun.elapsed() < COMMAND, "no namespace was made");
+        }
+        kill(broker);
+    };
+    h1.host.run(watch).unwrap();
+}
+
+#[test]
+fn a_broker_that_is_killed_while_it_makes_a_namespace_keeps_nobody_from_a_network() {
+    one_host(|bed, h1| {
+        h1.weft("network create app");
+        let _sandbox = h1.host.sandbox("one").unwrap();
+        let mut brokers = both_brokers();
+        for _ in 0..6 {
+            let at_work = brokers[0];
+            thread::scope(|scope| {
+                scope.spawn(|| kill_halfway(h1, at_work));
+                h1.weft("network connect app one --name one");
+            });
+            h1.weft("network disconnect app one");
+            brokers = both_brokers();
+            assert!(!brokers.contains(&at_work));
+        }
+        bed.all_well();
+        assert_eq!(
+            h1.host
+                .run(|| fs::read_dir("/run/weft/netns").map_or(0, Iterator::count))
+                .unwrap(),
+            0
+        );
     });
 }
 

@@ -86,7 +86,9 @@ pub fn run(socket: &Path) -> Result<(), RunError> {
         shared.spawn(format!("send-{index}"), move |shared| send::run(shared, index))?;
     }
     shared.spawn("clock".to_owned(), tick::run)?;
-    shared.spawn("control".to_owned(), move |shared| serve::run(shared, &listener))?;
+    shared.spawn("control".to_owned(), move |shared| {
+        serve::run(shared, &listener, serve::SILENCE);
+    })?;
     let signal = signals.wait();
     // What is left of the socket would make the next one ask whether somebody is there.
     let _ = std::fs::remove_file(socket);

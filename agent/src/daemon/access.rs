@@ -6,21 +6,20 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use axum::extract::connect_info::IntoMakeServiceWithConnectInfo;
 use axum::{
-    Router,
-    extract::{ConnectInfo, Request, State, connect_info::Connected},
+    Extension, Router,
+    extract::{Request, State},
     http::Method,
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
-    serve::IncomingStream,
 };
 use nix::unistd::Gid;
+use tokio::net::UnixStream;
 
-use super::few::Few;
 use crate::{
     api::ApiError,
     options::{AgentOptions, DEFAULT_READ_GROUP, DEFAULT_SOCKET_GROUP},
+    serve::{Bounds, SILENCE},
     socket::{self, Bound, FOR_READING, group_of},
 };
 
@@ -80,18 +79,21 @@ pub(super) enum Access {
 }
 
 impl Access {
-    /// How many connections there may be at one time. Who may only look takes no place from who may do everything.
-    pub(super) fn places(&self) -> usize {
-        match self {
+    /// What bounds its connections. Who may only look takes no place from who may do everything.
+    pub(super) fn bounds(&self) -> Bounds {
+        let places = match self {
             Self::All => MAX_CONNECTIONS,
             Self::Reading { .. } => MAX_READING,
+        };
+        Bounds {
+            places,
+            silence: SILENCE,
         }
     }
 
     /// The same service for whoever comes by this socket.
-    pub(super) fn guard(self, router: Router) -> IntoMakeServiceWithConnectInfo<Router, Caller> {
-        let guarded = router.layer(from_fn_with_state(self, admit));
-        guarded.into_make_service_with_connect_info::<Caller>()
+    pub(super) fn guard(self, router: Router) -> Router {
+        router.layer(from_fn_with_state(self, admit))
     }
 
     fn check(&self, method: &Method, path: &str) -> Result<(), ApiError> {
@@ -132,9 +134,9 @@ struct Peer {
     pid: Option<i32>,
 }
 
-impl Connected<IncomingStream<'_, Few>> for Caller {
-    fn connect_info(stream: IncomingStream<'_, Few>) -> Self {
-        let peer = stream.io().peer().map(|peer| Peer {
+impl Caller {
+    pub(super) fn of(stream: &UnixStream) -> Self {
+        let peer = stream.peer_cred().map(|peer| Peer {
             uid: peer.uid(),
             gid: peer.gid(),
             pid: peer.pid().filter(|pid| *pid != 0),
@@ -146,7 +148,7 @@ impl Connected<IncomingStream<'_, Few>> for Caller {
 /// Before anything is done, as whoever asked may be gone when it is.
 async fn admit(
     State(access): State<Access>,
-    ConnectInfo(Caller(peer)): ConnectInfo<Caller>,
+    Extension(Caller(peer)): Extension<Caller>,
     request: Request,
     next: Next,
 ) -> Response {

@@ -1,6 +1,6 @@
 //! What monitoring asks over HTTP: `/metrics`, `/live` and `/ready`, on the API's socket and, if asked for, at an address.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 use axum::{
@@ -13,10 +13,17 @@ use axum::{
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::timeout};
 
 use super::server::Request;
-use crate::{api::ApiError, control::Responder, metrics};
+use crate::{
+    api::ApiError,
+    control::Responder,
+    metrics,
+    serve::{Bounds, SILENCE, serve},
+};
 
 /// A monitoring system waits ten seconds or so; an agent that takes longer than this is not well.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Connections to metrics at an address of their own, at one time.
+pub(crate) const MAX_CONNECTIONS: usize = 64;
 
 /// Requests to the owner of the state.
 #[derive(Clone)]
@@ -26,7 +33,7 @@ pub(super) struct Monitoring {
 
 /// The server at an address of its own; it ends when this is dropped.
 pub(super) struct Exposed {
-    task: JoinHandle<()>,
+    task: JoinHandle<Infallible>,
 }
 
 impl Drop for Exposed {
@@ -55,13 +62,11 @@ impl Monitoring {
             .await
             .with_context(|| format!("cannot serve metrics at {address}"))?;
         tracing::info!(%address, "metrics are served");
-        let router: Router = self.router();
-        let task = tokio::spawn(async move {
-            // Accepting does not end, except with the task.
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, "metrics are not served any more");
-            }
-        });
+        let bounds = Bounds {
+            places: MAX_CONNECTIONS,
+            silence: SILENCE,
+        };
+        let task = tokio::spawn(serve(listener, bounds, self.router(), |_| ()));
         Ok(Exposed { task })
     }
 

@@ -1,6 +1,6 @@
 //! The API server: HTTP and JSON on a Unix socket, one request one message to the owner of the state.
 
-use std::path::PathBuf;
+use std::{convert::Infallible, path::PathBuf};
 
 use axum::{
     Json, Router,
@@ -23,13 +23,19 @@ use weft_types::NetworkId;
 use weft_wireguard::Secret32;
 
 use super::{
-    access::Sockets, doctor, events::EventLog, few::Few, host::KernelView, listeners, observe::Monitoring,
+    access::{Caller, Sockets},
+    doctor,
+    events::EventLog,
+    host::KernelView,
+    listeners,
+    observe::Monitoring,
     resolv, target, why,
 };
 use crate::{
     api::{ApiError, OPENAPI, routes, types::*},
     control::{Command, HostFacts, Responder, own},
     metrics::Snapshot,
+    serve::serve,
 };
 
 /// The largest request, in bytes.
@@ -61,7 +67,7 @@ pub(super) struct Context {
 }
 
 /// The servers; dropping this removes their sockets.
-pub(super) struct Api(Vec<(JoinHandle<()>, PathBuf)>);
+pub(super) struct Api(Vec<(JoinHandle<Infallible>, PathBuf)>);
 
 impl Drop for Api {
     fn drop(&mut self) {
@@ -89,15 +95,9 @@ impl Api {
         let mut api = Self(Vec::new());
         for (bound, access) in sockets.open() {
             let socket = bound.path().to_owned();
-            let listener = Few::new(bound.listen()?, access.places());
-            let service = access.guard(router.clone());
-            let task = tokio::spawn(async move {
-                // Accepting on a Unix socket does not end, except with the task.
-                if let Err(error) = axum::serve(listener, service).await {
-                    tracing::error!(%error, "the API is not served any more");
-                }
-            });
-            api.0.push((task, socket));
+            let (listener, bounds) = (bound.listen()?, access.bounds());
+            let served = serve(listener, bounds, access.guard(router.clone()), Caller::of);
+            api.0.push((tokio::spawn(served), socket));
         }
         Ok(api)
     }

@@ -1,6 +1,7 @@
 //! The plugin's socket.
 
 use std::{
+    convert::Infallible,
     io,
     path::{Path, PathBuf},
 };
@@ -21,7 +22,10 @@ use super::{
     owner::Owner,
     protocol::MEDIA_TYPE,
 };
-use crate::socket::Bound;
+use crate::{
+    serve::{Bounds, DOCKERS_SILENCE, serve},
+    socket::Bound,
+};
 
 /// Where dockerd looks for the driver `weft`.
 const SOCKET: &str = "/run/docker/plugins/weft.sock";
@@ -29,6 +33,8 @@ const SOCKET: &str = "/run/docker/plugins/weft.sock";
 const TRACES: [&str; 3] = ["/run/docker", "/var/lib/docker", "/etc/docker"];
 /// The largest request, in bytes. dockerd's largest name a few hundred ports.
 pub(crate) const MAX_BODY: usize = 1 << 20;
+/// Connections of dockerd at one time, which has one for each request that waits for its answer.
+pub(crate) const MAX_CONNECTIONS: usize = 1_024;
 
 /// Where the plugin is served when nobody says where: nowhere on a host without Docker.
 pub fn default_socket() -> Option<PathBuf> {
@@ -78,7 +84,7 @@ impl Door {
 
 /// The server; dropping it removes the socket, if it is not another's.
 pub struct Plugin {
-    task: JoinHandle<()>,
+    task: JoinHandle<Infallible>,
     socket: PathBuf,
     is_held: bool,
 }
@@ -100,15 +106,13 @@ impl Plugin {
             socket,
             is_held,
         } = door;
+        let bounds = Bounds {
+            places: MAX_CONNECTIONS,
+            silence: DOCKERS_SILENCE,
+        };
         let router = router(Driver::new(owner));
-        let task = tokio::spawn(async move {
-            // Accepting on a Unix socket does not end, except with the task.
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, "Docker's driver is not served any more");
-            }
-        });
         Self {
-            task,
+            task: tokio::spawn(serve(listener, bounds, router, |_| ())),
             socket,
             is_held,
         }

@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
     sync::OnceLock,
     time::Duration,
 };
@@ -62,15 +63,31 @@ impl Broker {
     /// Asks and waits for the answer, a second time if the broker died over the first and that does no harm.
     pub(crate) fn ask(&self, request: &Request, along: &[BorrowedFd<'_>]) -> Result<Answer, NetnsError> {
         match self.try_ask(request, along) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && request.is_repeatable() => {
-                self.try_ask(request, along)
-            }
+            Err(error) if died_over_it(&error) && request.is_repeatable() => self.try_ask(request, along),
             asked => asked,
         }
-        .map_err(|source| NetnsError::Broker {
-            action: "answer",
-            source,
-        })
+        .map_err(not_answered)
+    }
+
+    /// Has a namespace made that a path keeps.
+    ///
+    /// A broker that dies over it may have made all of it, the path without the namespace, or nothing. Simply asked again, the next one
+    /// would say of the first two that there is something already; so what is there is looked at, and taken for what was asked for.
+    pub(crate) fn create_at(&self, path: &Path) -> Result<OwnedFd, NetnsError> {
+        let make = Request::CreateAt(path.to_owned());
+        match self.try_ask(&make, &[]) {
+            Err(error) if died_over_it(&error) => {}
+            asked => return asked.map_err(not_answered)?.descriptor(),
+        }
+        let open = Request::Open(path.to_owned());
+        match self.ask(&open, &[])?.descriptor() {
+            Err(NetnsError::NotFound { .. }) => {}
+            Err(NetnsError::NotANetns { .. }) => {
+                self.ask(&Request::RemoveAt(path.to_owned()), &[])?.done()?;
+            }
+            opened => return opened,
+        }
+        self.ask(&make, &[])?.descriptor()
     }
 
     fn try_ask(&self, request: &Request, along: &[BorrowedFd<'_>]) -> io::Result<Answer> {
@@ -125,10 +142,21 @@ impl Answer {
 }
 
 fn senseless(missing: &str) -> NetnsError {
+    not_answered(io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("{missing} is missing"),
+    ))
+}
+
+fn not_answered(source: io::Error) -> NetnsError {
     NetnsError::Broker {
         action: "answer",
-        source: io::Error::new(io::ErrorKind::InvalidData, format!("{missing} is missing")),
+        source,
     }
+}
+
+fn died_over_it(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::UnexpectedEof
 }
 
 /// Has the broker of this process write the resolver configuration of a named namespace, or take it away. `None` if it has none.

@@ -51,7 +51,7 @@ pub(crate) enum Request {
 }
 
 impl Request {
-    /// Whether it does no harm to ask again when one does not know what became of the first time.
+    /// Whether it does no harm to ask again when one does not know what became of the first time, and nothing has to be looked at first.
     pub(super) fn is_repeatable(&self) -> bool {
         match self {
             Self::Open(_) | Self::Create | Self::RemoveAt(_) | Self::Socket(_) | Self::TapFile => true,

@@ -206,6 +206,51 @@ fn namespaces_are_made_in_their_folder_and_no_link_leads_out_of_it() {
     bed.close();
 }
 
+/// Takes the next request as a broker that is killed in the middle of it: it does what it is given to do, and never answers.
+fn dies_over(brokers: &OwnedFd, over: &Request, done: impl FnOnce()) {
+    let received = message::receive::<Request>(brokers, rustix::net::RecvFlags::empty());
+    let received = received.unwrap().unwrap();
+    assert_eq!(received.message.as_ref(), Ok(over));
+    done();
+}
+
+#[test]
+fn a_namespace_is_asked_for_again_whatever_a_broker_had_done_of_it_when_it_died() {
+    if testing::netns().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("netns/a");
+    let make = Request::CreateAt(path.clone());
+    let file = || {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, "").unwrap();
+    };
+    // What is there then is what was asked for; of a file without a namespace and of nothing one is made.
+    let made = || drop(Netns::create_at(&path).unwrap());
+    let steps: [(&str, &(dyn Fn() + Sync)); 3] = [("nothing", &|| {}), ("the path", &file), ("all", &made)];
+    for (what, done) in steps {
+        let (agents, brokers) = pair().unwrap();
+        let broker = Broker::at(agents);
+        let (path, make) = (&path, &make);
+        let netns = thread::scope(|scope| {
+            let policy = policy(dir.path());
+            let serves = scope.spawn(move || {
+                dies_over(&brokers, make, done);
+                serve(&brokers, policy)
+            });
+            let netns = broker.create_at(path);
+            drop(broker);
+            serves.join().unwrap().unwrap();
+            netns
+        });
+        let netns = netns.unwrap_or_else(|error| panic!("after a broker that had done {what}: {error}"));
+        let netns = Netns::try_from(netns).unwrap();
+        assert_eq!(Netns::open(path).unwrap().id(), netns.id(), "{what}");
+        Netns::remove_at(path).unwrap();
+    }
+}
+
 #[test]
 fn noise_is_refused_and_does_not_end_the_broker() {
     let Some(bed) = Bed::new(|_| {}) else { return };

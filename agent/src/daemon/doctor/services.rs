@@ -87,10 +87,11 @@ pub(in crate::daemon) fn connect(netns: &Netns, address: SocketAddr) -> Result<(
     }
 }
 
-pub(super) fn judge(network: &NetworkView, here: &Local, found: &[Tried]) -> Vec<DoctorCheck> {
+/// What is to be said of each service.
+pub(super) fn judge(network: &NetworkView, here: &Local, found: &[Tried]) -> Vec<Vec<DoctorCheck>> {
     let services = network.services.iter().zip(found);
     services
-        .flat_map(|(service, tried)| judge_service(network, here, service, tried))
+        .map(|(service, tried)| judge_service(network, here, service, tried))
         .collect()
 }
 
@@ -189,7 +190,7 @@ mod tests {
                 backend,
             )],
         };
-        judge(&network, &fixtures::local(), &[tried])
+        judge(&network, &fixtures::local(), &[tried]).remove(0)
     }
 
     #[test]

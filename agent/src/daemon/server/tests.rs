@@ -1,6 +1,9 @@
+use std::{path::Path, time::Duration};
+
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{UnixListener, UnixStream},
+    time::{sleep, timeout},
 };
 
 use super::*;
@@ -10,10 +13,11 @@ use crate::{
         types::{DatapathStatus, NamesStatus},
     },
     daemon::access::Access,
+    serve::Bounds,
 };
 
 /// Answers that it made a token, whoever asks.
-async fn serve(dir: &std::path::Path) -> PathBuf {
+async fn token_maker(dir: &Path) -> PathBuf {
     let (sender, mut requests) = mpsc::channel(1);
     tokio::spawn(async move {
         while let Some(request) = requests.recv().await {
@@ -29,9 +33,13 @@ async fn serve(dir: &std::path::Path) -> PathBuf {
             }));
         }
     });
+    serve_at(dir, sender, EventLog::default(), Access::All.bounds())
+}
+
+fn serve_at(dir: &Path, requests: mpsc::Sender<Request>, events: EventLog, bounds: Bounds) -> PathBuf {
     let context = Context {
-        requests: sender,
-        events: EventLog::default(),
+        requests,
+        events,
         facts: HostFacts {
             datapath: DatapathStatus {
                 name: "nft".to_owned(),
@@ -45,16 +53,16 @@ async fn serve(dir: &std::path::Path) -> PathBuf {
         },
     };
     let path = dir.join("socket");
-    let listener = Few::new(UnixListener::bind(&path).unwrap(), 8);
-    let service = Access::All.guard(router().with_state(context));
-    tokio::spawn(async move { axum::serve(listener, service).await });
+    let listener = UnixListener::bind(&path).unwrap();
+    let router = Access::All.guard(router().with_state(context));
+    tokio::spawn(serve(listener, bounds, router, Caller::of));
     path
 }
 
 #[tokio::test]
 async fn a_body_is_read_up_to_its_bound() {
     let dir = tempfile::tempdir().unwrap();
-    let socket = serve(dir.path()).await;
+    let socket = token_maker(dir.path()).await;
     for (length, said) in [
         (MAX_BODY, "HTTP/1.1 200 "),
         (MAX_BODY + 1, "HTTP/1.1 400 "),
@@ -75,4 +83,51 @@ async fn a_body_is_read_up_to_its_bound() {
         let names_it = answer.contains(&format!("at most {MAX_BODY} bytes"));
         assert_eq!(names_it, length > MAX_BODY, "{answer}");
     }
+}
+
+#[tokio::test]
+async fn events_are_followed_however_long_nothing_happens_and_the_silent_lose_their_places() {
+    const SILENCE: Duration = Duration::from_millis(200);
+    let dir = tempfile::tempdir().unwrap();
+    let (events, (requests, _owner)) = (EventLog::default(), mpsc::channel(1));
+    let bounds = Bounds {
+        places: 2,
+        silence: SILENCE,
+    };
+    let socket = serve_at(dir.path(), requests, events.clone(), bounds);
+    let ask = async |path: &str| {
+        let mut stream = UnixStream::connect(&socket).await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nHost: weft\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream
+    };
+    let read_to = async |stream: &mut UnixStream, end: &str| {
+        let mut read = String::new();
+        while !read.ends_with(end) {
+            let byte = timeout(Duration::from_secs(5), stream.read_u8()).await;
+            read.push(
+                byte.unwrap_or_else(|_| panic!("nothing after {read:?}"))
+                    .unwrap()
+                    .into(),
+            );
+        }
+    };
+    let mut follower = ask("/v1/events?follow=true").await;
+    read_to(&mut follower, "\r\n\r\n").await;
+    for _ in 0..3 {
+        let _silent = UnixStream::connect(&socket).await.unwrap();
+        let mut guest = ask("/v1/version").await;
+        read_to(&mut guest, "}").await;
+        sleep(SILENCE).await;
+    }
+    events.push(Event {
+        time: Timestamp::from_unix_millis(0),
+        kind: EventKind::NodeAlive,
+        object: EventObject {
+            id: "id".to_owned(),
+            name: "name".to_owned(),
+        },
+        attributes: [].into(),
+    });
+    read_to(&mut follower, "}\n").await;
 }

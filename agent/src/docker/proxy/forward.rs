@@ -14,11 +14,11 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::{io::copy_bidirectional, net::UnixStream, sync::OwnedSemaphorePermit};
+use tokio::{io::copy_bidirectional, net::UnixStream, sync::OwnedSemaphorePermit, time::timeout};
 
 use super::rewrite::{self, Kind};
 use super::stop::{Stopping, stopped};
-use crate::{api::client::Client, docker::engine::Engine};
+use crate::{api::client::Client, docker::engine::Engine, serve::Bounds};
 
 /// Of a body that is read as a whole. Docker's own bound on such requests is about as large.
 pub const MAX_BODY: usize = 8 << 20;
@@ -33,6 +33,8 @@ pub struct Forward {
     pub driver: String,
     pub agent: Client,
     pub grace: Duration,
+    /// Of the connections to this.
+    pub bounds: Bounds,
 }
 
 /// An answer that is the proxy's own.
@@ -106,7 +108,13 @@ impl Forward {
         if body.size_hint().lower() > MAX_BODY as u64 {
             return Err(too_large());
         }
-        let bytes = Limited::new(body, MAX_BODY).collect().await.map_err(|error| {
+        let silence = self.bounds.silence;
+        let read = timeout(silence, Limited::new(body, MAX_BODY).collect());
+        let read = read.await.map_err(|_| {
+            let text = format!("the rest of the request did not come within {silence:?}");
+            Refusal(StatusCode::REQUEST_TIMEOUT, text)
+        })?;
+        let bytes = read.map_err(|error| {
             if error.is::<LengthLimitError>() {
                 return too_large();
             }

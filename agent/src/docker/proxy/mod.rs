@@ -14,7 +14,7 @@ use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::thread::CapabilitySet;
 use tokio::{
     net::UnixListener,
@@ -22,10 +22,16 @@ use tokio::{
     sync::Semaphore,
 };
 
-use crate::{api::client::Client, privileges, socket::Bound};
+use crate::{
+    api::client::Client,
+    privileges,
+    serve::{Bounds, DOCKERS_SILENCE},
+    socket::Bound,
+};
 use forward::Forward;
 
-/// Connections at one time; more wait to be accepted. Each that follows logs, events or a terminal stays open.
+/// Connections at one time; more wait to be accepted. Each that follows logs, events or a terminal stays open, also while whoever
+/// follows does not look: Docker keeps it open too.
 pub(crate) const MAX_CONNECTIONS: usize = 1_024;
 
 /// What `weft docker proxy` is told.
@@ -64,6 +70,10 @@ pub async fn serve(options: ProxyOptions) -> anyhow::Result<()> {
         driver,
         agent,
         grace,
+        bounds: Bounds {
+            places: MAX_CONNECTIONS,
+            silence: DOCKERS_SILENCE,
+        },
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -85,7 +95,7 @@ pub async fn serve(options: ProxyOptions) -> anyhow::Result<()> {
 }
 
 async fn accept(listener: UnixListener, forward: Forward) -> io::Error {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let permits = Arc::new(Semaphore::new(forward.bounds.places));
     loop {
         let permit = permits.clone().acquire_owned().await;
         let permit = Arc::new(permit.expect("it is never closed"));
@@ -96,12 +106,17 @@ async fn accept(listener: UnixListener, forward: Forward) -> io::Error {
             Err(error) => return error,
         };
         let forward = forward.clone();
+        let silence = forward.bounds.silence;
         tokio::spawn(async move {
             let service = service_fn(move |request| {
                 let (forward, permit) = (forward.clone(), permit.clone());
                 async move { forward.handle(request, permit).await }
             });
-            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            // It is the time for the next request too.
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(silence)
+                .serve_connection(TokioIo::new(stream), service);
             if let Err(error) = connection.with_upgrades().await {
                 tracing::debug!(%error, "a client of Docker's API is gone");
             }

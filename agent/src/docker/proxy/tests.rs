@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{accept, forward::Forward};
-use crate::api::client::Client;
+use crate::{api::client::Client, serve::Bounds};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -22,6 +22,13 @@ struct Between {
 
 impl Between {
     fn new() -> Self {
+        Self::with(Bounds {
+            places: 8,
+            silence: SOON,
+        })
+    }
+
+    fn with(bounds: Bounds) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let docker = UnixListener::bind(dir.path().join("docker.sock")).unwrap();
         let listener = UnixListener::bind(dir.path().join("weft.sock")).unwrap();
@@ -30,6 +37,7 @@ impl Between {
             driver: "weft".to_owned(),
             agent: Client::new(dir.path().join("agent.sock")),
             grace: Duration::from_secs(2),
+            bounds,
         };
         tokio::spawn(accept(listener, forward));
         Self { docker, dir }
@@ -143,6 +151,34 @@ async fn who_goes_away_while_events_are_followed_is_let_go() {
         .await
         .unwrap()
         .unwrap();
+}
+
+#[tokio::test]
+async fn who_asks_nothing_keeps_nobody_out_and_who_follows_stays() {
+    let silence = Duration::from_millis(200);
+    let between = Between::with(Bounds { places: 2, silence });
+    let follow = "GET /events HTTP/1.1\r\nHost: docker\r\n\r\n";
+    let mut follower = between.client(follow).await;
+    let mut events = between.accepted().await;
+    read_to(&mut events, "\r\n\r\n").await;
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    events.write_all(head.as_bytes()).await.unwrap();
+    read_to(&mut follower, "\r\n\r\n").await;
+    for idle in [
+        "",
+        "GET /images/js",
+        "POST /networks/create HTTP/1.1\r\nHost: docker\r\nContent-Length: 10\r\n\r\n{",
+    ] {
+        let _idle = between.client(idle).await;
+        let _guest = between
+            .client("GET /_ping HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n")
+            .await;
+        let mut docker = between.accepted().await;
+        let head = read_to(&mut docker, "\r\n\r\n").await;
+        assert!(head.starts_with("GET /_ping "), "{head}");
+    }
+    events.write_all(b"2\r\n{}\r\n").await.unwrap();
+    read_to(&mut follower, "2\r\n{}\r\n").await;
 }
 
 #[tokio::test]
