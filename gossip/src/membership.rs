@@ -352,9 +352,10 @@ impl std::fmt::Debug for Membership {
     }
 }
 
-/// How often each change is passed on.
+/// How often each change is passed on. Enough for nobody to miss one while a third of the members are dead: who has not heard a
+/// suspicion doubts what it leads to for some seconds.
 fn transmissions(members: usize) -> u8 {
-    (7 + 3 * members.ilog10()) as u8
+    (10 + 3 * members.ilog10()) as u8
 }
 
 fn config(transmissions: u8) -> foca::Config {

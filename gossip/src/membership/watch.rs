@@ -89,7 +89,7 @@ impl Watched {
 
     /// Whether a question was left without an answer.
     fn is_silent(&self) -> bool {
-        self.asked >= 2
+        self.asked >= 2 || self.accused
     }
 }
 
@@ -126,21 +126,18 @@ impl Watch {
     /// Chooses whom to look after: the next on the ring, and those behind it for as long as it does not answer. As many that answer as do
     /// not, so that a rack that goes out is found in the time of a few.
     pub(super) fn look(&mut self, ring: &Ring, now: Instant) {
-        // Who is cut off would accuse all, and goes from one to the next.
-        let is_deaf = self.is_deaf(now);
         let mut window: Vec<(Short, Seen)> = Vec::new();
         let (mut silent, mut answering) = (0, 0);
         for (node, seen) in after(ring, self.me).take(WINDOW) {
             window.push((node, seen));
             let watched = self.watched.get(&node);
             let watched = watched.filter(|watched| watched.generation == seen.generation);
-            let is_silent = |watched: &Watched| watched.accused || (watched.is_silent() && !is_deaf);
-            if seen.state == State::Suspect || watched.is_some_and(is_silent) {
+            if seen.state == State::Suspect || watched.is_some_and(Watched::is_silent) {
                 silent += 1;
             } else {
                 answering += 1;
             }
-            if answering >= if is_deaf { 1 } else { silent.max(1) } {
+            if answering >= silent.max(1) {
                 break;
             }
         }
@@ -154,11 +151,16 @@ impl Watch {
             let seen = chosen.map(|(_, seen)| *seen).or_else(glanced_at);
             seen.is_some_and(|seen| seen.is_active() && seen.generation == watched.generation)
         });
+        let is_deaf = self.is_deaf(now);
         for (node, seen) in &window {
-            let watched = self.watched.entry(*node);
-            let watched = watched.or_insert_with(|| Watched::new(seen.generation, now, false));
-            watched.is_glance = false;
-            watched.accused &= seen.state == State::Suspect;
+            if let Some(watched) = self.watched.get_mut(node) {
+                watched.is_glance = false;
+                watched.accused &= seen.state == State::Suspect;
+            } else if !is_deaf || self.watched.values().all(|watched| watched.accused) {
+                // Who is cut off would accuse all, and goes from one to the next.
+                let watched = Watched::new(seen.generation, now, false);
+                self.watched.insert(*node, watched);
+            }
         }
         if window.is_empty() {
             (self.beat, self.glance) = (None, None);
@@ -258,6 +260,12 @@ impl Watch {
                         of: *node,
                         number: watched.number,
                     }));
+                }
+                // One that has no other neighbour left hears nobody, and is to know that it is not cut off itself.
+                let is_alone = self.heard.is_none_or(|heard| heard + BEAT < now);
+                if watched.asked == 2 && is_alone {
+                    let helpers = watched.helpers.iter();
+                    acts.extend(helpers.map(|helper| Act::Ask(*helper, watched.number)));
                 }
             }
             watched.asked = ASKED.min(watched.asked + 1);
