@@ -167,3 +167,36 @@ fn a_suspicion_that_others_had_for_its_whole_time_is_confirmed_at_once_and_other
         assert_eq!(membership.liveness(node), Liveness::Down(1 << 16), "{waited}");
     }
 }
+
+#[test]
+fn only_what_shows_that_a_member_hears_too_spares_it_a_question() {
+    let begin = Instant::now();
+    let (me, other) = (id(1, 1 << 16), id(2, 1 << 16));
+    let news = vec![foca::Member::new(id(3, 1 << 16), 0, State::Alive)];
+    for (message, updates, counts) in [
+        (Message::Gossip, Vec::new(), true),
+        (Message::Ack(7), news.clone(), true),
+        (Message::Gossip, news, false),
+        (Message::Ping(1), Vec::new(), false),
+        (Message::Feed, Vec::new(), false),
+    ] {
+        let mut membership = Membership::new(me, ChaCha12Rng::from_seed([0; 32]));
+        membership.alive(other.node, 1 << 16, begin);
+        membership.take_changes(begin);
+        membership.handle_timeout(begin);
+        let header = foca::Header {
+            src: other,
+            src_incarnation: 0,
+            dst: me,
+            message,
+        };
+        let said = Said { header, updates };
+        membership.heard(&said, begin + Duration::from_millis(1));
+        membership.take_packets();
+        membership.handle_timeout(begin + Duration::from_millis(150));
+        let packets = membership.take_packets().into_iter();
+        let mut told = packets.filter_map(|(_, data)| Said::read(&data));
+        let is_asked = told.any(|said| matches!(said.header.message, Message::Ping(_)));
+        assert_eq!(is_asked, !counts, "{said:?}");
+    }
+}
