@@ -33,19 +33,6 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    /// One that says nothing but who sends it.
-    pub(crate) fn greeting(src: Id, dst: Id) -> Self {
-        Self {
-            header: Header {
-                src,
-                src_incarnation: 0,
-                dst,
-                message: Message::Gossip,
-            },
-            updates: Vec::new(),
-        }
-    }
-
     /// None if foca would not have written it: of its broadcasts, which come last, no use is made.
     pub(crate) fn read(data: &[u8]) -> Option<Self> {
         let (header, mut rest) = postcard::take_from_bytes::<Header<Id>>(data).ok()?;
@@ -87,7 +74,14 @@ mod tests {
             node: Short([n; 8]),
             generation,
         };
-        let mut said = Said::greeting(id(1, 1 << 16), id(2, u64::MAX));
+        let header = Header {
+            src: id(1, 1 << 16),
+            src_incarnation: 0,
+            dst: id(2, u64::MAX),
+            message: Message::Gossip,
+        };
+        let updates = Vec::new();
+        let mut said = Said { header, updates };
         assert_eq!(Said::read(&said.write()).as_ref(), Some(&said));
         said.updates.push(Member::new(id(3, 7), u16::MAX, State::Suspect));
         said.updates.push(Member::new(id(4, 0), 0, State::Down));

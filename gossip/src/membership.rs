@@ -4,23 +4,31 @@ use std::{
     time::{Duration, Instant},
 };
 
-use foca::{Foca, NoCustomBroadcast, Notification, PeriodicParams, PostcardCodec, Runtime, State, Timer};
+use foca::{Foca, Message, NoCustomBroadcast, PeriodicParams, PostcardCodec, State, Timer};
+use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::{hearsay::Said, identity::Short, wire::Liveness};
+use crate::{identity::Short, wire::Liveness};
 
-/// Who is alive: the `foca` crate (SWIM with suspicion) with our own clock.
+mod probe;
+mod timers;
+mod watch;
+
+use timers::{Calls, Timers, is_suspected, pace};
+use watch::{Ring, Watch};
+
+/// Who is alive: the `foca` crate (SWIM with suspicion) with our own clock, and our own choice of whom to ask.
 ///
-/// Foca sees twelve bytes or so per member; addresses and whole ids come from cards, which are records. Its
-/// durations are set here, timer by timer, because they depend on the size of the cluster and on how
-/// well this node itself is doing, and foca takes some of them only when it is made.
+/// Foca sees twelve bytes or so per member; addresses and whole ids come from cards, which are records. It keeps what is
+/// believed, passes it on, answers questions and refutes suspicions; the questions are [`Watch`]'s, in foca's own words.
 pub(crate) struct Membership {
     foca: Foca<Id, PostcardCodec, ChaCha12Rng, NoCustomBroadcast>,
     timers: Timers,
+    watch: Watch,
     packets: Vec<(Id, Vec<u8>)>,
     /// What foca believed when it was last looked at.
-    seen: BTreeMap<Short, Seen>,
+    seen: Ring,
     /// The same in foca's own order, with foca's own counter of refutations, so that one pass side by side tells whether
     /// anything changed.
     looked_at: Vec<(Id, State, u16)>,
@@ -29,8 +37,14 @@ pub(crate) struct Membership {
     /// Whether foca was called since.
     touched: bool,
     transmissions: u8,
+    /// The generation in which this node last spoke, and how many suspicions it has refuted in that.
+    refuted: (u64, u16),
+    /// Not before then others are told at once of what changes.
+    news: Option<Instant>,
     /// How starved of time this node has been lately, 0 to 8 (Lifeguard's local health).
     starved: u32,
+    /// When it counts as one less starved.
+    recovers: Option<Instant>,
 }
 
 /// What foca believes of a member.
@@ -80,50 +94,31 @@ impl foca::Identity for Id {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Pace {
-    period: Duration,
-    round_trip: Duration,
-    suspicion: Duration,
-}
-
-/// Small clusters notice a crash within two seconds or so, large ones within five: there, more packets are
-/// lost somewhere at any time, and a suspect needs longer to hear of it.
-fn pace(members: usize) -> Pace {
-    let (period, round_trip, suspicion) = match members {
-        0..=16 => (400, 150, 1_200),
-        17..=64 => (600, 200, 2_000),
-        65..=512 => (800, 250, 2_400),
-        _ => (1_000, 300, 3_000),
-    };
-    Pace {
-        period: Duration::from_millis(period),
-        round_trip: Duration::from_millis(round_trip),
-        suspicion: Duration::from_millis(suspicion),
-    }
-}
-
 /// The most a foca packet may have. Above it come a body's tag and length and the seal.
 const MAX_FOCA: usize = 1_200;
-const MOST_STARVED: u32 = 8;
+/// How many are told at once of what has changed, or of a refutation.
+const TOLD: usize = 6;
+/// The least time between two changes of which others are told at once. All others go out together every 200 ms.
+const NEWS: Duration = Duration::from_millis(100);
 
 impl Membership {
-    pub(crate) fn new(id: Id, rng: ChaCha12Rng) -> Self {
+    pub(crate) fn new(id: Id, mut rng: ChaCha12Rng) -> Self {
         let transmissions = transmissions(1);
         let config = config(transmissions);
         Self {
+            watch: Watch::new(id.node, ChaCha12Rng::from_rng(&mut rng)),
             foca: Foca::new(id, config, rng, PostcardCodec),
-            timers: Timers {
-                waiting: BTreeMap::new(),
-                sequence: 0,
-            },
+            timers: Timers::default(),
             packets: Vec::new(),
-            seen: BTreeMap::new(),
+            seen: Ring::new(),
             looked_at: Vec::new(),
             suspects: BTreeMap::new(),
             touched: false,
             transmissions,
+            refuted: (0, 0),
+            news: None,
             starved: 0,
+            recovers: None,
         }
     }
 
@@ -175,8 +170,7 @@ impl Membership {
     /// Shows a member the generation that this node is in.
     pub(crate) fn greet(&mut self, to: Short) {
         let generation = self.seen(to).map_or(0, |seen| seen.generation);
-        let to = Id { node: to, generation };
-        self.packets.push((to, Said::greeting(self.id(), to).write()));
+        self.say(Id { node: to, generation }, Message::Gossip, Vec::new());
     }
 
     /// Believes that a member is alive in `generation`.
@@ -218,19 +212,25 @@ impl Membership {
     }
 
     pub(crate) fn next_due(&self) -> Option<Instant> {
-        self.timers.waiting.keys().next().map(|(due, _, _)| *due)
+        self.timers
+            .next_due()
+            .into_iter()
+            .chain(self.watch.next_due())
+            .min()
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         self.notice_starvation(now);
         while let Some(timer) = self.timers.pop_due(now) {
-            if matches!(timer, Timer::ProbeRandomMember(_)) {
-                self.starved = self.starved.saturating_sub(1);
-            }
             if !self.is_stale_suspicion(&timer) {
                 self.call(now, |foca, calls| foca.handle_timer(timer, calls));
             }
         }
+        let answer = self.answer() * (1 + self.starved);
+        for act in self.watch.act(&self.seen, answer, now) {
+            self.carry_out(act, now);
+        }
+        self.watch.look(&self.seen, now);
     }
 
     /// The packets foca wants sent.
@@ -275,6 +275,10 @@ impl Membership {
             }
         }
         changed.sort();
+        if !changed.is_empty() {
+            self.watch.look(&self.seen, now);
+            self.tell_news(now);
+        }
         let wanted = transmissions(self.foca.num_members() + 1);
         if wanted != self.transmissions && self.foca.set_config(config(wanted)).is_ok() {
             self.transmissions = wanted;
@@ -282,16 +286,11 @@ impl Membership {
         changed
     }
 
-    /// If this is called much later than asked for, the node was stopped or starved. Answers to its probes
-    /// may lie unread in the socket, so nobody is to be judged by timers that ran out meanwhile.
-    fn notice_starvation(&mut self, now: Instant) {
-        let Some(due) = self.next_due() else { return };
-        let late = now.saturating_duration_since(due);
-        let pace = pace(self.foca.num_members() + 1);
-        if late > pace.round_trip {
-            let periods = late.as_millis() / pace.period.as_millis() + 1;
-            self.starved = MOST_STARVED.min(self.starved + u32::try_from(periods).unwrap_or(MOST_STARVED));
-            self.timers.postpone(late + pace.round_trip);
+    /// What has changed is passed on at once, so that all know it within milliseconds.
+    fn tell_news(&mut self, now: Instant) {
+        if self.foca.updates_backlog() > 0 && self.news.is_none_or(|news| news <= now) {
+            self.news = Some(now + NEWS);
+            self.call(now, |foca, calls| foca.gossip(calls));
         }
     }
 
@@ -306,11 +305,10 @@ impl Membership {
         else {
             return false;
         };
-        !self.foca.iter_members().any(|member| {
-            member.id() == member_id
-                && member.incarnation() == *incarnation
-                && member.state() == State::Suspect
-        })
+        !self
+            .foca
+            .iter_members()
+            .any(|member| is_suspected(member, *member_id, *incarnation))
     }
 
     fn call<F>(&mut self, now: Instant, run: F)
@@ -321,21 +319,24 @@ impl Membership {
         ) -> Result<(), foca::Error>,
     {
         self.touched = true;
-        let pace = pace(self.foca.num_members() + 1);
-        let stretch = 1 + self.starved;
+        let generation = self.id().generation;
         let mut calls = Calls {
             timers: &mut self.timers,
             packets: &mut self.packets,
-            pace,
-            stretch,
+            refuted: &mut self.refuted,
             now,
         };
         let result = run(&mut self.foca, &mut calls);
-        // A node that took another generation probes nobody until foca looks whether there is anybody. It does
+        // A node that took another generation takes up nothing until foca looks whether there is anybody. It does
         // so at the next packet, but one may never come.
         let looked = self.foca.apply_many(std::iter::empty(), false, &mut calls);
         if let Err(error) = result.and(looked) {
             tracing::debug!(%error, "membership refused an input");
+        }
+        if self.id().generation != generation {
+            // Suspicions that foca was to confirm for the former one end with it.
+            self.watch.clear();
+            self.watch.look(&self.seen, now);
         }
     }
 }
@@ -351,9 +352,10 @@ impl std::fmt::Debug for Membership {
     }
 }
 
-/// How often each change is passed on.
+/// How often each change is passed on. Enough for nobody to miss one while a third of the members are dead: who has not heard a
+/// suspicion doubts what it leads to for some seconds.
 fn transmissions(members: usize) -> u8 {
-    (7 + 3 * members.ilog10()) as u8
+    (10 + 3 * members.ilog10()) as u8
 }
 
 fn config(transmissions: u8) -> foca::Config {
@@ -363,6 +365,8 @@ fn config(transmissions: u8) -> foca::Config {
         // Never: a node that is down keeps its generation, so that an old rumour cannot revive it.
         remove_down_after: None,
         max_packet_size: nonzero(MAX_FOCA),
+        // Foca probes nobody; so many it tells what is urgent.
+        num_indirect_probes: nonzero(TOLD),
         notify_down_members: true,
         // Comparing digests finds unknown members, and contacts with members believed down are ours too,
         // because a member has to be told which generation to rise above.
@@ -376,112 +380,5 @@ fn config(transmissions: u8) -> foca::Config {
     }
 }
 
-/// Foca's timers, handed back in the order of their deadlines; foca depends on it.
-struct Timers {
-    waiting: BTreeMap<(Instant, u8, u64), Timer<Id>>,
-    sequence: u64,
-}
-
-impl Timers {
-    fn add(&mut self, timer: Timer<Id>, due: Instant) {
-        // Of those due at once the check of an indirect probe goes first, then the next probe.
-        let rank = match timer {
-            Timer::SendIndirectProbe { .. } => 0,
-            Timer::ProbeRandomMember(_) => 1,
-            _ => 2,
-        };
-        self.sequence += 1;
-        self.waiting.insert((due, rank, self.sequence), timer);
-    }
-
-    fn pop_due(&mut self, now: Instant) -> Option<Timer<Id>> {
-        let entry = self.waiting.first_entry()?;
-        (entry.key().0 <= now).then(|| entry.remove())
-    }
-
-    fn postpone(&mut self, by: Duration) {
-        let waiting = std::mem::take(&mut self.waiting);
-        self.waiting = waiting
-            .into_iter()
-            .map(|((due, rank, n), timer)| ((due + by, rank, n), timer))
-            .collect();
-    }
-}
-
-struct Calls<'a> {
-    timers: &'a mut Timers,
-    packets: &'a mut Vec<(Id, Vec<u8>)>,
-    pace: Pace,
-    stretch: u32,
-    now: Instant,
-}
-
-impl Runtime<Id> for Calls<'_> {
-    /// Changes are found by looking: a notification can be about a member whose card is not here yet.
-    fn notify(&mut self, _: Notification<'_, Id>) {}
-
-    fn send_to(&mut self, to: Id, data: &[u8]) {
-        self.packets.push((to, data.to_vec()));
-    }
-
-    fn submit_after(&mut self, timer: Timer<Id>, after: Duration) {
-        let after = match timer {
-            Timer::ProbeRandomMember(_) => self.pace.period * self.stretch,
-            Timer::SendIndirectProbe { .. } => self.pace.round_trip * self.stretch,
-            Timer::ChangeSuspectToDown { .. } => self.pace.suspicion * self.stretch,
-            _ => after,
-        };
-        self.timers.add(timer, self.now + after);
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use rand::SeedableRng;
-
-    use super::*;
-
-    fn id(node: u64, generation: u64) -> Id {
-        Id {
-            node: Short(node.to_be_bytes()),
-            generation,
-        }
-    }
-
-    #[test]
-    fn a_node_with_a_new_generation_goes_on_probing_although_nobody_talks_to_it() {
-        let begin = Instant::now();
-        let mut membership = Membership::new(id(1, 1 << 16), ChaCha12Rng::from_seed([0; 32]));
-        membership.alive(id(2, 0).node, 1 << 16, begin);
-        assert!(membership.renew(1 << 16, begin));
-        while let Some(due) = membership
-            .next_due()
-            .filter(|due| *due < begin + Duration::from_secs(10))
-        {
-            membership.handle_timeout(due);
-        }
-        let down = membership.take_changes(begin);
-        assert_eq!(down, [id(2, 0).node]);
-        assert_eq!(membership.liveness(down[0]), Liveness::Down(1 << 16));
-    }
-
-    #[test]
-    fn members_that_change_together_are_all_noticed() {
-        let now = Instant::now();
-        let mut membership = Membership::new(id(1, 1 << 16), ChaCha12Rng::from_seed([0; 32]));
-        let nodes: Vec<Short> = (2..66).map(|bit| id(1 << (bit - 2) | 1, 0).node).collect();
-        for generation in [1 << 16, (1 << 16) + 1, (1 << 16) + 2] {
-            for pair in nodes[1..].chunks(2) {
-                for node in pair {
-                    membership.alive(*node, generation, now);
-                }
-                let changed = membership.take_changes(now);
-                assert!(pair.iter().all(|node| changed.contains(node)), "{changed:?}");
-                for node in pair {
-                    assert_eq!(membership.liveness(*node), Liveness::Active(generation));
-                }
-            }
-        }
-        assert_eq!(membership.take_changes(now), Vec::new());
-    }
-}
+mod tests;

@@ -305,6 +305,27 @@ mod tests {
         assert_eq!(store.since(short, u64::MAX - 1).records, [last]);
     }
 
+    #[test]
+    fn there_is_room_for_as_many_of_any_length_as_fit_beside_a_card() {
+        let now = Instant::now();
+        let short = Short::from(&Identity::from_seed([1; 32]).node());
+        let most = |records, bytes| Amount { records, bytes };
+        for (most, at_first, with_two) in [
+            (most(8, 5 * wire::MAX_RECORD), 4, 3),
+            (most(8, 50 * wire::MAX_RECORD), 8, 6),
+            (most(8, wire::MAX_RECORD), 0, 0),
+            (most(1, 50 * wire::MAX_RECORD), 1, 0),
+        ] {
+            let mut store = Store::new(8, most);
+            assert_eq!(store.room(short), at_first);
+            // The third is a tombstone, which makes room.
+            for record in written(&[(1, true), (2, true), (3, true), (3, false)]) {
+                store.apply(record, now);
+            }
+            assert_eq!(store.room(short), with_two, "{most:?}");
+        }
+    }
+
     /// Records of one author, as it would write them: for each name its version after, and whether it is there.
     fn written(said: &[(u8, bool)]) -> Vec<Record> {
         let (identity, cluster) = (Identity::from_seed([1; 32]), ClusterId([2; 16]));

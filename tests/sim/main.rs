@@ -7,4 +7,5 @@ mod evil;
 mod hostile;
 mod lives;
 mod spread;
+mod watch;
 mod world;

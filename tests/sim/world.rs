@@ -33,6 +33,10 @@ pub struct Net {
     pub lost: BTreeSet<u64>,
     /// Packets from these nodes are lost until that time.
     pub mute: BTreeMap<usize, Duration>,
+    /// Packets from the first to the second are lost; not those the other way.
+    pub one_way: BTreeSet<(usize, usize)>,
+    /// These hosts stand still until that time; what arrives waits for them.
+    pub still: BTreeMap<usize, Duration>,
 }
 
 pub struct Node {
@@ -64,6 +68,16 @@ enum Happening {
     Timer {
         node: usize,
     },
+}
+
+impl Happening {
+    /// The host at which it happens.
+    fn at(&self) -> usize {
+        match self {
+            Self::Packet { to, .. } | Self::Request { to, .. } | Self::Response { to, .. } => *to,
+            Self::Timer { node } => *node,
+        }
+    }
 }
 
 pub struct World {
@@ -119,6 +133,8 @@ impl World {
                 groups: BTreeMap::new(),
                 lost: BTreeSet::new(),
                 mute: BTreeMap::new(),
+                one_way: BTreeSet::new(),
+                still: BTreeMap::new(),
             },
             rng: ChaCha8Rng::seed_from_u64(seed),
             trace: DefaultHasher::new(),
@@ -380,6 +396,15 @@ impl World {
         let happening = self.happenings.remove(&sequence).expect("each is queued once");
         self.now = self.now.max(due);
         let now = self.now;
+        let at = happening.at();
+        if let Some(until) = self.net.still.get(&at).filter(|until| self.elapsed() < **until) {
+            let later = self.start + *until;
+            if matches!(happening, Happening::Timer { .. }) && self.nodes[at].timer == Some(due) {
+                self.nodes[at].timer = Some(later);
+            }
+            self.schedule(later, happening);
+            return true;
+        }
         match happening {
             Happening::Packet { to, from, bytes } => {
                 (now - self.start, to, from, &bytes).hash(&mut self.trace);
@@ -479,7 +504,8 @@ impl World {
         } else {
             1
         };
-        if muted || lost || !self.reaches(from, to) {
+        let one_way = self.net.one_way.contains(&(from, to));
+        if muted || lost || one_way || !self.reaches(from, to) {
             return;
         }
         for _ in 0..copies {

@@ -80,6 +80,7 @@ impl Gossip {
             return;
         }
         self.note_spoken(sender, generation);
+        self.membership.heard(&said, now);
         if said.header.dst.node == self.short {
             // A later one than this node has taken: somebody said so.
             let above = said.header.dst.generation;

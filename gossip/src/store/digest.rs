@@ -36,9 +36,8 @@ impl Digest {
     }
 
     pub(crate) fn root(&self) -> u64 {
-        self.buckets.iter().zip(1_u64..).fold(0, |root, (bucket, index)| {
-            root ^ bucket.rotate_left(index as u32 % 64)
-        })
+        let turned = self.buckets.iter().zip(1..);
+        turned.fold(0, |root, (bucket, by)| root ^ bucket.rotate_left(by))
     }
 
     /// Four bytes of each bucket.
@@ -78,4 +77,31 @@ fn fingerprint(entry: &Entry) -> u64 {
         .chain_update(generation.to_be_bytes())
         .finalize();
     u64::from_be_bytes(hash[..8].try_into().expect("8 of 32 bytes")).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_is_of_all_buckets_and_of_their_places() {
+        let of = |buckets: &[(usize, u64)]| {
+            let mut digest = Digest::new();
+            for (index, bucket) in buckets {
+                digest.buckets[*index] = *bucket;
+            }
+            digest.root()
+        };
+        assert_eq!(of(&[]), 0);
+        assert_eq!(of(&[(0, 1)]), 2, "as all versions have it");
+        assert_eq!(of(&[(63, 7)]), 7);
+        assert_eq!(of(&[(255, 1)]), 1);
+        // Equal changes in two places are not none, and each is seen beside the other.
+        for (a, b) in [(0, 1), (1, 2), (5, 60), (100, 150)] {
+            let (one, other) = (of(&[(a, 0x0101)]), of(&[(b, 0x0101)]));
+            assert_ne!(one, other);
+            assert_eq!(of(&[(a, 0x0101), (b, 0x0101)]), one ^ other);
+            assert_ne!(of(&[(a, 0x0101), (b, 0x0101)]), 0);
+        }
+    }
 }
