@@ -149,7 +149,7 @@ mod tests {
             forbid_calls(DatapathChoice::Nft).unwrap();
             // Threads are made, and are bound alike.
             let inner = thread::spawn(move || {
-                let refused = [
+                [
                     setns(&own, CloneFlags::CLONE_NEWNET).err(),
                     unshare(CloneFlags::CLONE_NEWUSER).err(),
                     nix::mount::umount2("/nonexistent", nix::mount::MntFlags::empty()).err(),
@@ -157,8 +157,7 @@ mod tests {
                     // If it were not, all tests would be over, and not well. `CommandExt::exec` would have SIGPIPE end them
                     // from then on.
                     nix::unistd::execv(c"/bin/false", &[c"false"]).err(),
-                ];
-                refused
+                ]
             });
             (before, inner.join().unwrap())
         });
