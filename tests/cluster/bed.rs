@@ -216,7 +216,10 @@ impl Bed {
     pub fn sees_alive(&self, name: &str, count: usize) {
         soon(format!("{name} sees {count} nodes alive"), || {
             let nodes = self[name].json("node ls");
-            let states: Vec<_> = items(&nodes).map(|node| text(&node["state"])).collect();
+            // One whose name has not come yet is shown by its id.
+            let is_named = |node: &&Value| !text(&node["id"]).starts_with(text(&node["name"]));
+            let named = items(&nodes).filter(is_named);
+            let states: Vec<_> = named.map(|node| text(&node["state"])).collect();
             let alive = states.iter().filter(|state| **state == "alive").count();
             if alive == count && states.len() >= count {
                 Ok(())
