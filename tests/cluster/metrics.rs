@@ -163,6 +163,9 @@ fn every_metric_moves_when_something_happens() {
             let more: Vec<_> = moved.difference(&wanted).collect();
             Err(format!("still {missing:?}, and {more:?} should not have"))
         });
+        // The network was not there before, so its lines are new whatever they say.
+        let none_sent = "weft_network_lost_frames_total{network=\"app\",direction=\"sent\"} 0";
+        assert!(!metrics(h1)["weft_network_lost_frames"].contains(none_sent));
         // What is the same however it is looked at.
         let opened = "weft_service_connections_open{network=\"app\",service=\"web\",backend=";
         let open = metrics(h1)["weft_service_connections_open"]
