@@ -107,6 +107,8 @@ mod tests {
     use super::*;
     use crate::{api::types::DoctorTopic, control::doctor::BackendView, daemon::doctor::fixtures};
 
+    type Ready = std::future::Ready<Result<(Vec<NetworkView>, Vec<Found>), ApiError>>;
+
     fn service(name: &str, ready: usize) -> ServiceView {
         let backend = |n| BackendView {
             name: format!("{name}-{n}"),
@@ -130,6 +132,21 @@ mod tests {
         }
     }
 
+    /// As what the services of networks are found, each by itself.
+    fn found(networks: Vec<NetworkView>, judge: impl Fn(&ServiceView) -> DoctorCheck) -> Ready {
+        let each = networks.iter().map(|network| {
+            let services = network.services.iter();
+            services.map(|service| vec![judge(service)]).collect()
+        });
+        let found = each.collect();
+        ready(Ok((networks, found)))
+    }
+
+    fn finish<T>(settled: impl Future<Output = Result<T, ApiError>>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime.unwrap().block_on(settled).unwrap()
+    }
+
     /// What is said of `web` when it has so many backends in each view, the first of which the first look begins with, and is wrong in
     /// so many looks; and how many looks there were.
     fn settled(views: &[Option<usize>], wrong: usize) -> (Vec<DoctorVerdict>, usize) {
@@ -143,21 +160,12 @@ mod tests {
         };
         let try_all = |networks: Vec<NetworkView>| {
             looks.set(looks.get() + 1);
-            let judge = |_: &ServiceView| match looks.get() <= wrong {
-                true => vec![DoctorCheck::wrong(DoctorTopic::Services, "web", "refused")],
-                false => vec![DoctorCheck::ok(DoctorTopic::Services, "web", "fine")],
-            };
-            let found = networks
-                .iter()
-                .map(|network| network.services.iter().map(judge).collect());
-            let found = found.collect();
-            ready(Ok((networks, found)))
+            found(networks, |_| match looks.get() <= wrong {
+                true => DoctorCheck::wrong(DoctorTopic::Services, "web", "refused"),
+                false => DoctorCheck::ok(DoctorTopic::Services, "web", "fine"),
+            })
         };
-        let runtime = tokio::runtime::Builder::new_current_thread().build();
-        let checks = runtime
-            .unwrap()
-            .block_on(settle(view(), try_all, || ready(Ok(view()))))
-            .unwrap();
+        let checks = finish(settle(view(), try_all, || ready(Ok(view()))));
         (
             checks.into_iter().map(|check| check.verdict).collect(),
             looks.get(),
@@ -192,15 +200,10 @@ mod tests {
             let services = networks.iter().flat_map(|network| &network.services);
             let names: Vec<String> = services.map(|service| service.name.clone()).collect();
             tried.borrow_mut().push(names);
-            let judge = |service: &ServiceView| match service.name.as_str() {
-                "web" => vec![DoctorCheck::wrong(DoctorTopic::Services, "web", "refused")],
-                _ => vec![DoctorCheck::ok(DoctorTopic::Services, "api", "fine")],
-            };
-            let found = networks
-                .iter()
-                .map(|network| network.services.iter().map(judge).collect());
-            let found = found.collect();
-            ready(Ok((networks, found)))
+            found(networks, |service| match service.name.as_str() {
+                "web" => DoctorCheck::wrong(DoctorTopic::Services, "web", "refused"),
+                _ => DoctorCheck::ok(DoctorTopic::Services, "api", "fine"),
+            })
         };
         let view = || {
             vec![
@@ -208,11 +211,7 @@ mod tests {
                 network(Vec::new()),
             ]
         };
-        let runtime = tokio::runtime::Builder::new_current_thread().build();
-        let checks = runtime
-            .unwrap()
-            .block_on(settle(view(), try_all, || ready(Ok(view()))))
-            .unwrap();
+        let checks = finish(settle(view(), try_all, || ready(Ok(view()))));
         assert_eq!(checks.len(), 2);
         assert_eq!(tried.into_inner(), [vec!["api", "web"], vec!["web"]]);
     }
