@@ -28,6 +28,12 @@ pub trait Datapath: Send + Sync {
     /// as it was or as it should be; calling again continues.
     fn sync(&self, sandbox: &str, netns: &Netns, tables: &[ClientTable]) -> Result<Written, DatapathError>;
 
+    /// Whether a [`sync`](Self::sync) would do nothing, as far as that is known without a look at the sandbox.
+    fn is_synced(&self, sandbox: &str, tables: &[ClientTable]) -> bool {
+        let _ = (sandbox, tables);
+        false
+    }
+
     /// Forgets a sandbox and, if its namespace still exists, takes out everything that was installed there.
     fn remove(&self, sandbox: &str, netns: Option<&Netns>) -> Result<(), DatapathError>;
 

@@ -7,6 +7,7 @@ use weft_netlink::netns::Netns;
 
 use super::{
     bed::{Bed, Node, alone, soon},
+    metrics::metrics,
     swarm::try_addresses,
     traffic::{call, call_at},
 };
@@ -130,8 +131,52 @@ fn links_that_somebody_deleted_or_took_down_come_back() {
                 works()
             });
         }
+        // Without its name and number. It may just have been taken away to be made anew.
+        let flags = || -> Result<String, String> {
+            let mut command = Command::new("bridge");
+            command.args(["-d", "link", "show", "dev", "vx0"]);
+            let shown = network(h1)?.run(|| command.output()).unwrap().unwrap();
+            let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+            let flags = shown.split_once("\n").map(|(_, flags)| flags.to_owned());
+            flags.ok_or_else(|| format!("no flags: {shown}"))
+        };
+        let before = flags().unwrap();
+        for damage in ["learning on", "flood on", "neigh_suppress off"] {
+            run(
+                &network(h1).unwrap(),
+                &format!("bridge link set dev vx0 {damage}"),
+            );
+            soon(format!("repair after `{damage}`"), || match flags()? {
+                now if now == before => Ok(()),
+                now => Err(now),
+            });
+        }
         bed.all_well();
         drop((web, client));
+        bed.close();
+    });
+}
+
+/// What an agent does itself is no damage, and few of the things it does need a look at all the others.
+#[test]
+fn who_attaches_many_endpoints_does_not_look_at_each_of_them_with_each() {
+    alone(|| {
+        let bed = Bed::cluster(&["h1"]);
+        let h1 = &bed["h1"];
+        h1.weft("network create app");
+        let clients: Vec<_> = (0..20)
+            .map(|n| h1.connected(&format!("c{n}"), "app", ""))
+            .collect();
+        let metrics = metrics(h1);
+        let count = |name: &str| -> u64 {
+            let mut lines = metrics.values().flatten();
+            let count = lines.find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+            count.unwrap_or_else(|| panic!("no {name}: {metrics:?}"))
+        };
+        // One may be of the half minute.
+        assert!(count("weft_kernel_read_backs_total") <= 1, "{metrics:?}");
+        assert_eq!(count("weft_kernel_repairs_total"), 0, "{metrics:?}");
+        drop(clients);
         bed.close();
     });
 }

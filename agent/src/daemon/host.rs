@@ -182,6 +182,7 @@ impl Host {
 
     fn read_back(&mut self) {
         self.read_back = Instant::now();
+        self.work.read_backs += 1;
         self.kernel.resync();
         self.datapath.resync();
         self.entry.resync();
@@ -296,10 +297,16 @@ impl Host {
         for wanted in sandboxes {
             let SandboxTables { sandbox, tables } = &wanted;
             let name = sandbox_name(sandbox);
-            before.remove(&name);
+            if datapath.is_synced(&name, tables) {
+                before.remove(&name);
+                self.balanced.insert(name, wanted);
+                continue;
+            }
+            // Of one that is gone nothing is kept: the next namespace may get its name.
             if !target::still_there(sandbox) {
                 continue;
             }
+            before.remove(&name);
             let synced = Netns::open(&sandbox.path)
                 .map_err(|error| sentence(&error))
                 .and_then(|netns| {
@@ -382,20 +389,14 @@ fn vanished(state: &HostState) -> Vec<EndpointId> {
         .flat_map(|network| &network.endpoints);
     locals
         .filter(|(_, endpoint)| {
-            endpoint.place.sandbox().is_some_and(|sandbox| {
-                !target::still_there(&SandboxSpec {
-                    target: String::new(),
-                    path: sandbox.path.to_string_lossy().into_owned(),
-                    device: sandbox.id.dev,
-                    inode: sandbox.id.ino,
-                })
-            })
+            let sandbox = endpoint.place.sandbox();
+            sandbox.is_some_and(|sandbox| !target::is_at(&sandbox.path, sandbox.id.dev, sandbox.id.ino))
         })
         .map(|(id, _)| *id)
         .collect()
 }
 
-/// The same after a restart of the agent, and never that of another namespace of this boot.
+/// The same after a restart of the agent, and that of another namespace only once this one is gone.
 fn sandbox_name(sandbox: &SandboxSpec) -> String {
     format!("{}-{}", sandbox.device, sandbox.inode)
 }

@@ -1,6 +1,10 @@
 //! Finding the namespace that a user names: `NAME`, `/a/path` or `pid:N`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
 use weft_netlink::{
     netns::{Netns, NetnsError},
@@ -137,12 +141,15 @@ pub fn routes_of_host() -> Result<Vec<HostRoute>, ApiError> {
     Ok(routes.collect())
 }
 
-/// Whether the namespace that `spec` was made with is still the one at its path.
+/// Whether the namespace that `spec` was made with is still the one at its path. Asked of all sandboxes with every change, so it opens
+/// nothing: a namespace's file has its identity.
 pub fn still_there(spec: &SandboxSpec) -> bool {
-    Netns::open(&spec.path).is_ok_and(|found| {
-        let id = found.id();
-        (id.dev, id.ino) == (spec.device, spec.inode)
-    })
+    is_at(Path::new(&spec.path), spec.device, spec.inode)
+}
+
+/// The same of a namespace by its identity.
+pub fn is_at(path: &Path, device: u64, inode: u64) -> bool {
+    fs::metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (device, inode))
 }
 
 #[cfg(test)]

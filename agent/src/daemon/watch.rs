@@ -17,7 +17,7 @@ use tokio::{
 use weft_netlink::{
     netns::{Netns, NetnsId},
     nft,
-    route::{Event, Link, Monitor, RouteSocket},
+    route::{Event, Link, Monitor, PortFlags, RouteSocket},
 };
 use weft_types::NetworkId;
 
@@ -106,6 +106,11 @@ async fn follow_links(
                 let ours = known.remove(&link.index).is_some_and(|link| is_ours(&link));
                 ours.then(|| damaged(link.index))
             }
+            Event::Port { link, flags } => known.get_mut(&link).and_then(|port| {
+                let before = port.detail.port.replace(flags);
+                let damage = is_ours(port) && before.is_some_and(|before| is_opened(before, flags));
+                damage.then(|| damaged(link))
+            }),
             Event::Overrun => Some(Order::Look),
         };
         if order.is_some_and(|order| orders.send(order).is_err()) {
@@ -153,11 +158,37 @@ fn is_ours(link: &Link) -> bool {
 /// Whether a link of ours lost something. What it gains on its way up is our own doing.
 fn is_damage(before: &Link, now: &Link) -> bool {
     let lost_master = before.master.is_some() && before.master != now.master;
+    let ports = before.detail.port.zip(now.detail.port);
     is_ours(before)
         && (lost_master
+            || ports.is_some_and(|(before, now)| is_opened(before, now))
             || (before.up && !now.up)
             || before.mtu != now.mtu
             || before.mac != now.mac
             || before.name != now.name
             || !is_ours(now))
+}
+
+/// Whether a port does again what it had been told not to do. A new one does everything at first.
+fn is_opened(before: PortFlags, now: PortFlags) -> bool {
+    let goes = |flag, to: bool| flag == (Some(!to), Some(to));
+    // In full, so that a flag that is added is not forgotten here.
+    let PortFlags {
+        learning,
+        neigh_suppress,
+        flood,
+        mcast_flood,
+        bcast_flood,
+        hairpin,
+    } = before;
+    goes((neigh_suppress, now.neigh_suppress), false)
+        || [
+            (learning, now.learning),
+            (flood, now.flood),
+            (mcast_flood, now.mcast_flood),
+            (bcast_flood, now.bcast_flood),
+            (hairpin, now.hairpin),
+        ]
+        .into_iter()
+        .any(|flag| goes(flag, true))
 }

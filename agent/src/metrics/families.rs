@@ -82,8 +82,10 @@ families! {
         "What went wrong at the DNS servers: messages that are no questions, connections beyond the limit, forwarded questions that no resolver of this host answered, answers of others that lost records because they pointed into an overlay network.";
     KERNEL_APPLIES = Counter "weft_kernel_applies" []
         "Times that this host's kernel was compared with what is wanted, and made so.";
+    KERNEL_READ_BACKS = Counter "weft_kernel_read_backs" []
+        "Of these, those before which everything was read back: every half minute, and when somebody else seemed to have changed something.";
     KERNEL_SECONDS = Counter "weft_kernel_apply_seconds" []
-        "How long that took, all times together.";
+        "How long all the times took together that the kernel was compared with what is wanted.";
     KERNEL_CHANGES = Counter "weft_kernel_changes" []
         "Changes that were written to the kernel: links, addresses, routes, rules, services.";
     KERNEL_REPAIRS = Counter "weft_kernel_repairs" []

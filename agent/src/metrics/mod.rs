@@ -50,6 +50,8 @@ pub(crate) struct Snapshot {
 pub(crate) struct Work {
     /// Times that the kernel was compared with what is wanted.
     pub(crate) applies: u64,
+    /// Times that all of the kernel's state was forgotten, to be read back.
+    pub(crate) read_backs: u64,
     /// How long all of them took.
     pub(crate) apply_time: Duration,
     /// Operations and services that were written.
@@ -122,6 +124,7 @@ impl Samples {
         self.add(families::STARTED, [], started);
         let work = &snapshot.work;
         self.add(families::KERNEL_APPLIES, [], work.applies);
+        self.add(families::KERNEL_READ_BACKS, [], work.read_backs);
         self.add(
             families::KERNEL_SECONDS,
             [],

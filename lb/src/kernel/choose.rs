@@ -141,6 +141,10 @@ impl Datapath for OverNft {
         Ok(written)
     }
 
+    fn is_synced(&self, sandbox: &str, tables: &[ClientTable]) -> bool {
+        self.settled().contains(sandbox) && self.current.is_synced(sandbox, tables)
+    }
+
     fn remove(&self, sandbox: &str, netns: Option<&Netns>) -> Result<(), DatapathError> {
         self.settled().remove(sandbox);
         let earlier = self.earlier.remove(sandbox, netns);
@@ -222,6 +226,10 @@ impl Datapath for OverEbpf {
             EbpfDatapath::leave(netns).map_err(Self::failure(sandbox))?;
         }
         Ok(written)
+    }
+
+    fn is_synced(&self, sandbox: &str, tables: &[ClientTable]) -> bool {
+        self.dir().is_none() && self.current.is_synced(sandbox, tables)
     }
 
     fn remove(&self, sandbox: &str, netns: Option<&Netns>) -> Result<(), DatapathError> {

@@ -121,7 +121,7 @@ impl NftDatapath {
     }
 
     fn sync_inner(&self, name: &str, netns: &Netns, tables: &[ClientTable]) -> Result<Written, Failure> {
-        if self.shared.lock().is_synced(name, netns, tables) {
+        if self.shared.lock().is_synced(name, Some(netns), tables) {
             return Ok(Written::default());
         }
         let lingering = self.lingering.take(name, netns.id());
@@ -255,6 +255,10 @@ impl Datapath for NftDatapath {
         written.map_err(DatapathError::of("translate virtual addresses", sandbox))
     }
 
+    fn is_synced(&self, sandbox: &str, tables: &[ClientTable]) -> bool {
+        self.shared.lock().is_synced(sandbox, None, tables)
+    }
+
     fn remove(&self, sandbox: &str, netns: Option<&Netns>) -> Result<(), DatapathError> {
         let removed = self.remove_inner(sandbox, netns);
         removed.map_err(DatapathError::of(
@@ -329,11 +333,9 @@ impl Drop for NftDatapath {
 impl State {
     /// Whether a sandbox has just this already, so that there is no reason to enter it. If its connections are to be counted and are
     /// not, there is one.
-    fn is_synced(&self, name: &str, netns: &Netns, tables: &[ClientTable]) -> bool {
-        let sandbox = self
-            .sandboxes
-            .get(name)
-            .filter(|sandbox| sandbox.netns == netns.id());
+    fn is_synced(&self, name: &str, netns: Option<&Netns>, tables: &[ClientTable]) -> bool {
+        let is_it = |sandbox: &&Sandbox| netns.is_none_or(|netns| sandbox.netns == netns.id());
+        let sandbox = self.sandboxes.get(name).filter(is_it);
         sandbox.is_some_and(|sandbox| {
             sandbox.synced.as_deref() == Some(tables) && (sandbox.watch.is_some() || !sandbox.is_counting())
         })

@@ -1,6 +1,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use netlink_packet_core::{Emitable as _, NlaBuffer, Parseable as _};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage},
@@ -232,6 +233,21 @@ pub(super) fn link(message: LinkMessage) -> Link {
         }
     }
     link
+}
+
+/// The flags of a port, if that is what a bridge's own message is about.
+pub(super) fn port_of_bridge(message: &LinkMessage) -> Option<PortFlags> {
+    let infos = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::ProtoInfoBridge(infos) => Some(infos),
+        _ => None,
+    })?;
+    // The same attributes as in a link's own message, of which the library reads one in this place.
+    let attributes = infos.iter().filter_map(|info| {
+        let mut bytes = vec![0; info.buffer_len()];
+        info.emit(&mut bytes);
+        InfoBridgePort::parse(&NlaBuffer::new_checked(&bytes[..]).ok()?).ok()
+    });
+    Some(port(&attributes.collect::<Vec<_>>()))
 }
 
 fn kind_name(kind: &InfoKind) -> String {

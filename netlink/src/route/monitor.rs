@@ -2,12 +2,13 @@ use std::{fmt, io};
 
 use futures_util::stream::{BoxStream, StreamExt};
 use netlink_packet_core::NetlinkPayload;
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage, link::LinkMessage};
 use rtnetlink::MulticastGroup;
 use tokio::{runtime, task::JoinHandle};
 
 use super::{
-    dump::{Link, link},
+    PortFlags,
+    dump::{Link, link, port_of_bridge},
     socket::OpenError,
 };
 use netlink_sys::{AsyncSocket as _, SocketAddr};
@@ -29,6 +30,13 @@ pub enum Event {
     Changed(Box<Link>),
     /// A link is gone, by deletion or by a move to another namespace.
     Deleted(Box<Link>),
+    /// What a bridge does at one of its ports is not what it was.
+    Port {
+        /// Index of the link that is the port.
+        link: u32,
+        /// All that is known here, as it is now.
+        flags: PortFlags,
+    },
     /// Events were lost because they came faster than they were taken: read the tables again.
     Overrun,
 }
@@ -49,6 +57,14 @@ impl Monitor {
             source,
         })?;
         let events = messages.filter_map(async |(message, _)| match message.payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) if by_bridge(&message) => {
+                let link = message.header.index;
+                port_of_bridge(&message).map(|flags| Event::Port { link, flags })
+            }
+            // A port that is no port any more: of the link itself that is told as well.
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(message)) if by_bridge(&message) => {
+                None
+            }
             NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) => {
                 Some(Event::Changed(Box::new(link(message))))
             }
@@ -71,6 +87,11 @@ impl Monitor {
     pub async fn next(&mut self) -> Option<Event> {
         self.events.next().await
     }
+}
+
+/// Whether a bridge tells this of its port. Much of what is known of the link, its alias for one, is not in it.
+fn by_bridge(message: &LinkMessage) -> bool {
+    message.header.interface_family == AddressFamily::Bridge
 }
 
 impl Drop for Monitor {

@@ -399,3 +399,52 @@ async fn a_monitor_tells_when_a_link_goes() {
         .unwrap();
     assert!(matches!(&seen[0], Event::Changed(link) if link.index == 10 && link.name == "br0"));
 }
+
+#[tokio::test]
+async fn a_monitor_tells_what_a_bridge_does_at_a_port_and_not_that_the_link_lost_its_name() {
+    let Some(here) = netns() else { return };
+    let mut socket = RouteSocket::open(&here).unwrap();
+    let mut batch = Batch::new();
+    batch.add(NewLink::bridge("br0", BridgeOptions::default()).index(10));
+    socket.execute(batch).unwrap();
+    let sh = |line: &str| {
+        let mut words = line.split(' ');
+        let mut command = std::process::Command::new(words.next().unwrap());
+        let status = here.run(|| command.args(words).status()).unwrap().unwrap();
+        assert!(status.success(), "{line}");
+    };
+    sh("ip link add p0 type veth peer name q0");
+    sh("ip link set p0 alias weft:x");
+    let mut monitor = Monitor::open(&here).unwrap();
+    sh("ip link set p0 master br0");
+    sh("bridge link set dev p0 learning off flood off");
+    sh("bridge link set dev p0 flood on");
+    sh("ip link set p0 nomaster");
+    sh("ip link delete p0");
+    let mut flags = Vec::new();
+    let mut masters = Vec::new();
+    let wait = async {
+        while let Some(event) = monitor.next().await {
+            match event {
+                Event::Changed(link) if link.name == "p0" => {
+                    assert_eq!(link.alias.as_deref(), Some("weft:x"), "{link:?}");
+                    masters.push(link.master);
+                }
+                Event::Port { flags: now, .. } => flags.push((now.learning, now.flood)),
+                Event::Deleted(link) if link.name == "p0" => {
+                    assert_eq!(link.master, None, "{link:?}");
+                    return;
+                }
+                _ => {}
+            }
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(5), wait)
+        .await
+        .unwrap();
+    flags.dedup();
+    masters.dedup();
+    let (on, off) = (Some(true), Some(false));
+    assert_eq!(flags, [(on, on), (off, off), (off, on)]);
+    assert_eq!(masters, [Some(10), None]);
+}

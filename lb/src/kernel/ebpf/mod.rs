@@ -190,6 +190,9 @@ impl EbpfDatapath {
             let removed = state.table()?.services_of(cookie);
             state.route(name, netns, BTreeSet::new());
             state.forget(&[cookie])?;
+            if let Some(sandbox) = state.sandboxes.get_mut(name) {
+                sandbox.synced = Some(tables.to_vec());
+            }
             return Ok(Written {
                 removed,
                 ..Written::default()
@@ -241,6 +244,10 @@ impl Datapath for EbpfDatapath {
     fn sync(&self, sandbox: &str, netns: &Netns, tables: &[ClientTable]) -> Result<Written, DatapathError> {
         let written = self.sync_inner(sandbox, netns, tables);
         written.map_err(DatapathError::of("translate virtual addresses", sandbox))
+    }
+
+    fn is_synced(&self, sandbox: &str, tables: &[ClientTable]) -> bool {
+        self.lock().is_synced(sandbox, tables)
     }
 
     fn remove(&self, sandbox: &str, netns: Option<&Netns>) -> Result<(), DatapathError> {
@@ -309,9 +316,10 @@ impl State {
         let Some(sandbox) = self.sandboxes.get_mut(name) else {
             return false;
         };
-        let is_synced = losses == Some(sandbox.looked)
-            && sandbox.routes.is_some()
-            && sandbox.synced.as_deref() == Some(tables);
+        // Where there are no services no backend of one can be lost.
+        let is_looked =
+            losses == Some(sandbox.looked) || tables.iter().all(|table| table.services.is_empty());
+        let is_synced = is_looked && sandbox.routes.is_some() && sandbox.synced.as_deref() == Some(tables);
         // Whatever happens now, it is not as it was.
         if !is_synced {
             sandbox.synced = None;
