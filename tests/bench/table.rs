@@ -15,6 +15,8 @@ pub enum Unit {
     Time,
     /// Seconds of processor time for one of something.
     Work,
+    /// Of memory.
+    Bytes,
 }
 
 impl Unit {
@@ -24,6 +26,7 @@ impl Unit {
             Self::Rate => format!("{value:.0} /s"),
             Self::Time => format!("{:.2} ms", value * 1e3),
             Self::Work => format!("{:.1} µs", value * 1e6),
+            Self::Bytes => format!("{:.1} MiB", value / f64::from(1 << 20)),
         }
     }
 }
