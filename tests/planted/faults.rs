@@ -587,4 +587,22 @@ pub const FAULTS: &[Fault] = &[
         suite: Suite::Unit("weft-wireguard"),
         caught_by: "a_peer_speaks_only_for_itself_in_its_networks_with_its_addresses",
     },
+    Fault {
+        name: "two-at-one-device",
+        known: "two threads take from one device or socket, and packets of one flow change places",
+        file: "wireguard/src/turns.rs",
+        right: "self.phase == Phase::Gathering && self.taking == 0",
+        wrong: "self.phase == Phase::Gathering",
+        suite: Suite::Unit("weft-wireguard"),
+        caught_by: "each_takes_its_own_while_there_is_much_and_the_first_all_while_there_is_little_and_never_two_at_once",
+    },
+    Fault {
+        name: "sources-kept",
+        known: "one thread keeps the devices and sockets of all, so encrypted networks carry what one processor does",
+        file: "wireguard/src/process/workers.rs",
+        right: "            self.spread();\n",
+        wrong: "",
+        suite: Suite::Unit("weft-wireguard"),
+        caught_by: "each_takes_its_own_while_there_is_much_and_the_first_all_while_there_is_little_and_never_two_at_once",
+    },
 ];

@@ -9,6 +9,7 @@ mod paths;
 mod rotation;
 mod stranger;
 mod traffic;
+mod turns;
 
 use std::time::Duration;
 

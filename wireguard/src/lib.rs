@@ -23,6 +23,7 @@ mod split;
 mod table;
 #[cfg(test)]
 mod testing;
+mod turns;
 
 pub use control::{
     Answer, Client, ClientError, Desired, Dropped, KeyPair, Network, NetworkStatus, PairStatus, Peer,

@@ -1,28 +1,25 @@
 //! The process that carries the packets of encrypted networks. Plain threads, as many whatever the number of networks
-//! and peers: some take frames from TAP devices, some take datagrams from sockets, one looks at the clock, one answers
-//! the agent.
+//! and peers: some take frames from TAP devices, some take datagrams from sockets (while there is little, one takes all),
+//! one looks at the clock, one answers the agent.
 
 mod receive;
 mod send;
 mod serve;
 mod tally;
 mod tick;
+mod workers;
 
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::Instant,
 };
 
 use arc_swap::ArcSwapOption;
 use nix::sys::{
-    epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
     signal::{SigSet, Signal},
     socket::{MsgFlags, SockaddrStorage, sendto},
 };
@@ -34,12 +31,12 @@ use crate::{
     budget::Budget,
     peer::{Clock, Peer},
     secret::scrub_stack,
-    table::Table,
+    table::{Attached, Device, Table},
 };
+use receive::Receiving;
+use send::Sending;
 use tally::Tally;
-
-/// More threads than this only wake each other up.
-const MOST_WORKERS: usize = 4;
+use workers::{Source, Worker, Workers};
 
 /// Why the process could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -82,8 +79,8 @@ pub fn run(socket: &Path) -> Result<(), RunError> {
     nix::sys::prctl::set_dumpable(false).map_err(|error| RunError::new("forbid core files", error))?;
     let listener = serve::listen(socket)?;
     let shared = Arc::new(Shared::new().map_err(|error| RunError::new("make what threads wait on", error))?);
-    for (index, _) in shared.waits.iter().enumerate() {
-        shared.spawn(format!("send-{index}"), move |shared| send::run(shared, index))?;
+    for worker in shared.workers.all() {
+        shared.spawn(worker.to_string(), move |shared| shared.take_packets(worker))?;
     }
     shared.spawn("clock".to_owned(), tick::run)?;
     shared.spawn("control".to_owned(), move |shared| {
@@ -105,8 +102,8 @@ struct Shared {
     budget: Mutex<Budget>,
     tally: Tally,
     clock: Clock,
-    /// What the threads that take frames wait on, each for its share of the networks.
-    waits: Vec<Epoll>,
+    /// The threads that take packets.
+    workers: Workers,
 }
 
 /// What is replaced as a whole.
@@ -119,7 +116,6 @@ struct State {
 struct Sockets {
     port: u16,
     pairs: Vec<Pair>,
-    is_over: AtomicBool,
 }
 
 /// The two of one thread. IPv6 may be switched off.
@@ -160,15 +156,13 @@ impl Pair {
 impl Shared {
     fn new() -> io::Result<Self> {
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        let workers = (processors / 2).clamp(1, MOST_WORKERS);
-        let wait = |_| Ok(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
         Ok(Self {
             state: ArcSwapOption::empty(),
             changes: Mutex::default(),
             budget: Mutex::default(),
             tally: Tally::default(),
             clock: Clock::default(),
-            waits: (0..workers).map(wait).collect::<io::Result<_>>()?,
+            workers: Workers::new(processors)?,
         })
     }
 
@@ -197,52 +191,67 @@ impl Shared {
         let kept = before.as_ref().filter(|state| state.sockets.port == port);
         let sockets = match kept {
             Some(state) => Arc::clone(&state.sockets),
-            None => Arc::new(Sockets::open(port, self.waits.len())?),
+            None => Arc::new(Sockets::open(port, self.workers.pairs())?),
         };
         let old_table = before.as_ref().map(|state| &state.table);
         let (table, failed) = Table::build(desired, old_table, Instant::now(), rand::random)?;
         let state = Arc::new(State { table, sockets });
         self.state.store(Some(Arc::clone(&state)));
-        let same_sockets = |before: &Arc<State>| Arc::ptr_eq(&before.sockets, &state.sockets);
-        if !before.as_ref().is_some_and(same_sockets) {
-            if let Some(before) = &before {
-                before.sockets.is_over.store(true, Relaxed);
-            }
-            for index in 0..state.sockets.pairs.len() {
-                let sockets = Arc::clone(&state.sockets);
-                self.spawn(format!("receive-{index}"), move |shared| {
-                    receive::run(shared, &sockets, index)
-                })
-                .map_err(|error| error.to_string())?;
-            }
-        }
-        self.watch_devices(before.as_deref(), &state)?;
+        self.watch(before.as_deref(), &state)?;
         drop(before);
         scrub_stack();
         Ok(failed)
     }
 
-    /// Has new devices waited on. Those that went away leave by themselves when they are closed.
-    fn watch_devices(&self, before: Option<&State>, now: &State) -> Result<(), String> {
-        for (vni, network) in &now.table.networks {
-            let Some(device) = &network.device else {
+    /// Has new sockets and devices waited on. Those that went away leave by themselves when they are closed.
+    fn watch(&self, before: Option<&State>, now: &State) -> Result<(), String> {
+        if !before.is_some_and(|before| Arc::ptr_eq(&before.sockets, &now.sockets)) {
+            for (pair, sockets) in now.sockets.pairs.iter().enumerate() {
+                for v6 in [false, true] {
+                    if let Some(socket) = sockets.of(v6) {
+                        self.workers
+                            .watch(Source::Socket { pair, v6 }, socket)
+                            .map_err(|error| format!("cannot wait for packets: {error}"))?;
+                    }
+                }
+            }
+        }
+        for vni in now.table.networks.keys() {
+            let Some((_, device)) = now.device(*vni) else {
                 continue;
             };
-            let old = before.and_then(|before| before.table.networks.get(vni));
-            let old = old.and_then(|network| network.device.as_ref());
-            if old.is_some_and(|old| Arc::ptr_eq(old, device)) {
-                continue;
+            let old = before.and_then(|before| before.device(*vni));
+            if !old.is_some_and(|(_, old)| Arc::ptr_eq(old, device)) {
+                self.workers
+                    .watch(Source::Device(*vni), &device.tap)
+                    .map_err(|error| format!("cannot wait for frames of network {vni}: {error}"))?;
             }
-            let event = EpollEvent::new(EpollFlags::EPOLLIN, vni.get().into());
-            self.waits[self.worker_of(*vni)]
-                .add(&device.tap, event)
-                .map_err(|error| format!("cannot wait for frames of network {vni}: {error}"))?;
         }
         Ok(())
     }
 
-    fn worker_of(&self, vni: Vni) -> usize {
-        vni.get() as usize % self.waits.len()
+    /// What a worker does until the process ends. The first can do both.
+    fn take_packets(&self, worker: Worker) {
+        let (sends, receives) = match worker {
+            Worker::FIRST => (Some(0), true),
+            Worker::Sends(index) => (Some(index), false),
+            Worker::Receives(_) => (None, true),
+        };
+        let mut sending = sends.map(|index| Sending::new(self, index));
+        let mut receiving = receives.then(|| Receiving::new(self));
+        self.workers.run(worker, self.clock, |source, is_alone| {
+            let taken = self.state.load_full().and_then(|state| match source {
+                Source::Device(vni) => {
+                    let (network, device) = state.device(vni)?;
+                    Some(sending.as_mut()?.take_turn(&state, network, device, is_alone))
+                }
+                Source::Socket { pair, v6 } => {
+                    let pair = state.sockets.pairs.get(pair)?;
+                    Some(receiving.as_mut()?.take_turn(&state, pair, pair.of(v6)?))
+                }
+            });
+            taken.unwrap_or_default()
+        });
     }
 
     fn status(&self) -> Status {
@@ -282,11 +291,15 @@ impl Sockets {
             };
             format!("cannot open UDP port {port}{hint}: {error}")
         })?;
-        Ok(Self {
-            port,
-            pairs,
-            is_over: AtomicBool::new(false),
-        })
+        Ok(Self { port, pairs })
+    }
+}
+
+impl State {
+    /// A network's device, if the network has a part here and it is open.
+    fn device(&self, vni: Vni) -> Option<(&Attached, &Arc<Device>)> {
+        let network = self.table.networks.get(&vni)?;
+        Some((network, network.device.as_ref()?))
     }
 }
 

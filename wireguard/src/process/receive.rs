@@ -3,15 +3,15 @@
 use std::{
     io::IoSlice,
     net::SocketAddr,
+    os::fd::AsFd,
     sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
     time::Instant,
 };
 
 use boringtun::noise::{Packet, Tunn, TunnResult, errors::WireGuardError, handshake::parse_handshake_anon};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use weft_netlink::segments::Inbox;
 
-use super::{Pair, Shared, Sockets, State, tally::count};
+use super::{Pair, Shared, State, tally::count};
 use crate::{
     budget::Verdict,
     echo::{self, Echo},
@@ -20,26 +20,37 @@ use crate::{
     peer::{HANDSHAKE_ROOM, Peer},
     secret::scrub_stack,
     table::{Denied, Device, Identity, Table},
+    turns::Taken,
 };
 
 /// Room for what is decrypted, until it is handed over.
 const ARENA: usize = 1024 * 1024;
 /// The longest datagram.
 const ROOM: usize = 65_536;
-/// How often a thread looks whether its sockets were replaced, when nothing comes.
-const LOOK_EVERY_MS: u16 = 500;
 const DATA: [u8; 4] = [4, 0, 0, 0];
 const DATA_LEN: usize = 32;
 
-struct Worker<'a> {
+/// What a thread needs for it.
+pub struct Receiving<'a> {
     shared: &'a Shared,
-    pair: &'a Pair,
+    inbox: Inbox,
+    room: Room,
+}
+
+struct Room {
     arena: Vec<u8>,
     used: usize,
     joiner: Joiner,
     /// Of the frames that wait to be handed over.
     devices: Vec<Arc<Device>>,
     out: Vec<u8>,
+}
+
+/// A turn with a socket.
+struct Turn<'a> {
+    shared: &'a Shared,
+    pair: &'a Pair,
+    room: &'a mut Room,
 }
 
 /// What a datagram is for, and when it came.
@@ -50,52 +61,46 @@ struct Session<'a> {
     now: Instant,
 }
 
-pub fn run(shared: &Shared, sockets: &Sockets, index: usize) {
-    let pair = &sockets.pairs[index];
-    let Ok(wait) = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC) else {
-        return;
-    };
-    for (v6, data) in [(false, 0), (true, 1)] {
-        if let Some(socket) = pair.of(v6)
-            && wait
-                .add(socket, EpollEvent::new(EpollFlags::EPOLLIN, data))
-                .is_err()
-        {
-            return;
+impl<'a> Receiving<'a> {
+    pub fn new(shared: &'a Shared) -> Self {
+        Self {
+            shared,
+            inbox: Inbox::default(),
+            room: Room {
+                arena: vec![0; ARENA],
+                used: 0,
+                joiner: Joiner::default(),
+                devices: Vec::new(),
+                out: vec![0; ROOM + DATA_LEN],
+            },
         }
     }
-    let mut worker = Worker {
-        shared,
-        pair,
-        arena: vec![0; ARENA],
-        used: 0,
-        joiner: Joiner::default(),
-        devices: Vec::new(),
-        out: vec![0; ROOM + DATA_LEN],
-    };
-    let mut inbox = Inbox::default();
-    let mut events = [EpollEvent::empty(); 2];
-    while !sockets.is_over.load(Relaxed) {
-        let ready = wait
-            .wait(&mut events, EpollTimeout::from(LOOK_EVERY_MS))
-            .unwrap_or(0);
-        let Some(state) = shared.state.load_full() else {
-            continue;
-        };
-        for event in &events[..ready] {
-            if let Some(socket) = pair.of(event.data() == 1)
-                && inbox.receive(&socket).is_ok()
-            {
-                worker.take(&state, &inbox);
-            }
+
+    /// Takes what waits at a socket, up to a number of datagrams.
+    pub fn take_turn(&mut self, state: &State, pair: &Pair, socket: impl AsFd) -> Taken {
+        if self.inbox.receive(&socket).is_err() {
+            return Taken::default();
         }
+        let mut turn = Turn {
+            shared: self.shared,
+            pair,
+            room: &mut self.room,
+        };
+        turn.take(state, &self.inbox)
     }
 }
 
-impl Worker<'_> {
-    fn take(&mut self, state: &State, inbox: &Inbox) {
+impl Turn<'_> {
+    fn take(&mut self, state: &State, inbox: &Inbox) -> Taken {
         let now = Instant::now();
-        let mut datagrams = inbox.iter().peekable();
+        let mut taken = Taken::default();
+        let mut datagrams = inbox
+            .iter()
+            .inspect(|(datagram, _)| {
+                taken.packets += 1;
+                taken.bytes += datagram.len();
+            })
+            .peekable();
         while let Some((datagram, from)) = datagrams.next() {
             let Some(receiver) = data_receiver(datagram) else {
                 self.handshake(&state.table, datagram, from);
@@ -122,6 +127,7 @@ impl Worker<'_> {
             self.send_waiting(peer, &mut link);
         }
         self.hand_over();
+        taken
     }
 
     fn data(
@@ -133,11 +139,11 @@ impl Worker<'_> {
         from: SocketAddr,
     ) {
         let Session { peer, index, now } = session;
-        if self.used + datagram.len() > self.arena.len() {
+        if self.room.used + datagram.len() > self.room.arena.len() {
             self.hand_over();
         }
         let tally = &self.shared.tally;
-        let length = match link.open(index, datagram, &mut self.arena[self.used..], now) {
+        let length = match link.open(index, datagram, &mut self.room.arena[self.room.used..], now) {
             TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => packet.len(),
             // A keepalive.
             TunnResult::Done => 0,
@@ -163,13 +169,13 @@ impl Worker<'_> {
         if length == 0 {
             return;
         }
-        let packet = self.used..self.used + length;
-        match echo::take(&self.arena[packet.clone()], peer.vtep(), table.vtep) {
+        let packet = self.room.used..self.room.used + length;
+        match echo::take(&self.room.arena[packet.clone()], peer.vtep(), table.vtep) {
             Some(Echo::Question(answer)) => return self.answer(peer, link, &answer),
             Some(Echo::Answer(length)) => return link.probing.answered(length),
             None => {}
         }
-        let (network, frame) = match table.admit(peer, &self.arena[packet.clone()]) {
+        let (network, frame) = match table.admit(peer, &self.room.arena[packet.clone()]) {
             Ok(admitted) => admitted,
             Err(denied) => {
                 tally.deny(denied);
@@ -188,34 +194,40 @@ impl Worker<'_> {
             // It could not be opened: there is no part of the network here.
             return tally.deny(Denied::UnknownVni);
         };
-        let place = self.devices.iter().position(|other| Arc::ptr_eq(other, device));
+        let place = self
+            .room
+            .devices
+            .iter()
+            .position(|other| Arc::ptr_eq(other, device));
         let place = place.unwrap_or_else(|| {
-            self.devices.push(Arc::clone(device));
-            self.devices.len() - 1
+            self.room.devices.push(Arc::clone(device));
+            self.room.devices.len() - 1
         });
         let frame = packet.end - frame.len()..packet.end;
-        self.joiner
-            .push(&self.arena, place, frame, device.tap.has_udp_segments());
-        self.used = packet.end;
+        self.room
+            .joiner
+            .push(&self.room.arena, place, frame, device.tap.has_udp_segments());
+        self.room.used = packet.end;
     }
 
     /// Who asks what the path takes is told that it takes this.
     fn answer(&mut self, peer: &Peer, link: &mut Link, answer: &[u8]) {
         let used = link.used();
         if used.is_some()
-            && let Sealed::Packet(length) = link.seal(answer, used, &mut self.out)
+            && let Sealed::Packet(length) = link.seal(answer, used, &mut self.room.out)
         {
             // Not among the bytes sent: a path is not in use because it is asked about.
-            if !self.pair.post(&self.out[..length], link.endpoint()) {
+            if !self.pair.post(&self.room.out[..length], link.endpoint()) {
                 peer.lose(1);
             }
         }
     }
 
     fn hand_over(&mut self) {
-        let devices = &self.devices;
-        self.joiner
-            .flush(&self.arena, |device, pieces: &[IoSlice<'_>], frames| {
+        let devices = &self.room.devices;
+        self.room
+            .joiner
+            .flush(&self.room.arena, |device, pieces: &[IoSlice<'_>], frames| {
                 let device = &devices[device];
                 let counter = match device.tap.write(pieces) {
                     Ok(_) => &device.received,
@@ -223,19 +235,19 @@ impl Worker<'_> {
                 };
                 counter.fetch_add(frames as u64, Relaxed);
             });
-        self.devices.clear();
-        self.used = 0;
+        self.room.devices.clear();
+        self.room.used = 0;
     }
 
     /// Sends what waited for the session that there is now.
     fn send_waiting(&mut self, peer: &Peer, link: &mut Link) {
-        while let Some(length) = link.next_waiting(&mut self.out) {
+        while let Some(length) = link.next_waiting(&mut self.room.out) {
             self.post(peer, length, link.endpoint());
         }
     }
 
     fn post(&self, peer: &Peer, length: usize, to: SocketAddr) {
-        if self.pair.post(&self.out[..length], to) {
+        if self.pair.post(&self.room.out[..length], to) {
             peer.sent_bytes.fetch_add(length as u64, Relaxed);
         } else {
             peer.lose(1);
@@ -282,7 +294,7 @@ impl Worker<'_> {
             return count(&tally.unknown_peer);
         };
         let mut link = peer.link();
-        match link.open(index, message, &mut self.out, Instant::now()) {
+        match link.open(index, message, &mut self.room.out, Instant::now()) {
             // An answer is given to what was authentic alone.
             TunnResult::WriteToNetwork(answer) => {
                 let length = answer.len();

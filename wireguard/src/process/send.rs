@@ -6,15 +6,8 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
-use nix::{
-    libc,
-    sys::{
-        epoll::{EpollEvent, EpollTimeout},
-        socket::SockaddrStorage,
-    },
-};
+use nix::{libc, sys::socket::SockaddrStorage};
 use weft_netlink::segments::{Burst, MOST_BYTES, MOST_SEGMENTS, Sender};
-use weft_types::Vni;
 
 use super::{Shared, State, tally::count};
 use crate::{
@@ -26,6 +19,7 @@ use crate::{
     secret::scrub_stack,
     split::{Segments, Unsendable},
     table::{Attached, Device},
+    turns::Taken,
 };
 
 /// A frame with what is said in front of it: the longest IP packet, and a VLAN tag.
@@ -40,8 +34,10 @@ const WIREGUARD: usize = 32;
 /// WireGuard pads to a multiple of this.
 const PADDING: usize = 16;
 
-struct Worker<'a> {
+/// What a thread needs for it.
+pub struct Sending<'a> {
     shared: &'a Shared,
+    /// Which of the sockets it sends by.
     index: usize,
     frame: Vec<u8>,
     packet: Vec<u8>,
@@ -61,54 +57,49 @@ struct Outgoing {
     singles: Vec<Burst>,
 }
 
-pub fn run(shared: &Shared, index: usize) {
-    let mut worker = Worker {
-        shared,
-        index,
-        frame: vec![0; LONGEST_FRAME],
-        packet: vec![0; ENVELOPE + LONGEST_FRAME + PADDING],
-        out: Outgoing {
-            arena: vec![0; ARENA],
-            used: 0,
-            bursts: Vec::new(),
-            peers: Vec::new(),
-            is_open: false,
-            sender: Sender::default(),
-            singles: Vec::new(),
-        },
-    };
-    let mut events = [EpollEvent::empty(); 64];
-    loop {
-        let ready = shared.waits[index]
-            .wait(&mut events, EpollTimeout::NONE)
-            .unwrap_or(0);
-        let Some(state) = shared.state.load_full() else {
-            continue;
-        };
-        for event in &events[..ready] {
-            let vni = Vni::try_from(event.data() as u32).ok();
-            let network = vni.and_then(|vni| state.table.networks.get(&vni));
-            if let Some((network, device)) =
-                network.and_then(|network| Some((network, network.device.as_ref()?)))
-            {
-                worker.take_turn(&state, network, device);
-            }
+impl<'a> Sending<'a> {
+    pub fn new(shared: &'a Shared, index: usize) -> Self {
+        Self {
+            shared,
+            index,
+            frame: vec![0; LONGEST_FRAME],
+            packet: vec![0; ENVELOPE + LONGEST_FRAME + PADDING],
+            out: Outgoing {
+                arena: vec![0; ARENA],
+                used: 0,
+                bursts: Vec::new(),
+                peers: Vec::new(),
+                is_open: false,
+                sender: Sender::default(),
+                singles: Vec::new(),
+            },
         }
     }
-}
 
-impl Worker<'_> {
-    fn take_turn(&mut self, state: &State, network: &Attached, device: &Arc<Device>) {
+    /// Takes what waits at a device: one frame if it is probably alone, otherwise all up to a number.
+    pub fn take_turn(
+        &mut self,
+        state: &State,
+        network: &Attached,
+        device: &Arc<Device>,
+        is_alone: bool,
+    ) -> Taken {
+        // Whoever waits for it has it sooner if nobody looks first whether there is another.
+        let most = if is_alone { 1 } else { TURN };
         let mut frame = mem::take(&mut self.frame);
-        for _ in 0..TURN {
+        let mut taken = Taken::default();
+        while taken.packets < most {
             match device.tap.read(&mut frame) {
-                Ok(length) => self.handle(state, network, device, &frame[..length]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Ok(length) => {
+                    self.handle(state, network, device, &frame[..length]);
+                    taken.packets += 1;
+                    taken.bytes += length;
+                }
                 Err(error) => {
                     if error.raw_os_error() == Some(libc::EBADFD) {
                         // It was removed; it would be readable for ever.
                         device.is_gone.store(true, Relaxed);
-                        let _ = self.shared.waits[self.index].delete(&device.tap);
+                        self.shared.workers.forget(device.vni, &device.tap);
                     }
                     break;
                 }
@@ -116,6 +107,7 @@ impl Worker<'_> {
         }
         self.frame = frame;
         self.send(state);
+        taken
     }
 
     fn handle(&mut self, state: &State, network: &Attached, device: &Device, bytes: &[u8]) {
