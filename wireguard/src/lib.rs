@@ -19,6 +19,7 @@ mod peer;
 mod probing;
 mod process;
 mod secret;
+mod spin;
 mod split;
 mod table;
 #[cfg(test)]

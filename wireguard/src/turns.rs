@@ -47,6 +47,7 @@ pub struct Meter {
     sum: Taken,
     woke_at: Instant,
     ended_at: Instant,
+    has_leisure: bool,
 }
 
 impl Meter {
@@ -56,16 +57,21 @@ impl Meter {
             sum: Taken::default(),
             woke_at: now,
             ended_at: now,
+            has_leisure: false,
         }
     }
 
-    /// It waited, and there is something. Says whether it waited longer than it had worked before: then the first packet is
-    /// probably alone.
-    pub fn wake(&mut self, now: Instant) -> bool {
-        let worked = self.ended_at.saturating_duration_since(self.woke_at);
+    /// It waited, and there is something. Says for how long it waited.
+    pub fn wake(&mut self, now: Instant) -> Duration {
         let waited = now.saturating_duration_since(self.ended_at);
+        self.has_leisure = waited > self.ended_at.saturating_duration_since(self.woke_at);
         (self.woke_at, self.ended_at) = (now, now);
-        waited > worked
+        waited
+    }
+
+    /// Whether it waited longer than it had worked before: then the first packet is probably alone.
+    pub fn has_leisure(&self) -> bool {
+        self.has_leisure
     }
 
     /// It has taken something.
@@ -219,15 +225,19 @@ mod tests {
         let begun = Instant::now();
         let mut meter = Meter::new(begun);
         let one = taken(1, 100);
-        assert!(meter.wake(after(begun, 20)));
+        assert_eq!(meter.wake(after(begun, 20)), Duration::from_micros(20));
+        assert!(meter.has_leisure());
         meter.note(one, after(begun, 25));
         meter.note(one, after(begun, 30));
         // It waited for 11, having worked for 10.
-        assert!(meter.wake(after(begun, 41)));
+        assert_eq!(meter.wake(after(begun, 41)), Duration::from_micros(11));
+        assert!(meter.has_leisure());
         meter.note(one, after(begun, 50));
-        assert!(!meter.wake(after(begun, 51)));
-        // Whatever it waited in vain is not work.
-        assert!(meter.wake(after(begun, 60)));
+        meter.wake(after(begun, 51));
+        assert!(!meter.has_leisure());
+        // To have waited in vain is not to have worked.
+        meter.wake(after(begun, 60));
+        assert!(meter.has_leisure());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::{
         Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    thread,
     time::Instant,
 };
 
@@ -18,6 +19,7 @@ use weft_types::Vni;
 
 use crate::{
     peer::Clock,
+    spin::Spin,
     turns::{Load, Meter, Taken, Turns, is_calm},
 };
 
@@ -114,9 +116,7 @@ impl Workers {
         if worker != Worker::FIRST {
             loop {
                 self.begin();
-                while let Some(load) = once(own, EpollTimeout::NONE, &mut meter, |source, _| {
-                    take(source, false)
-                }) {
+                while let Some(load) = once(own, EpollTimeout::NONE, &mut meter, None, &mut take) {
                     if load > Load::Little {
                         is_busy();
                     }
@@ -124,16 +124,17 @@ impl Workers {
                 self.rest();
             }
         }
+        let mut spin = Spin::new(Instant::now());
         loop {
-            let mut all = || once(&self.together, EpollTimeout::NONE, &mut meter, &mut take);
+            let mut all = || {
+                let spin = Some(&mut spin);
+                once(&self.together, EpollTimeout::NONE, &mut meter, spin, &mut take)
+            };
             while all() < Some(Load::Much) {}
             is_busy();
             self.spread();
             while !is_calm(self.busy_at.load(Relaxed), clock.now_ms()) {
-                let load = once(own, LOOK_EVERY_MS.into(), &mut meter, |source, _| {
-                    take(source, false)
-                });
-                if load > Some(Load::Little) {
+                if once(own, LOOK_EVERY_MS.into(), &mut meter, None, &mut take) > Some(Load::Little) {
                     is_busy();
                 }
             }
@@ -193,25 +194,56 @@ impl Workers {
     }
 }
 
-/// Waits once, and takes from what is ready. Says how much there was, or nothing if the bell rings.
+/// Waits once, and takes from what is ready. Says how much there was, or nothing if the bell rings. Whoever takes everything may look
+/// for a while before it sleeps.
 fn once(
     epoll: &Epoll,
     timeout: EpollTimeout,
     meter: &mut Meter,
+    mut spin: Option<&mut Spin>,
     mut take: impl FnMut(Source, bool) -> Taken,
 ) -> Option<Load> {
     let mut events = [EpollEvent::empty(); 64];
-    let ready = epoll.wait(&mut events, timeout).unwrap_or(0);
-    let may_be_alone = meter.wake(Instant::now());
-    let (mut load, mut is_ringing) = (Load::Little, false);
+    let found = spin
+        .as_deref_mut()
+        .map_or(0, |spin| look(epoll, &mut events, spin));
+    let ready = match found {
+        0 => epoll.wait(&mut events, timeout).unwrap_or(0),
+        found => found,
+    };
+    let waited = meter.wake(Instant::now());
+    let is_alone = spin.is_some() && meter.has_leisure();
+    let (mut load, mut is_ringing, mut sum) = (Load::Little, false, Taken::default());
     for event in &events[..ready] {
         if let Some(source) = Source::of(event.data()) {
-            load = load.max(meter.note(take(source, may_be_alone), Instant::now()));
+            let taken = take(source, is_alone);
+            load = load.max(meter.note(taken, Instant::now()));
+            sum.packets += taken.packets;
+            sum.bytes += taken.bytes;
         } else {
             is_ringing = true;
         }
     }
+    if let Some(spin) = spin {
+        spin.note(waited, sum);
+    }
     (!is_ringing).then_some(load)
+}
+
+/// Looks what is ready again and again, as long as that is worth it.
+fn look(epoll: &Epoll, events: &mut [EpollEvent], spin: &mut Spin) -> usize {
+    let begun = Instant::now();
+    let mut may_look = spin.may_begin(begun);
+    while may_look {
+        let ready = epoll.wait(events, EpollTimeout::ZERO).unwrap_or(0);
+        if ready > 0 {
+            return ready;
+        }
+        let yielded = Instant::now();
+        thread::yield_now();
+        may_look = spin.may_go_on(begun, yielded, Instant::now());
+    }
+    0
 }
 
 impl Source {
