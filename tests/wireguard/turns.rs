@@ -16,8 +16,9 @@ use crate::{
 };
 
 const CYCLES: usize = 6;
-/// Datagrams that have not arrived yet, at most: fewer than any queue on the way has room for.
-const ON_THEIR_WAY: u64 = 256;
+/// Datagrams that have not arrived yet, at most: fewer than any queue on the way has room for, that of the receiving socket (208 KiB, with what
+/// the kernel keeps beside each) included.
+const ON_THEIR_WAY: u64 = 64;
 /// With so many the threads have begun to take their own, and had much to take.
 const BURST: u64 = 4_000;
 /// Of so many, sent one at a time, none was taken by another thread than the first: they are together.
