@@ -267,14 +267,6 @@ impl Netns {
         self.id
     }
 
-    /// Its cookie, by which BPF programs know it: of this boot, and never given to another namespace.
-    pub fn cookie(&self) -> Result<u64, NetnsError> {
-        let cookie = self
-            .socket(SocketKind::Udp { ipv4: true })
-            .and_then(|socket| netns_cookie(socket.as_fd()));
-        cookie.map_err(|error| NetnsError::new("ask for the cookie of", &self.path(), error))
-    }
-
     /// Another handle on the same namespace.
     pub fn try_clone(&self) -> Result<Self, NetnsError> {
         let fd = self
@@ -482,7 +474,7 @@ fn is_netns(fd: BorrowedFd<'_>) -> bool {
 }
 
 #[allow(unsafe_code)]
-fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+pub(crate) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     /// `asm-generic/socket.h`; not yet in libc for every architecture.
     const SO_NETNS_COOKIE: libc::c_int = 71;
     let mut cookie = 0u64;

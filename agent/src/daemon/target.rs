@@ -1,7 +1,7 @@
 //! Finding the namespace that a user names: `NAME`, `/a/path` or `pid:N`.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -141,15 +141,24 @@ pub fn routes_of_host() -> Result<Vec<HostRoute>, ApiError> {
     Ok(routes.collect())
 }
 
-/// Whether the namespace that `spec` was made with is still the one at its path. Asked of all sandboxes with every change, so it opens
-/// nothing: a namespace's file has its identity.
+/// Whether the namespace that `spec` was made with is still the one at its path. Asked of all sandboxes with every change, so where it can it
+/// opens nothing: a namespace's file has its identity.
 pub fn still_there(spec: &SandboxSpec) -> bool {
     is_at(Path::new(&spec.path), spec.device, spec.inode)
 }
 
 /// The same of a namespace by its identity.
 pub fn is_at(path: &Path, device: u64, inode: u64) -> bool {
-    fs::metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (device, inode))
+    let found = match fs::metadata(path) {
+        Ok(found) => Some((found.dev(), found.ino())),
+        // At processes of others only the broker may look.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let netns = Netns::open(path).ok();
+            netns.map(|netns| (netns.id().dev, netns.id().ino))
+        }
+        Err(_) => None,
+    };
+    found == Some((device, inode))
 }
 
 #[cfg(test)]

@@ -107,13 +107,12 @@ impl NftDatapath {
 
     /// How many open connections of a sandbox are translated by rules; none at all if it has no rules.
     fn translated(netns: &Netns) -> Result<Option<usize>, Failure> {
-        let (nft, conntrack) = open(netns)?;
-        let tables = adopt::read(&nft)?;
+        let tables = adopt::read(&Nft::open_in(netns)?)?;
         if tables.is_empty() {
             return Ok(None);
         }
         let vips: BTreeSet<IpAddr> = tables.values().flat_map(adopt::FoundTable::vips).collect();
-        let flows = conntrack.flows()?;
+        let flows = Conntrack::open_in(netns)?.flows()?;
         let is_open = |flow: &&Flow| {
             vips.contains(&flow.original.dst) && flow.reply.src != flow.original.dst && flow.is_open()
         };

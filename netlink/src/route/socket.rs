@@ -1,4 +1,4 @@
-use std::io;
+use std::{io, os::fd::AsFd as _};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE,
@@ -10,7 +10,7 @@ use netlink_sys::Socket;
 use super::batch::{Batch, BatchError, Refusal, Request};
 use crate::{
     broker::SocketKind,
-    netns::{Netns, NetnsError, NetnsId},
+    netns::{Netns, NetnsError, NetnsId, netns_cookie},
     socket,
 };
 
@@ -33,6 +33,13 @@ pub struct RouteSocket {
     netns: NetnsId,
     sequence: u32,
     buffer: Vec<u8>,
+}
+
+impl RouteSocket {
+    /// The cookie of its namespace, by which BPF programs know it: of this boot, and never given to another one.
+    pub fn cookie(&self) -> io::Result<u64> {
+        netns_cookie(self.socket.as_fd())
+    }
 }
 
 /// Why no socket could be opened.

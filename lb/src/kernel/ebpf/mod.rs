@@ -336,7 +336,10 @@ impl State {
         {
             return Ok(sandbox.cookie);
         }
-        let cookie = netns.cookie()?;
+        // One socket is enough for both, and for many sandboxes sockets are what takes time.
+        let mut socket = RouteSocket::open(netns)?;
+        let cookie = socket.cookie()?;
+        let routes = own_routes(&mut socket).ok();
         let earlier = self.table()?.cookies(|found| found == hash(name));
         for earlier in earlier.into_iter().filter(|found| *found != cookie) {
             self.write(|table, maps| table.remove(maps, earlier, Instant::now()))?;
@@ -344,7 +347,7 @@ impl State {
         let sandbox = Sandbox {
             netns: netns.id(),
             cookie,
-            routes: None,
+            routes: routes.map(|routes| routes.iter().map(|route| route.to).collect()),
             routed: None,
             looked: 0,
             synced: None,
