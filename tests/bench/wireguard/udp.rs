@@ -1,6 +1,7 @@
 //! Small datagrams: as many as go, and one at a time.
 
 use std::{
+    fs,
     io::ErrorKind,
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -8,24 +9,43 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use netns_harness::Inside;
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use weft_netlink::datagrams::{BATCH, Inbox, Outbox};
 
 use crate::ways::Path;
 
 const CONTENT: [u8; 64] = [7; 64];
 const ROUND_TRIPS: usize = 3000;
+/// Of a receiver's buffer, in bytes. With the usual 208 KiB it is full of small datagrams when the receiver has had to wait for a
+/// processor for a few milliseconds, and what is measured is the scheduler.
+const RECEIVE_BUFFER: usize = 16 << 20;
 /// Rates that are tried, and how long each.
 const TRIES: usize = 8;
 const TRY: Duration = Duration::from_millis(400);
+/// Of a sender that is ahead of its rate. One that looked at the clock all the time would take a processor from what it measures.
+const PAUSE: Duration = Duration::from_micros(100);
 
 /// Connected to each other: of the first and of the second container.
 fn sockets(path: &Path) -> Result<(UdpSocket, UdpSocket)> {
     let bind = |place: &netns_harness::Sandbox| place.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)));
     let (from, to) = (bind(&path.from)??, bind(&path.to)??);
     from.connect((path.address, to.local_addr()?.port()))?;
+    setsockopt(&to, RcvBufForce, &RECEIVE_BUFFER)?;
     Ok((from, to))
+}
+
+/// Datagrams that reached the far container and found no room at a socket, since its beginning.
+fn missed(path: &Path) -> Result<u64> {
+    let table = path
+        .to
+        .run(|| fs::read_to_string("/proc/thread-self/net/snmp"))??;
+    let mut lines = table.lines().filter(|line| line.starts_with("Udp:"));
+    let (names, values) = lines.next().zip(lines.next()).context("no line about UDP")?;
+    let mut both = names.split(' ').zip(values.split(' '));
+    let found = both.find(|(name, _)| *name == "RcvbufErrors");
+    Ok(found.context("no RcvbufErrors")?.1.parse()?)
 }
 
 /// How many of a flood arrive in a second.
@@ -34,21 +54,30 @@ pub fn flood(path: &Path, seconds: u64) -> Result<f64> {
     Ok(received as f64 / seconds as f64)
 }
 
-/// The most that can be sent in a second of which at most one in a thousand is lost, by halving what is between a rate that
-/// went and one that did not. `flooded` is what arrives of a flood.
+/// The most that were sent in a second with at most one in a thousand of them lost. Looked for by halving what is between a rate
+/// that went and one that did not; a sender that had no processor for its rate, or a loss, is given a second try. `flooded` is what
+/// arrives of a flood. Fails if the receiver lost some by itself.
 pub fn lossless(path: &Path, flooded: f64) -> Result<f64> {
-    let (mut goes, mut fails) = (0.0, 1.5 * flooded);
+    let (mut goes, mut fails, mut most) = (0.0, 1.5 * flooded, 0.0_f64);
+    let missed_before = missed(path)?;
     for _ in 0..TRIES {
         let rate = (goes + fails) / 2.0;
-        let (sent, received) = send(path, Some(rate), TRY)?;
-        let kept_up = sent as f64 >= 0.98 * rate * TRY.as_secs_f64();
-        if kept_up && received * 1000 >= sent * 999 {
-            goes = rate;
-        } else {
-            fails = rate;
+        let mut went = false;
+        for _ in 0..2 {
+            let (sent, received) = send(path, Some(rate), TRY)?;
+            let reached = sent as f64 / TRY.as_secs_f64();
+            if received * 1000 >= sent * 999 {
+                most = most.max(reached);
+                went = reached >= 0.98 * rate;
+            }
+            if went {
+                break;
+            }
         }
+        *(if went { &mut goes } else { &mut fails }) = rate;
     }
-    Ok(goes)
+    ensure!(missed(path)? == missed_before, "the receiver did not keep up");
+    Ok(most)
 }
 
 /// Sends at a rate, or as fast as it goes; says how many were sent and how many have arrived.
@@ -80,7 +109,11 @@ fn send(path: &Path, rate: Option<f64>, length: Duration) -> Result<(u64, u64)> 
                 (due.max(0.0) as usize).min(BATCH)
             });
             if due == 0 {
-                thread::yield_now();
+                #[allow(
+                    clippy::disallowed_methods,
+                    reason = "it is the rate, there is nothing to wait for"
+                )]
+                thread::sleep(PAUSE);
                 continue;
             }
             for _ in 0..due {
@@ -129,6 +162,6 @@ pub fn round_trips(path: &Path) -> Result<[f64; 2]> {
         times
     });
     times.sort_by(f64::total_cmp);
-    anyhow::ensure!(times.len() > ROUND_TRIPS / 2, "half of the datagrams were lost");
+    ensure!(times.len() > ROUND_TRIPS / 2, "half of the datagrams were lost");
     Ok([times[times.len() / 2], times[times.len() * 99 / 100]])
 }
