@@ -4,7 +4,7 @@ use std::path::{Component, Path};
 
 use crate::{
     arp,
-    broker::{Checked, check},
+    broker::{Checked, MAX_SOCKETS, check},
 };
 
 /// A request that came to the broker from an agent in somebody else's hands.
@@ -32,6 +32,7 @@ pub fn request(data: &[u8]) {
                 );
             }
         }
+        Some(Checked::Sockets(each)) => assert!((1..=MAX_SOCKETS).contains(&each)),
         None => {}
     }
 }
@@ -49,7 +50,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
-    use crate::broker::Request;
+    use crate::broker::{Request, SocketKind};
 
     proptest! {
         #[test]
@@ -60,6 +61,7 @@ mod tests {
             for asked in [
                 Request::CreateAt(Path::new("/run/weft/netns").join(name.trim_start_matches('/'))),
                 Request::WriteSettings(vec![(setting, "1".to_owned())]),
+                Request::Sockets(vec![SocketKind::Route, SocketKind::Neighbours { link: 1, ipv4: true }]),
             ] {
                 let mut asked = postcard::to_stdvec(&asked).unwrap();
                 request(&asked);

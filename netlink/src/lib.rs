@@ -10,6 +10,7 @@ pub mod diag;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod icmp;
+pub mod look;
 pub mod netns;
 pub mod nft;
 pub mod packet;

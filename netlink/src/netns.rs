@@ -13,7 +13,7 @@ use std::{
     },
     panic::resume_unwind,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
@@ -302,6 +302,36 @@ impl Netns {
             None => return self.run(|| make_socket(kind)).map_err(in_words)?,
         }
         .map_err(in_words)
+    }
+
+    /// The same of many namespaces at once, of each these, in order. One thread makes them all, so that each costs little.
+    pub fn sockets(of: &[&Self], kinds: &[SocketKind]) -> Vec<io::Result<Vec<OwnedFd>>> {
+        let at_once = (broker::MAX_SOCKETS / kinds.len().max(1)).max(1);
+        let chunks = of.chunks(at_once).flat_map(|of| {
+            let made: Result<Vec<io::Result<_>>, _> = match broker::get() {
+                Some(broker) => {
+                    let along: Vec<_> = of.iter().map(AsFd::as_fd).collect();
+                    broker
+                        .ask(&Request::Sockets(kinds.to_vec()), &along)
+                        .and_then(|answer| answer.sockets(kinds.len()))
+                        .map(|made| made.into_iter().map(|made| made.map_err(in_words)).collect())
+                }
+                None => on_new_thread(|| {
+                    let each = of.iter().map(|netns| {
+                        netns.enter().map_err(in_words)?;
+                        kinds.iter().map(|kind| make_socket(*kind)).collect()
+                    });
+                    Ok(each.collect())
+                }),
+            };
+            made.unwrap_or_else(|error| {
+                let error = Arc::new(error);
+                of.iter()
+                    .map(|_| Err(io::Error::other(Arc::clone(&error))))
+                    .collect()
+            })
+        });
+        chunks.collect()
     }
 
     /// The file by which TAP devices of the namespace are made and opened.

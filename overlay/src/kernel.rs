@@ -17,6 +17,7 @@ mod observe;
 mod own;
 mod ports;
 mod rules;
+mod sandboxes;
 #[cfg(test)]
 mod tests;
 

@@ -11,6 +11,7 @@ mod sockets;
 use std::{
     collections::BTreeMap,
     net::IpAddr,
+    path::Path,
     sync::mpsc::{Receiver, RecvTimeoutError},
     time::{Duration, Instant},
 };
@@ -294,26 +295,39 @@ impl Host {
     fn balance(&mut self, sandboxes: Vec<SandboxTables>, report: &mut HostReport) {
         let datapath = &*self.datapath;
         let mut before = std::mem::take(&mut self.balanced);
-        for wanted in sandboxes {
+        let named = sandboxes.into_iter();
+        let named: Vec<_> = named
+            .map(|wanted| (sandbox_name(&wanted.sandbox), wanted))
+            .collect();
+        let new = named.iter().filter(|(name, _)| !before.contains_key(name));
+        let new: Vec<_> = new
+            .map(|(name, wanted)| (name.as_str(), Path::new(&wanted.sandbox.path)))
+            .collect();
+        if new.len() > 1 {
+            datapath.look_into(&new);
+        }
+        for (name, wanted) in named {
             let SandboxTables { sandbox, tables } = &wanted;
-            let name = sandbox_name(sandbox);
             if datapath.is_synced(&name, tables) {
                 before.remove(&name);
                 self.balanced.insert(name, wanted);
                 continue;
             }
+            let netns = Netns::open(&sandbox.path);
             // Of one that is gone nothing is kept: the next namespace may get its name.
-            if !target::still_there(sandbox) {
+            let is_it = |netns: &Netns| (netns.id().dev, netns.id().ino) == (sandbox.device, sandbox.inode);
+            if !netns
+                .as_ref()
+                .map_or_else(|_| target::still_there(sandbox), is_it)
+            {
                 continue;
             }
             before.remove(&name);
-            let synced = Netns::open(&sandbox.path)
-                .map_err(|error| sentence(&error))
-                .and_then(|netns| {
-                    datapath
-                        .sync(&name, &netns, tables)
-                        .map_err(|error| sentence(&error))
-                });
+            let synced = netns.map_err(|error| sentence(&error)).and_then(|netns| {
+                datapath
+                    .sync(&name, &netns, tables)
+                    .map_err(|error| sentence(&error))
+            });
             match synced {
                 Ok(written) => self.work.changes += (written.changed + written.removed) as u64,
                 Err(error) => {

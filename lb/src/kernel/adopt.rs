@@ -67,11 +67,17 @@ impl FoundTable {
     }
 }
 
+/// Whether there may be any of ours in the namespace of `nft`.
+pub(super) fn has_tables(nft: &Nft) -> Result<bool, NftError> {
+    let tables = nft.tables_of(Family::Inet, "weft-")?;
+    Ok(tables.iter().any(|table| is_table_name(&table.name)))
+}
+
 /// All tables of ours in the namespace of `nft`.
 pub(super) fn read(nft: &Nft) -> Result<BTreeMap<String, FoundTable>, NftError> {
     let mut found = BTreeMap::new();
-    for table in nft.tables("weft-")? {
-        if table.family != Family::Inet || !is_table_name(&table.name) {
+    for table in nft.tables_of(Family::Inet, "weft-")? {
+        if !is_table_name(&table.name) {
             continue;
         }
         let chains = nft.chains(&table)?;

@@ -16,10 +16,10 @@ use std::{
     time::Instant,
 };
 
-use weft_netlink::netns::Netns;
+use weft_netlink::{broker::SocketKind, look, netns::Netns, nft::Nft};
 use weft_types::{EndpointId, ServiceId};
 
-use super::{EbpfDatapath, EbpfError, NftDatapath};
+use super::{EbpfDatapath, EbpfError, NftDatapath, adopt};
 use crate::{Attempts, ClientTable, Datapath, DatapathError, Service, Written};
 
 /// What a user asks for.
@@ -139,6 +139,26 @@ impl Datapath for OverNft {
         let written = self.current.sync(sandbox, netns, tables)?;
         self.settle(sandbox, netns, tables)?;
         Ok(written)
+    }
+
+    fn look_into(&self, sandboxes: &[(&str, &Path)]) {
+        let paths: Vec<&Path> = sandboxes.iter().map(|(_, path)| *path).collect();
+        let kinds = [SocketKind::Route, SocketKind::Netfilter];
+        let found = look::into_each(&paths, &kinds, |netns, sockets| {
+            let [route, netfilter] = <[_; 2]>::try_from(sockets).ok()?;
+            let has_rules = Nft::of(netfilter).and_then(|nft| adopt::has_tables(&nft));
+            Some((EbpfDatapath::look(netns, route)?, !has_rules.ok()?))
+        });
+        for ((name, _), found) in sandboxes.iter().zip(found) {
+            // What could not be seen the sync of it looks for again, and tells why not.
+            let Ok(Some((seen, is_settled))) = found else {
+                continue;
+            };
+            self.current.expect(name, seen);
+            if is_settled {
+                self.settled().insert((*name).to_owned());
+            }
+        }
     }
 
     fn is_synced(&self, sandbox: &str, tables: &[ClientTable]) -> bool {

@@ -45,11 +45,11 @@ pub(crate) struct Broker {
     socket: OwnedFd,
 }
 
-/// An answer, with the descriptor that it is about.
+/// An answer, with the descriptors that it is about.
 #[derive(Debug)]
 pub(crate) struct Answer {
     reply: Reply,
-    descriptor: Option<OwnedFd>,
+    descriptors: Vec<OwnedFd>,
     /// Where more will come.
     rest: OwnedFd,
 }
@@ -100,10 +100,10 @@ impl Broker {
         if !is_readable(&mine, PATIENCE)? {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        let (reply, descriptor) = next(&mine, RecvFlags::empty())?;
+        let (reply, descriptors) = next(&mine, RecvFlags::empty())?;
         Ok(Answer {
             reply,
-            descriptor,
+            descriptors,
             rest: mine,
         })
     }
@@ -122,7 +122,28 @@ impl Answer {
     }
 
     pub(crate) fn descriptor(self) -> Result<OwnedFd, NetnsError> {
-        self.well()?.descriptor.ok_or_else(|| senseless("a descriptor"))
+        let descriptor = self.well()?.descriptors.into_iter().next();
+        descriptor.ok_or_else(|| senseless("a descriptor"))
+    }
+
+    /// Of each namespace so many sockets, or why there are none of it.
+    pub(crate) fn sockets(self, each: usize) -> Result<Vec<Result<Vec<OwnedFd>, NetnsError>>, NetnsError> {
+        let Self {
+            reply, descriptors, ..
+        } = self.well()?;
+        let Reply::Sockets(failures) = reply else {
+            return Err(senseless("sockets"));
+        };
+        let made = failures.iter().filter(|failure| failure.is_none()).count();
+        if descriptors.len() != made * each {
+            return Err(senseless("a socket"));
+        }
+        let mut descriptors = descriptors.into_iter();
+        let of = failures.into_iter().map(|failure| match failure {
+            Some(failure) => Err(failure.into()),
+            None => Ok(descriptors.by_ref().take(each).collect()),
+        });
+        Ok(of.collect())
     }
 
     pub(crate) fn texts(self) -> Result<Vec<String>, NetnsError> {
@@ -238,7 +259,7 @@ impl Readable {
     }
 }
 
-fn next(socket: &OwnedFd, flags: RecvFlags) -> io::Result<(Reply, Option<OwnedFd>)> {
+fn next(socket: &OwnedFd, flags: RecvFlags) -> io::Result<(Reply, Vec<OwnedFd>)> {
     let Some(Received {
         message, descriptors, ..
     }) = receive(socket, flags)?
@@ -249,7 +270,7 @@ fn next(socket: &OwnedFd, flags: RecvFlags) -> io::Result<(Reply, Option<OwnedFd
         ));
     };
     let reply = message.map_err(io::Error::other)?;
-    Ok((reply, descriptors.into_iter().next()))
+    Ok((reply, descriptors))
 }
 
 fn is_readable(socket: &OwnedFd, patience: Duration) -> io::Result<bool> {

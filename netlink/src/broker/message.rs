@@ -11,7 +11,7 @@ use rustix::{
     cmsg_space,
     net::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+        SendAncillaryMessage, SendFlags, recv, recvmsg, sendmsg,
     },
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -20,8 +20,10 @@ use crate::netns::NetnsError;
 
 /// No request and no answer is longer.
 const MAX_LEN: usize = 64 * 1024;
-/// The socket to answer at, and two more.
-const MAX_DESCRIPTORS: usize = 3;
+/// What is made at one time of sockets, in all namespaces that come along together.
+pub(crate) const MAX_SOCKETS: usize = 128;
+/// The socket to answer at, and as many namespaces; an answer has no more. The kernel takes 253 with a message.
+const MAX_DESCRIPTORS: usize = 1 + MAX_SOCKETS;
 
 /// What a broker can be asked for. "In a namespace" is in the one whose descriptor comes with the request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +37,8 @@ pub(crate) enum Request {
     RemoveAt(PathBuf),
     /// A socket in a namespace.
     Socket(SocketKind),
+    /// These in each of all the namespaces that come along.
+    Sockets(Vec<SocketKind>),
     /// The file that TAP devices of a namespace are made and opened with.
     TapFile,
     ReadSettings(Vec<String>),
@@ -54,7 +58,8 @@ impl Request {
     /// Whether it does no harm to ask again when one does not know what became of the first time, and nothing has to be looked at first.
     pub(super) fn is_repeatable(&self) -> bool {
         match self {
-            Self::Open(_) | Self::Create | Self::RemoveAt(_) | Self::Socket(_) | Self::TapFile => true,
+            Self::Open(_) | Self::Create | Self::RemoveAt(_) => true,
+            Self::Socket(_) | Self::Sockets(_) | Self::TapFile => true,
             Self::ReadSettings(_)
             | Self::WriteSettings(_)
             | Self::MountBpf
@@ -105,6 +110,8 @@ pub enum SocketKind {
 pub(super) enum Reply {
     Done,
     Texts(Vec<String>),
+    /// Of each namespace, in order, why there are none of it; the others' come along, in order.
+    Sockets(Vec<Option<Failure>>),
     /// A process runs; [`Self::Ended`] follows.
     Started(u32),
     Ended {
@@ -200,7 +207,8 @@ pub(super) fn receive<T: DeserializeOwned>(
     socket: impl std::os::fd::AsFd,
     flags: RecvFlags,
 ) -> io::Result<Option<Received<T>>> {
-    let mut bytes = vec![0; MAX_LEN];
+    // Most are of some bytes, and room for the longest would have to be filled with zeros first.
+    let mut bytes = vec![0; next_len(&socket, flags)?.min(MAX_LEN)];
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_DESCRIPTORS), ScmCredentials(1))];
     let mut along = RecvAncillaryBuffer::new(&mut space);
     let got = loop {
@@ -232,4 +240,18 @@ pub(super) fn receive<T: DeserializeOwned>(
         descriptors,
         sender,
     }))
+}
+
+/// How long the next message is, which stays where it is.
+fn next_len(socket: impl std::os::fd::AsFd, flags: RecvFlags) -> io::Result<usize> {
+    loop {
+        match recv(
+            &socket,
+            &mut [0u8; 0][..],
+            flags | RecvFlags::PEEK | RecvFlags::TRUNC,
+        ) {
+            Err(rustix::io::Errno::INTR) => {}
+            got => return Ok(got?.1),
+        }
+    }
 }

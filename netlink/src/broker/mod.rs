@@ -25,8 +25,8 @@ use rustix::{
 
 pub(crate) use client::{Answer, Broker, get};
 pub use client::{Ended, Readable, Started, install, set_resolver, start_encrypter};
-pub(crate) use message::Request;
 pub use message::SocketKind;
+pub(crate) use message::{MAX_SOCKETS, Request};
 pub use serve::serve;
 #[cfg(any(test, fuzzing))]
 pub(crate) use serve::{Checked, check};

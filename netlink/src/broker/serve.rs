@@ -24,7 +24,7 @@ use rustix::{
 
 use super::{
     Policy,
-    message::{Failure, Received, Reply, Request, receive, send},
+    message::{Failure, MAX_SOCKETS, Received, Reply, Request, SocketKind, receive, send},
     path_of, settings,
 };
 use crate::{
@@ -89,8 +89,8 @@ pub fn serve(socket: &OwnedFd, policy: Policy) -> io::Result<()> {
     Ok(())
 }
 
-/// What was asked for, and the descriptor it is about.
-type Outcome = Result<(Reply, Option<OwnedFd>), NetnsError>;
+/// What was asked for, and the descriptors it is about.
+type Outcome = Result<(Reply, Vec<OwnedFd>), NetnsError>;
 
 fn carry_out(policy: &Policy, request: Request, along: Vec<OwnedFd>, to: &OwnedFd) {
     match request {
@@ -109,8 +109,10 @@ fn carry_out(policy: &Policy, request: Request, along: Vec<OwnedFd>, to: &OwnedF
 fn answer(to: &OwnedFd, outcome: &Outcome) {
     // Whoever does not wait any more needs no answer.
     let _ = match outcome {
-        Ok((reply, None)) => send(to, reply, &[]),
-        Ok((reply, Some(descriptor))) => send(to, reply, &[descriptor.as_fd()]),
+        Ok((reply, descriptors)) => {
+            let descriptors: Vec<_> = descriptors.iter().map(OwnedFd::as_fd).collect();
+            send(to, reply, &descriptors)
+        }
         Err(error) => send(to, &Reply::Failed(Failure::from(error)), &[]),
     };
 }
@@ -120,6 +122,8 @@ fn answer(to: &OwnedFd, outcome: &Outcome) {
 pub(crate) enum Checked {
     Place(PathBuf),
     Settings(Vec<String>),
+    /// How many of each namespace.
+    Sockets(usize),
 }
 
 /// The checks of a request, without doing it.
@@ -139,13 +143,17 @@ pub(crate) fn check(request: &[u8], networks: &Path) -> Option<Checked> {
             check_settings(names.iter()).ok()?;
             Some(Checked::Settings(names))
         }
+        Request::Sockets(kinds) => {
+            check_sockets(&kinds, 1).ok()?;
+            Some(Checked::Sockets(kinds.len()))
+        }
         _ => None,
     }
 }
 
 fn decide(policy: &Policy, request: Request, along: Vec<OwnedFd>) -> Outcome {
-    let done = |()| (Reply::Done, None);
-    let handed = |descriptor: OwnedFd| (Reply::Done, Some(descriptor));
+    let done = |()| (Reply::Done, Vec::new());
+    let handed = |descriptor: OwnedFd| (Reply::Done, vec![descriptor]);
     match request {
         Request::Open(path) => open(&path).map(handed),
         Request::Create => Netns::create().map(OwnedFd::from).map(handed),
@@ -159,15 +167,27 @@ fn decide(policy: &Policy, request: Request, along: Vec<OwnedFd>) -> Outcome {
             let place = Place::of(&policy.networks, &path)?;
             match place.path(policy, false) {
                 Ok(path) => Netns::remove_at(path).map(done),
-                Err(NetnsError::NotFound { .. }) => Ok((Reply::Done, None)),
+                Err(NetnsError::NotFound { .. }) => Ok(done(())),
                 Err(error) => Err(error),
             }
         }
         Request::Socket(kind) => {
             enter(along)?;
-            let socket =
-                netns::make_socket(kind).map_err(|error| failed("open a socket in", "a namespace", error))?;
-            Ok(handed(socket))
+            make_socket(kind).map(handed)
+        }
+        Request::Sockets(kinds) => {
+            check_sockets(&kinds, along.len())?;
+            let mut failures = Vec::with_capacity(along.len());
+            let mut made = Vec::with_capacity(along.len() * kinds.len());
+            for netns in along {
+                // One after the other: what is made belongs to the namespace that the thread is in just then.
+                let entered = along_namespace(Some(netns)).and_then(|netns| netns.enter());
+                let sockets = entered.and_then(|()| kinds.iter().map(|kind| make_socket(*kind)).collect());
+                let sockets: Result<Vec<OwnedFd>, NetnsError> = sockets;
+                failures.push(sockets.as_ref().err().map(Failure::from));
+                made.extend(sockets.into_iter().flatten());
+            }
+            Ok((Reply::Sockets(failures), made))
         }
         Request::TapFile => {
             enter(along)?;
@@ -178,7 +198,7 @@ fn decide(policy: &Policy, request: Request, along: Vec<OwnedFd>) -> Outcome {
             check_settings(names.iter())?;
             enter(along)?;
             let texts = names.iter().map(netns::read_setting).collect::<Result<_, _>>()?;
-            Ok((Reply::Texts(texts), None))
+            Ok((Reply::Texts(texts), Vec::new()))
         }
         Request::WriteSettings(pairs) => {
             check_settings(pairs.iter().map(|(name, _)| name))?;
@@ -215,6 +235,21 @@ fn decide(policy: &Policy, request: Request, along: Vec<OwnedFd>) -> Outcome {
             Ok(done(()))
         }
         Request::Run(_) | Request::Encrypt => Err(refused("it is answered elsewhere")),
+    }
+}
+
+fn make_socket(kind: SocketKind) -> Result<OwnedFd, NetnsError> {
+    netns::make_socket(kind).map_err(|error| failed("open a socket in", "a namespace", error))
+}
+
+/// Whether a question for sockets of so many namespaces is one that can be answered.
+fn check_sockets(kinds: &[SocketKind], namespaces: usize) -> Result<(), NetnsError> {
+    match kinds.len().saturating_mul(namespaces) {
+        0 => Err(refused(
+            "kinds of sockets are to be named, and namespaces to come along",
+        )),
+        1..=MAX_SOCKETS => Ok(()),
+        _ => Err(refused("so many sockets are not needed at one time")),
     }
 }
 
@@ -391,7 +426,7 @@ fn start_encrypter(policy: &Policy) -> Result<Child, NetnsError> {
 
 /// Says that a process runs and how it ended. `kills` is what becomes of it when nobody wants to know any more.
 fn follow(mut child: Child, to: &OwnedFd, kills: bool) {
-    let started = Ok((Reply::Started(child.id()), None));
+    let started = Ok((Reply::Started(child.id()), Vec::new()));
     answer(to, &started);
     let ended = rustix::process::Pid::from_child(&child);
     let ended = rustix::process::pidfd_open(ended, rustix::process::PidfdFlags::empty());
@@ -403,7 +438,7 @@ fn follow(mut child: Child, to: &OwnedFd, kills: bool) {
         }
     }
     if let Ok(status) = child.wait() {
-        answer(to, &Ok((how(status), None)));
+        answer(to, &Ok((how(status), Vec::new())));
     }
 }
 

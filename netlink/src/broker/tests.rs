@@ -13,7 +13,7 @@ use rustix::net::SendFlags;
 
 use super::{client::Broker, *};
 use crate::{
-    netns::{Netns, NetnsError},
+    netns::{Netns, NetnsError, netns_cookie},
     testing,
 };
 
@@ -120,6 +120,67 @@ fn what_is_not_on_the_list_is_refused() {
         assert!(refusal.contains(reason), "{request:?}: {refusal}");
     }
     assert!(!in_dir("netns").exists());
+    bed.close();
+}
+
+#[test]
+fn sockets_of_many_namespaces_are_asked_for_at_once() {
+    let Some(bed) = Bed::new(|_| {}) else { return };
+    let two = [Netns::create().unwrap(), Netns::create().unwrap()];
+    let ask = |namespaces: usize, each: usize| {
+        let along: Vec<_> = (0..namespaces).map(|n| two[n % 2].as_fd()).collect();
+        let request = Request::Sockets(vec![SocketKind::Route; each]);
+        bed.broker.ask(&request, &along).unwrap().sockets(each)
+    };
+    let cookies = two.each_ref().map(|netns| {
+        let socket = netns.socket(SocketKind::Route).unwrap();
+        netns_cookie(socket.as_fd()).unwrap()
+    });
+    let most = MAX_SOCKETS;
+    for (namespaces, each) in [(1, 1), (most, 1), (1, most), (most / 2, 2)] {
+        let made = ask(namespaces, each).unwrap();
+        assert_eq!(made.len(), namespaces);
+        for (n, sockets) in made.into_iter().enumerate() {
+            let sockets = sockets.unwrap();
+            assert_eq!(sockets.len(), each);
+            for socket in sockets {
+                assert_eq!(netns_cookie(socket.as_fd()).unwrap(), cookies[n % 2]);
+            }
+        }
+    }
+    // One more than the most, and ten.
+    for (namespaces, each, reason) in [
+        ((most + 1) / 3, 3, "not needed at one time"),
+        (1, most + 1, "not needed at one time"),
+        ((most + 10) / 3, 3, "not needed at one time"),
+        (1, most + 10, "not needed at one time"),
+        (0, 1, "namespaces to come along"),
+        (1, 0, "kinds of sockets"),
+    ] {
+        match ask(namespaces, each) {
+            Err(NetnsError::Refused { reason: said }) => assert!(said.contains(reason), "{said}"),
+            other => panic!("{namespaces} times {each} gave {other:?}"),
+        }
+    }
+    bed.close();
+}
+
+#[test]
+fn of_many_descriptors_one_that_is_no_namespace_fails_alone() {
+    let Some(bed) = Bed::new(|_| {}) else { return };
+    let netns = Netns::create().unwrap();
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let along = [netns.as_fd(), file.as_fd(), netns.as_fd()];
+    let request = Request::Sockets(vec![SocketKind::Route, SocketKind::Netfilter]);
+    let made = bed.broker.ask(&request, &along).unwrap().sockets(2).unwrap();
+    let [first, none, last] = <[_; 3]>::try_from(made).unwrap();
+    assert_eq!((first.unwrap().len(), last.unwrap().len()), (2, 2));
+    match none {
+        Err(NetnsError::Refused { reason }) => {
+            assert!(reason.contains("not a network namespace"), "{reason}")
+        }
+        other => panic!("{other:?}"),
+    }
     bed.close();
 }
 

@@ -42,7 +42,7 @@ mod transaction;
 #[cfg(test)]
 mod tests;
 
-use std::io;
+use std::{io, os::fd::OwnedFd};
 
 pub use expr::{Expr, Reg, Reject};
 pub use load::{CT_ASSURED, CT_DNAT, CT_NEW, FIB_LOCAL, Load, TCP_OPENING, TCP_RST, TCP_SYN};
@@ -128,6 +128,13 @@ impl Nft {
     /// The same for another namespace than that of the calling thread.
     pub fn open_in(netns: &Netns) -> Result<Self, NftError> {
         NfSocket::open_in(netns)
+            .map(|socket| Self { socket })
+            .map_err(NftError::Open)
+    }
+
+    /// Uses a [socket](crate::broker::SocketKind::Netfilter) that belongs to some namespace.
+    pub fn of(socket: OwnedFd) -> Result<Self, NftError> {
+        NfSocket::of(socket)
             .map(|socket| Self { socket })
             .map_err(NftError::Open)
     }

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
 };
 
 use netlink_sys::Socket;
@@ -171,7 +171,11 @@ impl NfSocket {
 
     /// The same for another namespace.
     pub(crate) fn open_in(netns: &Netns) -> io::Result<Self> {
-        let socket = socket::connect(netns.socket(SocketKind::Netfilter)?)?;
+        Self::of(netns.socket(SocketKind::Netfilter)?)
+    }
+
+    pub(crate) fn of(socket: OwnedFd) -> io::Result<Self> {
+        let socket = socket::connect(socket)?;
         Ok(Self { socket })
     }
 

@@ -36,17 +36,17 @@ impl Nft {
     pub fn tables(&self, prefix: &str) -> Result<Vec<Table>, NftError> {
         let mut found = Vec::new();
         for family in [Family::Inet, Family::Ip, Family::Ip6, Family::Netdev] {
-            let names = self.dump("tables", family, libc::NFT_MSG_GETTABLE, None, |attrs| {
-                text(attrs, 1)
-            })?;
-            found.extend(
-                names
-                    .into_iter()
-                    .filter(|name| name.starts_with(prefix))
-                    .map(|name| Table::new(family, name)),
-            );
+            found.extend(self.tables_of(family, prefix)?);
         }
         Ok(found)
+    }
+
+    /// The same of one family.
+    pub fn tables_of(&self, family: Family, prefix: &str) -> Result<Vec<Table>, NftError> {
+        self.dump("tables", family, libc::NFT_MSG_GETTABLE, None, |attrs| {
+            let name = text(attrs, 1).filter(|name| name.starts_with(prefix))?;
+            Some(Table::new(family, name))
+        })
     }
 
     /// The names of a table's chains; none if there is no such table.

@@ -151,6 +151,25 @@ impl RouteSocket {
         })
     }
 
+    /// The same, and the local routes, as far as they bear this mark.
+    pub fn marked_routes(&mut self, protocol: u8) -> Result<(Vec<Route>, Vec<LocalRoute>), DumpError> {
+        let mut query = RouteMessage::default();
+        query.header.protocol = protocol.into();
+        self.be_strict();
+        let query = RouteNetlinkMessage::GetRoute(query);
+        let routes = self.dump("routes", query, |message| match message {
+            RouteNetlinkMessage::NewRoute(message) if u8::from(message.header.protocol) == protocol => {
+                Some((route(&message), local_route(&message)))
+            }
+            _ => None,
+        })?;
+        let (routes, local): (Vec<_>, Vec<_>) = routes.into_iter().unzip();
+        Ok((
+            routes.into_iter().flatten().collect(),
+            local.into_iter().flatten().collect(),
+        ))
+    }
+
     /// Where all routes lead that are not local, of any table, with the link if there is one.
     pub fn destinations(&mut self) -> Result<Vec<(IpNet, Option<u32>)>, DumpError> {
         let query = RouteNetlinkMessage::GetRoute(RouteMessage::default());

@@ -1,4 +1,7 @@
-use std::{io, os::fd::AsFd as _};
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE,
@@ -20,6 +23,8 @@ const MESSAGES_PER_SEND: usize = 128;
 const BYTES_PER_SEND: usize = 64 * 1024;
 /// The kernel fills dump buffers of up to 32 KiB.
 const RECEIVE_BUFFER: usize = 64 * 1024;
+/// The first part of a table never takes more, nor the next ones where there is no room for more; and the tables of most sandboxes have one.
+const SMALL_BUFFER: usize = 8 * 1024;
 /// A table that changes faster than we can read it this often is not going to hold still.
 const DUMP_ATTEMPTS: usize = 16;
 
@@ -32,6 +37,8 @@ pub struct RouteSocket {
     socket: Socket,
     netns: NetnsId,
     sequence: u32,
+    /// Whether it was asked to read queries to the letter.
+    is_strict: bool,
     buffer: Vec<u8>,
 }
 
@@ -95,16 +102,32 @@ impl RouteSocket {
     /// Opens a socket that belongs to the namespace.
     pub fn open(netns: &Netns) -> Result<Self, OpenError> {
         let opened = netns.socket(SocketKind::Route).and_then(socket::connect);
-        let socket = opened.map_err(|source| OpenError::Socket {
-            netns: netns.id(),
-            source,
-        })?;
+        Self::connected(netns, opened, RECEIVE_BUFFER)
+    }
+
+    /// Uses one that belongs to the namespace, for some small tables.
+    pub fn of(netns: &Netns, socket: OwnedFd) -> Result<Self, OpenError> {
+        Self::connected(netns, socket::connect(socket), SMALL_BUFFER)
+    }
+
+    fn connected(netns: &Netns, socket: io::Result<Socket>, buffer: usize) -> Result<Self, OpenError> {
+        let netns = netns.id();
+        let socket = socket.map_err(|source| OpenError::Socket { netns, source })?;
         Ok(Self {
             socket,
-            netns: netns.id(),
+            netns,
             sequence: 0,
-            buffer: vec![0; RECEIVE_BUFFER],
+            is_strict: false,
+            buffer: vec![0; buffer],
         })
+    }
+
+    /// Has the kernel leave out of tables what a query does not want, if it can: it may still say more.
+    pub(super) fn be_strict(&mut self) {
+        if !self.is_strict {
+            let _ = self.socket.set_netlink_get_strict_chk(true);
+            self.is_strict = true;
+        }
     }
 
     /// Sends all messages, in as few system calls as the kernel can answer, and waits for the answers.

@@ -448,3 +448,39 @@ async fn a_monitor_tells_what_a_bridge_does_at_a_port_and_not_that_the_link_lost
     assert_eq!(flags, [(on, on), (off, off), (off, on)]);
     assert_eq!(masters, [Some(10), None]);
 }
+
+#[test]
+fn routes_of_one_mark_are_read_without_the_others() {
+    const OURS: u8 = 119;
+    let Some(netns) = netns() else { return };
+    let lo = LocalRoute::LOOPBACK;
+    let to = |net: &str, protocol| Route {
+        protocol,
+        ..Route::on_link(net.parse().unwrap(), lo)
+    };
+    let local = |address: &str, protocol| LocalRoute {
+        to: ip(address),
+        link: lo,
+        metric: 0,
+        protocol,
+    };
+    let mut batch = Batch::new();
+    batch.add(SetLink::index(lo).up());
+    for protocol in [OURS, Route::STATIC] {
+        batch
+            .add(to(&format!("10.{protocol}.0.0/16"), protocol).add())
+            .add(to(&format!("fd00:{protocol}::/64"), protocol).add())
+            .add(local(&format!("10.{protocol}.0.1"), protocol).add())
+            .add(local(&format!("fd00:{protocol}::1"), protocol).add());
+    }
+    let mut socket = RouteSocket::open(&netns).unwrap();
+    socket.execute(batch).unwrap();
+    let (routes, local) = socket.marked_routes(OURS).unwrap();
+    let routes: Vec<String> = routes.iter().map(|route| route.to.to_string()).collect();
+    let local: Vec<String> = local.iter().map(|route| route.to.to_string()).collect();
+    assert_eq!(routes, ["10.119.0.0/16", "fd00:119::/64"]);
+    assert_eq!(local, ["10.119.0.1", "fd00:119::1"]);
+    // Whoever wants all still gets all.
+    assert_eq!(socket.routes().unwrap().len(), 4);
+    assert_eq!(socket.local_routes(Route::STATIC).unwrap().len(), 2);
+}

@@ -5,11 +5,12 @@ use std::{
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
+    thread,
 };
 
 use ipnet::IpNet;
 use weft_netlink::{
-    netns::{Netns, NetnsError, NetnsId},
+    netns::{Netns, NetnsError},
     nft::Nft,
     route::{Address, Link, Route, RouteSocket},
 };
@@ -21,6 +22,7 @@ use super::{
     gate, names,
     names::{BRIDGE, INGRESS, INGRESS_PORT, MARK, ROUTE_PROTOCOL, TUNNEL, UPLINK, UPLINK_ALIAS},
     own, ports, rules,
+    sandboxes::{self, Sandboxes, Seen},
 };
 use crate::plan::{
     Bridge, Carrier, Desired, EndpointRoute, Far, Forwarding, Host, IngressLink, LocalEndpoint, Network,
@@ -30,7 +32,7 @@ use crate::plan::{
 pub(super) const FORWARDING: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
 
 /// Everything of one namespace that matters to us.
-struct Dump {
+pub(super) struct Dump {
     links: Vec<Link>,
     addresses: Vec<Address>,
     routes: Vec<Route>,
@@ -42,6 +44,15 @@ impl Dump {
             links: socket.links()?,
             addresses: socket.addresses()?,
             routes: socket.routes()?,
+        })
+    }
+
+    /// Of a sandbox, where no routes matter but ours.
+    pub(super) fn of_sandbox(socket: &mut RouteSocket) -> Result<Self, KernelError> {
+        Ok(Self {
+            links: socket.links()?,
+            addresses: socket.addresses()?,
+            routes: socket.marked_routes(ROUTE_PROTOCOL)?.0,
         })
     }
 
@@ -85,11 +96,37 @@ impl Kernel {
         };
         self.spaces.clear();
         let ids: HashMap<String, NetworkId> = desired.networks.keys().map(|id| (id.short(), *id)).collect();
-        let mut sandboxes = Sandboxes::default();
-        for path in self.netns_files()? {
-            let Some(id) = path.file_name().and_then(|name| network_id(name.to_str()?, &ids)) else {
-                continue;
-            };
+        let id_of = |path: &Path| network_id(path.file_name()?.to_str()?, &ids);
+        let there = self.netns_files()?.into_iter();
+        let there: Vec<_> = there.filter_map(|path| Some((id_of(&path)?, path))).collect();
+        let networks = there.iter().filter_map(|(id, _)| desired.networks.get(id));
+        let paths = sandboxes::of(networks);
+        // Into sandboxes beside the namespaces of networks.
+        thread::scope(|scope| {
+            let sandboxes = Sandboxes::look(scope, &paths);
+            self.observe_networks(desired, &host, there, sandboxes, &mut observed)
+        })?;
+        // The host's end of an uplink whose namespace lost its name.
+        for alias in host.links.iter().filter_map(|link| link.alias.as_deref()) {
+            let id = alias
+                .strip_prefix(UPLINK_ALIAS)
+                .and_then(|short| network_id(short.trim_start(), &ids));
+            if let Some(id) = id {
+                observed.networks.entry(id).or_default();
+            }
+        }
+        Ok(observed)
+    }
+
+    fn observe_networks(
+        &mut self,
+        desired: &Desired,
+        host: &Dump,
+        there: Vec<(NetworkId, PathBuf)>,
+        mut sandboxes: Sandboxes<'_>,
+        observed: &mut Observed,
+    ) -> Result<(), KernelError> {
+        for (id, path) in there {
             let netns = match Netns::open(&path) {
                 Ok(netns) => netns,
                 // A crash between making the file and the mount, or between unmounting and removing.
@@ -106,7 +143,7 @@ impl Kernel {
                 netns,
                 desired.networks.get(&id),
                 uplink_host,
-                &host,
+                host,
                 &mut sandboxes,
             )?;
             space.uplink = network.uplink.filter(|uplink| uplink.intact);
@@ -116,16 +153,7 @@ impl Kernel {
             self.spaces.insert(id, space);
             observed.networks.insert(id, network);
         }
-        // The host's end of an uplink whose namespace lost its name.
-        for alias in host.links.iter().filter_map(|link| link.alias.as_deref()) {
-            let id = alias
-                .strip_prefix(UPLINK_ALIAS)
-                .and_then(|short| network_id(short.trim_start(), &ids));
-            if let Some(id) = id {
-                observed.networks.entry(id).or_default();
-            }
-        }
-        Ok(observed)
+        Ok(())
     }
 
     fn observe_host(&mut self, dump: &Dump) -> Result<Host, KernelError> {
@@ -204,7 +232,7 @@ fn observe_network(
     desired: Option<&Network>,
     uplink_host: Option<&Link>,
     host: &Dump,
-    sandboxes: &mut Sandboxes,
+    sandboxes: &mut Sandboxes<'_>,
 ) -> Result<(Space, ObservedNetwork), KernelError> {
     let mut route = RouteSocket::open(&netns)?;
     let nft = Nft::open_in(&netns)?;
@@ -335,7 +363,7 @@ fn observe_network(
         let local = desired.and_then(|network| network.endpoints.get(&id));
         let seen = local.and_then(|local| {
             let sandbox = local.place.sandbox()?;
-            Some((sandbox, sandboxes.look(&sandbox.path)?)).filter(|(_, seen)| seen.id == sandbox.id)
+            Some((sandbox, sandboxes.seen(&sandbox.path)?)).filter(|(_, seen)| seen.id == sandbox.id)
         });
         let has_entry = |mac| {
             fdb.iter()
@@ -505,25 +533,4 @@ fn is_as_made(port: &Link, bridge: u32) -> bool {
 /// The kernel gives these by itself.
 fn is_ipv6_link_local(net: &IpNet) -> bool {
     matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local())
-}
-
-/// Sandboxes looked into, each once.
-#[derive(Default)]
-struct Sandboxes(HashMap<PathBuf, Option<Seen>>);
-
-struct Seen {
-    id: NetnsId,
-    dump: Dump,
-}
-
-impl Sandboxes {
-    /// What is in a sandbox; `None` if it cannot be opened, which the operation on it will tell.
-    fn look(&mut self, path: &Path) -> Option<&Seen> {
-        let look = || {
-            let netns = Netns::open(path).ok()?;
-            let dump = Dump::of(&mut RouteSocket::open(&netns).ok()?).ok()?;
-            Some(Seen { id: netns.id(), dump })
-        };
-        self.0.entry(path.to_owned()).or_insert_with(look).as_ref()
-    }
 }

@@ -18,6 +18,7 @@ mod layout;
 mod program;
 mod sockets;
 mod table;
+mod taken;
 
 #[cfg(test)]
 mod tests;
@@ -27,23 +28,23 @@ use std::{
     fs::{self, File},
     io,
     net::IpAddr,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
 use weft_netlink::{
-    bpf::{BpfError, Loaded, Map, Pins},
+    bpf::{BpfError, Map, Pins},
     netns::{Netns, NetnsId},
-    route::{Batch, LocalRoute, RouteSocket},
+    route::{Batch, LocalRoute, OpenError, RouteSocket},
 };
 use weft_types::{EndpointId, ServiceId};
 
 use self::{
     layout::{LAYOUT, MapId},
-    program::programs,
     table::{Maps, Table, TableError},
+    taken::{Programs, Taken},
 };
 use super::{Failure, program::fnv};
 use crate::{Attempts, ClientTable, Datapath, DatapathError, Written};
@@ -81,12 +82,23 @@ pub struct EbpfDatapath {
 #[derive(Debug)]
 struct State {
     maps: Maps,
-    programs: Vec<(String, Loaded)>,
+    programs: Programs,
     /// Where maps and links have their names; none while no sandbox has services.
     pins: Option<Pins>,
     /// None after an error: it is read again.
     table: Option<Table>,
     sandboxes: HashMap<String, Sandbox>,
+    /// What was seen of sandboxes that are about to be synced.
+    seen: HashMap<String, Seen>,
+}
+
+/// What is found in a sandbox that nothing is known of yet.
+#[derive(Debug)]
+pub(super) struct Seen {
+    netns: NetnsId,
+    cookie: u64,
+    /// Unknown where they cannot be read.
+    routes: Option<BTreeSet<IpAddr>>,
 }
 
 /// What this agent knows of a sandbox.
@@ -107,8 +119,8 @@ struct Sandbox {
 }
 
 impl EbpfDatapath {
-    /// Loads the programs, and adopts what an earlier agent left in `dir`, a folder of this datapath's own. On a
-    /// kernel that cannot it fails, and nothing has changed.
+    /// Finds out whether the kernel takes the programs, and adopts what an earlier agent left in `dir`, a folder of this datapath's own.
+    /// On a kernel that cannot it fails, and nothing has changed.
     pub fn open(dir: &Path) -> Result<Self, EbpfError> {
         let path = root_cgroup().ok_or(EbpfError::NoCgroup)?;
         let cgroup = File::open(&path).map_err(|source| EbpfError::Cgroup { path, source })?;
@@ -125,28 +137,30 @@ impl EbpfDatapath {
                 Maps(maps.into_iter().collect::<Result<_, _>>()?)
             }
         };
-        let all: Vec<&Map> = maps.0.iter().collect();
-        let programs = programs().into_iter().map(|(attach, name, program)| {
-            let loaded = program.load(name, attach, &all)?;
-            Ok((format!("{name}-{:016x}", fnv(&program.bytes())), loaded))
-        });
-        let programs = programs.collect::<Result<Vec<_>, BpfError>>()?;
         let mut state = State {
             maps,
-            programs,
+            programs: Programs::new(),
             pins: None,
             table: None,
             sandboxes: HashMap::new(),
+            seen: HashMap::new(),
         };
-        if let Some(pins) = pins {
-            if is_adopted {
+        let taken = Taken::of(dir, &state.programs);
+        match pins {
+            Some(pins) if is_adopted => {
                 state.link(&pins, &cgroup)?;
                 state.pins = Some(pins);
-            } else {
+            }
+            Some(pins) => {
                 tracing::warn!("what an earlier agent left is of another layout and is replaced");
+                state.programs.load(&state.maps)?;
                 pins.unmount()?;
             }
+            // Nobody needs them yet.
+            None if taken.is_known() => {}
+            None => drop(state.programs.load(&state.maps)?),
         }
+        taken.note();
         Ok(Self {
             dir: dir.to_owned(),
             cgroup,
@@ -157,6 +171,16 @@ impl EbpfDatapath {
     /// Whether there is something in `dir`.
     pub(super) fn is_at(dir: &Path) -> bool {
         Pins::find(dir).is_some()
+    }
+
+    /// Looks into a sandbox by a socket of it.
+    pub(super) fn look(netns: &Netns, socket: OwnedFd) -> Option<Seen> {
+        seen(netns, RouteSocket::of(netns, socket)).ok()
+    }
+
+    /// What the next sync of a sandbox is to find there.
+    pub(super) fn expect(&self, name: &str, seen: Seen) {
+        self.lock().seen.insert(name.to_owned(), seen);
     }
 
     /// Takes out what is in a sandbox itself.
@@ -172,6 +196,7 @@ impl EbpfDatapath {
 
     /// Takes out everything that a datapath left in `dir`.
     pub fn clear(dir: &Path) -> Result<(), EbpfError> {
+        Taken::forget(dir);
         Ok(Pins::find(dir).map_or(Ok(()), Pins::unmount)?)
     }
 
@@ -266,6 +291,8 @@ impl Datapath for EbpfDatapath {
             state.forget(&cookies)
         };
         state.sandboxes.retain(|name, _| sandboxes.contains(name));
+        // Whoever was not synced was gone.
+        state.seen.clear();
         forget(&mut state).map_err(DatapathError::of(
             "take out the translation of virtual addresses",
             "that is gone",
@@ -336,18 +363,19 @@ impl State {
         {
             return Ok(sandbox.cookie);
         }
-        // One socket is enough for both, and for many sandboxes sockets are what takes time.
-        let mut socket = RouteSocket::open(netns)?;
-        let cookie = socket.cookie()?;
-        let routes = own_routes(&mut socket).ok();
+        let seen = match self.seen.remove(name).filter(|seen| seen.netns == netns.id()) {
+            Some(seen) => seen,
+            None => seen(netns, RouteSocket::open(netns))?,
+        };
+        let cookie = seen.cookie;
         let earlier = self.table()?.cookies(|found| found == hash(name));
         for earlier in earlier.into_iter().filter(|found| *found != cookie) {
             self.write(|table, maps| table.remove(maps, earlier, Instant::now()))?;
         }
         let sandbox = Sandbox {
-            netns: netns.id(),
+            netns: seen.netns,
             cookie,
-            routes: routes.map(|routes| routes.iter().map(|route| route.to).collect()),
+            routes: seen.routes,
             routed: None,
             looked: 0,
             synced: None,
@@ -360,6 +388,9 @@ impl State {
     /// Forgets sandboxes, and with the last one takes out everything.
     fn forget(&mut self, cookies: &[u64]) -> Result<(), Failure> {
         for &cookie in cookies {
+            if !self.table()?.has(cookie) {
+                continue;
+            }
             self.write(|table, maps| table.remove(maps, cookie, Instant::now()))?;
         }
         if self.table()?.is_empty()
@@ -370,10 +401,18 @@ impl State {
         Ok(())
     }
 
-    /// Attaches the programs, or takes the places of an earlier agent's.
-    fn link(&self, pins: &Pins, cgroup: &File) -> Result<(), BpfError> {
+    /// Attaches the programs, or takes the places of an earlier agent's. Where that had the same there is nothing to do, and nothing is
+    /// loaded for it.
+    fn link(&mut self, pins: &Pins, cgroup: &File) -> Result<(), BpfError> {
         let names = pins.names()?;
-        for (name, program) in &self.programs {
+        if self
+            .programs
+            .names()
+            .all(|name| names.iter().any(|found| found == name))
+        {
+            return Ok(());
+        }
+        for (name, program) in self.programs.load(&self.maps)? {
             let prefix = name.rsplit_once('-').map_or(name.as_str(), |(prefix, _)| prefix);
             let is_earlier =
                 |found: &&String| found.rsplit_once('-').is_some_and(|(found, _)| found == prefix);
@@ -462,10 +501,22 @@ pub(super) fn root_cgroup() -> Option<PathBuf> {
     })
 }
 
+/// One socket is enough for all of it, and for many sandboxes sockets are what takes time.
+fn seen(netns: &Netns, socket: Result<RouteSocket, OpenError>) -> Result<Seen, Failure> {
+    let mut socket = socket?;
+    let cookie = socket.cookie()?;
+    let routes = own_routes(&mut socket).ok();
+    Ok(Seen {
+        netns: netns.id(),
+        cookie,
+        routes: routes.map(|routes| routes.iter().map(|route| route.to).collect()),
+    })
+}
+
 /// The virtual addresses that a sandbox takes for its own. The host, where it is one, has other local routes of ours, by its
 /// ends of uplinks.
 fn own_routes(socket: &mut RouteSocket) -> Result<Vec<LocalRoute>, Failure> {
-    let mut routes = socket.local_routes(ROUTE_PROTOCOL)?;
+    let (_, mut routes) = socket.marked_routes(ROUTE_PROTOCOL)?;
     routes.retain(|route| route.link == LocalRoute::LOOPBACK);
     Ok(routes)
 }

@@ -162,6 +162,11 @@ impl Table {
         Ok(())
     }
 
+    /// Whether anything is there for a sandbox.
+    pub(super) fn has(&self, cookie: u64) -> bool {
+        self.sandboxes.contains_key(&cookie)
+    }
+
     /// The cookies of sandboxes by the hash of their names.
     pub(super) fn cookies(&self, of: impl Fn(u64) -> bool) -> Vec<u64> {
         let cookies = self.sandboxes.iter().filter(|(_, (_, name))| of(*name));

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use weft_netlink::broker::SocketKind;
+
 use super::*;
 use crate::{
     BackendState, PortMap, Scheduler,
@@ -124,6 +126,54 @@ fn the_same_agent_again_writes_nothing() {
     let second = place.datapath();
     second.sync("c", &bed.client, &tables).unwrap();
     assert_eq!(contents(&second), before);
+}
+
+#[test]
+fn what_the_kernel_took_since_it_was_booted_is_loaded_when_it_is_needed() {
+    let Some((place, bed)) = Place::new() else { return };
+    let has_loaded = |datapath: &EbpfDatapath| datapath.lock().programs.are_loaded();
+    let tables = table(&[service(Scheduler::RoundRobin)]);
+    assert!(has_loaded(&place.datapath()), "nothing is known of this kernel");
+    let second = place.datapath();
+    second.sync("c", &bed.client, &[]).unwrap();
+    assert!(!has_loaded(&second), "nobody needs them");
+    second.sync("c", &bed.client, &tables).unwrap();
+    assert!(has_loaded(&second) && bed.call(VIP, PORT).is_ok());
+    drop(second);
+    let third = place.datapath();
+    assert!(third.sync("c", &bed.client, &tables).unwrap().is_nothing());
+    assert!(!has_loaded(&third), "they are where they are needed");
+    assert!(bed.call(VIP, PORT).is_ok());
+    third.remove("c", Some(&bed.client)).unwrap();
+    drop(third);
+    // Of another boot, or of other programs.
+    fs::write(place.dir().with_extension("taken"), "another\n").unwrap();
+    assert!(has_loaded(&place.datapath()));
+}
+
+#[test]
+fn what_was_seen_of_many_sandboxes_is_what_each_sync_finds() {
+    let Some((place, bed)) = Place::new() else { return };
+    let tables = table(&[service(Scheduler::RoundRobin)]);
+    let first = place.datapath();
+    first.sync("c", &bed.client, &tables).unwrap();
+    drop(first);
+    let look = |datapath: &EbpfDatapath, name: &str, netns: &Netns| {
+        let socket = netns.socket(SocketKind::Route).unwrap();
+        datapath.expect(name, EbpfDatapath::look(netns, socket).unwrap());
+    };
+    let second = place.datapath();
+    look(&second, "c", &bed.client);
+    assert!(second.sync("c", &bed.client, &tables).unwrap().is_nothing());
+    // It had rules of an earlier agent when it was seen; they are taken out with what is not wanted any more.
+    assert_eq!(second.sync("c", &bed.client, &[]).unwrap().removed, 1);
+    assert_eq!(local_routes(&bed.client), 0);
+    // What was seen of another namespace by that name is of no use.
+    let other = Netns::create().unwrap();
+    let third = place.datapath();
+    look(&third, "c", &other);
+    third.sync("c", &bed.client, &tables).unwrap();
+    assert!(bed.call(VIP, PORT).is_ok());
 }
 
 #[test]

@@ -1,0 +1,69 @@
+//! What is in sandboxes, which are many: all of them are looked into together, beside everything else.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::{Path, PathBuf},
+    thread::{Builder, Scope, ScopedJoinHandle},
+};
+
+use weft_netlink::{broker::SocketKind, look, netns::NetnsId, route::RouteSocket};
+
+use super::observe::Dump;
+use crate::plan::Network;
+
+/// The sandboxes of endpoints of these networks.
+pub(super) fn of<'a>(networks: impl Iterator<Item = &'a Network>) -> Vec<&'a Path> {
+    let endpoints = networks.flat_map(|network| network.endpoints.values());
+    let sandboxes = endpoints.filter_map(|endpoint| endpoint.place.sandbox());
+    // One may be on several networks.
+    let paths: BTreeSet<&Path> = sandboxes.map(|sandbox| sandbox.path.as_path()).collect();
+    paths.into_iter().collect()
+}
+
+pub(super) struct Seen {
+    pub(super) id: NetnsId,
+    pub(super) dump: Dump,
+}
+
+/// Sandboxes that are being looked into, each once.
+pub(super) struct Sandboxes<'scope> {
+    looks: Option<ScopedJoinHandle<'scope, HashMap<PathBuf, Seen>>>,
+    seen: HashMap<PathBuf, Seen>,
+}
+
+impl<'scope> Sandboxes<'scope> {
+    pub(super) fn look<'env>(scope: &'scope Scope<'scope, 'env>, paths: &'env [&'env Path]) -> Self {
+        let (looks, seen) = match paths {
+            [] => (None, HashMap::new()),
+            _ => match Builder::new()
+                .name("look".to_owned())
+                .spawn_scoped(scope, || look_into(paths))
+            {
+                Ok(looks) => (Some(looks), HashMap::new()),
+                Err(_) => (None, look_into(paths)),
+            },
+        };
+        Self { looks, seen }
+    }
+
+    /// What is in a sandbox; `None` if it cannot be opened, which the operation on it will tell. The first who asks waits for all.
+    pub(super) fn seen(&mut self, path: &Path) -> Option<&Seen> {
+        if let Some(looks) = self.looks.take() {
+            self.seen = looks
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
+        self.seen.get(path)
+    }
+}
+
+fn look_into(paths: &[&Path]) -> HashMap<PathBuf, Seen> {
+    let seen = look::into_each(paths, &[SocketKind::Route], |netns, sockets| {
+        let mut route = RouteSocket::of(netns, sockets.into_iter().next()?).ok()?;
+        let dump = Dump::of_sandbox(&mut route).ok()?;
+        Some(Seen { id: netns.id(), dump })
+    });
+    let seen = paths.iter().zip(seen);
+    let seen = seen.filter_map(|(path, seen)| Some(((*path).to_owned(), seen.ok()??)));
+    seen.collect()
+}
