@@ -61,6 +61,11 @@ pub trait Datapath: Send + Sync {
     /// Somebody else may have changed what was installed: the next sync of each sandbox reads it back.
     fn resync(&self) {}
 
+    /// Whether what all sandboxes share is there, as far as a quick look tells. What is not needs a [`Self::resync`] and a sync.
+    fn is_whole(&self) -> bool {
+        true
+    }
+
     /// The open connections of this host's clients to the backends of a service; `None` if they are not counted,
     /// because no client has it with least connection.
     fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>>;

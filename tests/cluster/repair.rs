@@ -91,6 +91,43 @@ fn moby_26235_flushed_rules_are_written_again_at_once() {
 }
 
 #[test]
+fn names_of_programs_that_somebody_took_away_come_back_and_no_call_fails() {
+    alone(|| {
+        let bed = Bed::cluster(&["h1", "h2"]);
+        let h1 = &bed["h1"];
+        h1.weft("network create app");
+        h1.weft("service create --network app --port 80:8000 web");
+        let web = bed["h2"].replica("web-2", "app", "--service web");
+        let client = h1.connected("client", "app", "");
+        let works = || call_at(&client.sandbox, h1.vip("web"), 80).map(drop);
+        soon("the service", || works().map_err(|error| error.to_string()));
+        let names = || -> BTreeSet<_> {
+            let entries = || fs::read_dir("/run/weft/bpf").into_iter().flatten();
+            let names = || entries().flatten().map(|entry| entry.file_name()).collect();
+            h1.host.run(names).unwrap()
+        };
+        let before = names();
+        assert!(!before.is_empty(), "no eBPF datapath");
+        // What is held by the agent goes on.
+        for damage in ["find /run/weft/bpf -type f ! -name *.debug -delete", "umount /run/weft/bpf"] {
+            let mut command = Command::new("sh");
+            command.args(["-c", damage]);
+            assert!(h1.host.run(|| command.status()).unwrap().unwrap().success());
+            soon(format!("repair after `{damage}`"), || {
+                works().expect(damage);
+                match names() {
+                    now if now == before => Ok(()),
+                    now => Err(format!("{now:?} is not {before:?}")),
+                }
+            });
+        }
+        bed.all_well();
+        drop((web, client));
+        bed.close();
+    });
+}
+
+#[test]
 fn links_that_somebody_deleted_or_took_down_come_back() {
     alone(|| {
         let bed = Bed::cluster(&["h1", "h2"]);

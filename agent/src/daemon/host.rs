@@ -38,7 +38,7 @@ use crate::{
     metrics::Work,
 };
 
-/// How often the thread looks for sandboxes that are gone when nothing else happens.
+/// How often the thread looks for what nobody tells it: sandboxes that are gone, and programs.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often everything the kernel holds is read back, for changes by others that it does not tell of.
 const READ_BACK_EVERY: Duration = Duration::from_secs(30);
@@ -87,6 +87,8 @@ struct Host {
     ifnames: BTreeMap<EndpointId, String>,
     /// When the kernel was last read back.
     read_back: Instant,
+    /// When it was last looked for what nobody tells.
+    looked: Instant,
     watch: Watch,
     said: UnboundedSender<Said>,
 }
@@ -94,7 +96,7 @@ struct Host {
 impl Host {
     fn run(mut self, orders: &Receiver<Order>) {
         loop {
-            match orders.recv_timeout(LOOK_EVERY) {
+            match orders.recv_timeout(LOOK_EVERY.saturating_sub(self.looked.elapsed())) {
                 Ok(first) => {
                     let mut changed = false;
                     for order in std::iter::once(first).chain(orders.try_iter()) {
@@ -163,11 +165,12 @@ impl Host {
 
     /// Applies the state again if a sandbox that it names is gone, or if it is time to read back the kernel.
     fn look(&mut self) {
+        self.looked = Instant::now();
         self.expire();
         self.forget_gone();
         let Some(state) = &self.state else { return };
         let gone = !vanished(state).is_empty();
-        let due = self.read_back.elapsed() >= READ_BACK_EVERY;
+        let due = self.read_back.elapsed() >= READ_BACK_EVERY || !self.datapath.is_whole();
         if due {
             self.suspect();
         }

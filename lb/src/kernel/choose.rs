@@ -185,6 +185,10 @@ impl Datapath for OverNft {
         self.earlier.resync();
     }
 
+    fn is_whole(&self) -> bool {
+        self.current.is_whole()
+    }
+
     fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {
         self.current.connections(service)
     }

@@ -65,6 +65,11 @@ impl Pins {
         is_mounted(dir).then(|| Self { dir: dir.to_owned() })
     }
 
+    /// Whether there is a BPF file system, as there was.
+    pub fn are_mounted(&self) -> bool {
+        is_mounted(&self.dir)
+    }
+
     /// Takes all names away, and the mount and the folder with them.
     pub fn unmount(self) -> Result<(), BpfError> {
         let failed = || BpfError::new("unmount the BPF file system at", self.dir.display().to_string());

@@ -134,6 +134,20 @@ impl Link {
     pub(super) fn of(fd: OwnedFd) -> Self {
         Self { fd }
     }
+
+    /// Whether its program is still called: others with the privilege can end that, and the link stays.
+    pub fn is_attached(&self) -> Result<bool, BpfError> {
+        // struct bpf_link_info { type, id, prog_id, 4 bytes of nothing, cgroup_id: u64, … }
+        let mut found = [0; 24];
+        info(self.fd.as_fd(), &mut found).map_err(BpfError::new("look at", "a link of BPF programs"))?;
+        Ok(found[16..] != [0; 8])
+    }
+
+    /// Has its program called no more.
+    pub fn detach(&self) -> Result<(), BpfError> {
+        let attr = Attr::new().u32(0, self.fd.as_raw_fd() as u32);
+        sys::run(Command::LinkDetach, attr).map_err(BpfError::new("detach", "a link of BPF programs"))
+    }
 }
 
 impl AsFd for Link {

@@ -23,6 +23,7 @@ pub(super) enum Command {
     MapUpdateBatch = 26,
     LinkCreate = 28,
     LinkUpdate = 29,
+    LinkDetach = 34,
 }
 
 /// `union bpf_attr`. A pointer in it is to memory that its owner keeps borrowed (`'a`) until after the call.

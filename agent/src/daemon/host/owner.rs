@@ -125,6 +125,7 @@ impl HostThread {
             suspects: false,
             ifnames: BTreeMap::new(),
             read_back: Instant::now(),
+            looked: Instant::now(),
             watch: Watch::new(orders.clone()),
             said: sender,
         };

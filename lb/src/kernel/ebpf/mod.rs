@@ -35,7 +35,7 @@ use std::{
 };
 
 use weft_netlink::{
-    bpf::{BpfError, Map, Pins},
+    bpf::{BpfError, Link, Map, Pins},
     netns::{Netns, NetnsId},
     route::{Batch, LocalRoute, OpenError, RouteSocket},
 };
@@ -85,8 +85,14 @@ struct State {
     programs: Programs,
     /// Where maps and links have their names; none while no sandbox has services.
     pins: Option<Pins>,
+    /// The attached programs, by the names of their links; kept, so that they go on if somebody takes the names away.
+    links: HashMap<String, Link>,
+    /// Whether somebody else may have changed what all sandboxes share.
+    is_suspect: bool,
     /// None after an error: it is read again.
     table: Option<Table>,
+    /// The losses that the next table begins with.
+    losses: u64,
     sandboxes: HashMap<String, Sandbox>,
     /// What was seen of sandboxes that are about to be synced.
     seen: HashMap<String, Seen>,
@@ -141,7 +147,10 @@ impl EbpfDatapath {
             maps,
             programs: Programs::new(),
             pins: None,
+            links: HashMap::new(),
+            is_suspect: false,
             table: None,
+            losses: 1,
             sandboxes: HashMap::new(),
             seen: HashMap::new(),
         };
@@ -223,13 +232,8 @@ impl EbpfDatapath {
                 ..Written::default()
             });
         }
-        if state.pins.is_none() {
-            let pins = Pins::mount(&self.dir)?;
-            for id in MapId::ALL {
-                pins.pin(&pin_name(id), state.maps.of(id))?;
-            }
-            state.link(&pins, &self.cgroup)?;
-            state.pins = Some(pins);
+        if std::mem::take(&mut state.is_suspect) || state.pins.is_none() {
+            state.establish(&self.dir, &self.cgroup)?;
         }
         let mut written =
             state.write(|table, maps| table.sync(maps, cookie, hash(name), tables, Instant::now()))?;
@@ -304,6 +308,14 @@ impl Datapath for EbpfDatapath {
         closed.map_err(DatapathError::of("end idle connections", sandbox))
     }
 
+    fn resync(&self) {
+        self.lock().suspect();
+    }
+
+    fn is_whole(&self) -> bool {
+        self.lock().is_whole()
+    }
+
     fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {
         let mut state = self.lock();
         state.table().ok()?;
@@ -320,7 +332,9 @@ impl Datapath for EbpfDatapath {
 impl State {
     fn table(&mut self) -> Result<&mut Table, Failure> {
         if self.table.is_none() {
-            self.table = Some(Table::read(&self.maps)?);
+            let mut table = Table::read(&self.maps)?;
+            table.losses = self.losses;
+            self.table = Some(table);
         }
         self.table.as_mut().ok_or_else(|| "the table is gone".into())
     }
@@ -332,6 +346,8 @@ impl State {
     ) -> Result<T, Failure> {
         self.table()?;
         let mut table = self.table.take().ok_or("the table is gone")?;
+        // Whatever was lost in a part of it is looked for.
+        self.losses = table.losses + 1;
         let done = change(&mut table, &self.maps)?;
         self.table = Some(table);
         Ok(done)
@@ -396,36 +412,111 @@ impl State {
         if self.table()?.is_empty()
             && let Some(pins) = self.pins.take()
         {
+            self.links.clear();
             pins.unmount()?;
         }
+        Ok(())
+    }
+
+    /// What is in the kernel is looked at again by the next syncs. A sandbox without services has nothing there.
+    fn suspect(&mut self) {
+        if self.pins.is_none() {
+            return;
+        }
+        self.is_suspect = true;
+        if let Some(table) = self.table.take() {
+            self.losses = table.losses;
+        }
+        for sandbox in self.sandboxes.values_mut() {
+            let tables = sandbox.synced.iter().flatten();
+            let is_empty =
+                sandbox.synced.is_some() && tables.flat_map(|table| &*table.services).next().is_none();
+            if !is_empty {
+                (sandbox.synced, sandbox.routes, sandbox.routed) = (None, None, None);
+            }
+        }
+    }
+
+    /// Whether all names are there and all programs attached.
+    fn is_whole(&self) -> bool {
+        let Some(pins) = &self.pins else { return true };
+        let Ok(names) = pins.names() else { return false };
+        let maps = MapId::ALL.map(pin_name);
+        let mut wanted = maps.iter().chain(self.programs.names());
+        let is_attached = |link: &Link| link.is_attached().unwrap_or(false);
+        pins.are_mounted() && wanted.all(|name| names.contains(name)) && self.links.values().all(is_attached)
+    }
+
+    /// Gives the maps their names and attaches the programs, as far as that is not so.
+    fn establish(&mut self, dir: &Path, cgroup: &File) -> Result<(), BpfError> {
+        let pins = Pins::mount(dir)?;
+        let names = pins.names()?;
+        for id in MapId::ALL {
+            let name = pin_name(id);
+            if !names.contains(&name) {
+                pins.pin(&name, self.maps.of(id))?;
+            }
+        }
+        self.link(&pins, cgroup)?;
+        self.pins = Some(pins);
         Ok(())
     }
 
     /// Attaches the programs, or takes the places of an earlier agent's. Where that had the same there is nothing to do, and nothing is
     /// loaded for it.
     fn link(&mut self, pins: &Pins, cgroup: &File) -> Result<(), BpfError> {
-        let names = pins.names()?;
-        if self
-            .programs
-            .names()
-            .all(|name| names.iter().any(|found| found == name))
-        {
+        let mut names = pins.names()?;
+        for name in self.programs.names() {
+            let is_named = names.contains(name);
+            let link = match self.links.remove(name) {
+                None if is_named => pins.link(name)?,
+                kept => kept,
+            };
+            match link {
+                Some(link) if link.is_attached()? => {
+                    if !is_named {
+                        pins.pin(name, &link)?;
+                    }
+                    self.links.insert(name.clone(), link);
+                }
+                // It would not be attached again.
+                _ => {
+                    pins.remove(name)?;
+                    names.retain(|found| found != name);
+                }
+            }
+        }
+        if self.programs.names().all(|name| self.links.contains_key(name)) {
             return Ok(());
         }
         for (name, program) in self.programs.load(&self.maps)? {
-            let prefix = name.rsplit_once('-').map_or(name.as_str(), |(prefix, _)| prefix);
-            let is_earlier =
-                |found: &&String| found.rsplit_once('-').is_some_and(|(found, _)| found == prefix);
-            match names.iter().find(is_earlier) {
-                Some(found) if found == name => {}
-                Some(found) => {
-                    if let Some(link) = pins.link(found)? {
-                        program.replace_at(&link)?;
-                        pins.rename(found, name)?;
-                    }
-                }
-                None => pins.pin(name, &program.attach(cgroup.as_fd())?)?,
+            if self.links.contains_key(name) {
+                continue;
             }
+            let prefix = |name: &str| name.rsplit_once('-').map(|(prefix, _)| prefix.to_owned());
+            let earlier = names
+                .iter()
+                .find(|found| *found != name && prefix(found) == prefix(name));
+            let earlier = match earlier {
+                Some(found) => pins.link(found)?.map(|link| (found, link)),
+                None => None,
+            };
+            let link = match earlier {
+                Some((found, link)) if link.is_attached()? => {
+                    program.replace_at(&link)?;
+                    pins.rename(found, name)?;
+                    link
+                }
+                earlier => {
+                    if let Some((found, _)) = earlier {
+                        pins.remove(found)?;
+                    }
+                    let link = program.attach(cgroup.as_fd())?;
+                    pins.pin(name, &link)?;
+                    link
+                }
+            };
+            self.links.insert(name.clone(), link);
         }
         Ok(())
     }

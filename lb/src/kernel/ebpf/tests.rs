@@ -177,6 +177,64 @@ fn what_was_seen_of_many_sandboxes_is_what_each_sync_finds() {
 }
 
 #[test]
+fn what_somebody_else_takes_away_is_missed_and_put_back() {
+    let Some((place, bed)) = Place::new() else { return };
+    let datapath = place.datapath();
+    let tables = table(&[service(Scheduler::RoundRobin)]);
+    datapath.sync("c", &bed.client, &tables).unwrap();
+    let (mut stream, _) = bed.open(VIP, PORT).unwrap();
+    let names = || Pins::find(&place.dir()).unwrap().names().unwrap();
+    let all = names().len();
+    let forget_names = || {
+        let pins = Pins::find(&place.dir()).unwrap();
+        names().iter().for_each(|name| pins.remove(name).unwrap());
+    };
+    let unmount = || Pins::find(&place.dir()).unwrap().unmount().unwrap();
+    let detach = || {
+        let state = datapath.lock();
+        state.links.values().for_each(|link| link.detach().unwrap());
+    };
+    let damages: [(&str, &dyn Fn(), bool); 3] = [
+        ("the names", &forget_names, true),
+        ("the mount", &unmount, true),
+        ("the programs", &detach, false),
+    ];
+    for (what, damage, still_works) in damages {
+        assert!(datapath.is_whole(), "before {what}");
+        damage();
+        assert!(!datapath.is_whole(), "{what}");
+        assert_eq!(bed.call(VIP, PORT).is_ok(), still_works, "{what}");
+        datapath.resync();
+        let written = datapath.sync("c", &bed.client, &tables).unwrap();
+        assert!(
+            written.is_nothing(),
+            "what is in the maps is as it was: {written:?}"
+        );
+        assert!(datapath.is_whole() && names().len() == all, "{what}");
+        assert!(bed.call(VIP, PORT).is_ok(), "{what}");
+    }
+    // What no look tells is found by reading it back.
+    {
+        let state = datapath.lock();
+        let vips = state.maps.of(MapId::Vips);
+        let keys = vips.entries().unwrap().into_iter().map(|(key, _)| key);
+        keys.for_each(|key| vips.delete(&key).unwrap());
+    }
+    EbpfDatapath::leave(&bed.client).unwrap();
+    assert!(bed.call(VIP, PORT).is_err() && local_routes(&bed.client) == 0);
+    datapath.resync();
+    assert_eq!(datapath.sync("c", &bed.client, &tables).unwrap().changed, 1);
+    assert!(bed.call(VIP, PORT).is_ok() && local_routes(&bed.client) == 2);
+    stream.write_all(b"x").unwrap();
+    stream.read_exact(&mut [0]).unwrap();
+    // The next agent finds all of it.
+    drop(datapath);
+    let next = place.datapath();
+    assert!(next.sync("c", &bed.client, &tables).unwrap().is_nothing());
+    assert!(next.is_whole() && bed.call(VIP, PORT).is_ok());
+}
+
+#[test]
 fn removal_leaves_nothing() {
     let Some((place, bed)) = Place::new() else { return };
     let other = Netns::create().unwrap();
