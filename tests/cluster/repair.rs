@@ -109,7 +109,10 @@ fn names_of_programs_that_somebody_took_away_come_back_and_no_call_fails() {
         let before = names();
         assert!(!before.is_empty(), "no eBPF datapath");
         // What is held by the agent goes on.
-        for damage in ["find /run/weft/bpf -type f ! -name *.debug -delete", "umount /run/weft/bpf"] {
+        for damage in [
+            "find /run/weft/bpf -type f ! -name *.debug -delete",
+            "umount /run/weft/bpf",
+        ] {
             let mut command = Command::new("sh");
             command.args(["-c", damage]);
             assert!(h1.host.run(|| command.status()).unwrap().unwrap().success());

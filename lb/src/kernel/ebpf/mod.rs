@@ -449,6 +449,7 @@ impl State {
 
     /// Gives the maps their names and attaches the programs, as far as that is not so.
     fn establish(&mut self, dir: &Path, cgroup: &File) -> Result<(), BpfError> {
+        let was_whole = self.is_whole();
         let pins = Pins::mount(dir)?;
         let names = pins.names()?;
         for id in MapId::ALL {
@@ -459,6 +460,9 @@ impl State {
         }
         self.link(&pins, cgroup)?;
         self.pins = Some(pins);
+        if !was_whole {
+            tracing::warn!(dir = %dir.display(), "somebody else took away programs or their names; they are put back");
+        }
         Ok(())
     }
 
