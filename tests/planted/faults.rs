@@ -608,7 +608,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "detached-programs",
         known: "services are dead until a restart, because somebody detached the programs that translate and nobody looks",
-        file: "lb/src/kernel/ebpf/mod.rs",
+        file: "lb/src/kernel/ebpf/names.rs",
         right: " && self.links.values().all(is_attached)",
         wrong: "",
         suite: LB,
@@ -626,7 +626,7 @@ pub const FAULTS: &[Fault] = &[
     Fault {
         name: "names-without-links",
         known: "services are dead from the moment in which somebody cleans up below /run",
-        file: "lb/src/kernel/ebpf/mod.rs",
+        file: "lb/src/kernel/ebpf/names.rs",
         right: "            self.links.insert(name.clone(), link);\n        }\n        Ok(())",
         wrong: "            drop(link);\n        }\n        Ok(())",
         suite: LB,

@@ -15,6 +15,7 @@
 //! at the same port, the backend's answers look as if they came from the virtual address.
 
 mod layout;
+mod names;
 mod program;
 mod sockets;
 mod table;
@@ -28,7 +29,7 @@ use std::{
     fs::{self, File},
     io,
     net::IpAddr,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Instant,
@@ -42,7 +43,8 @@ use weft_netlink::{
 use weft_types::{EndpointId, ServiceId};
 
 use self::{
-    layout::{LAYOUT, MapId},
+    layout::MapId,
+    names::adopt_maps,
     table::{Maps, Table, TableError},
     taken::{Programs, Taken},
 };
@@ -437,94 +439,6 @@ impl State {
         }
     }
 
-    /// Whether all names are there and all programs attached.
-    fn is_whole(&self) -> bool {
-        let Some(pins) = &self.pins else { return true };
-        let Ok(names) = pins.names() else { return false };
-        let maps = MapId::ALL.map(pin_name);
-        let mut wanted = maps.iter().chain(self.programs.names());
-        let is_attached = |link: &Link| link.is_attached().unwrap_or(false);
-        pins.are_mounted() && wanted.all(|name| names.contains(name)) && self.links.values().all(is_attached)
-    }
-
-    /// Gives the maps their names and attaches the programs, as far as that is not so.
-    fn establish(&mut self, dir: &Path, cgroup: &File) -> Result<(), BpfError> {
-        let was_whole = self.is_whole();
-        let pins = Pins::mount(dir)?;
-        let names = pins.names()?;
-        for id in MapId::ALL {
-            let name = pin_name(id);
-            if !names.contains(&name) {
-                pins.pin(&name, self.maps.of(id))?;
-            }
-        }
-        self.link(&pins, cgroup)?;
-        self.pins = Some(pins);
-        if !was_whole {
-            tracing::warn!(dir = %dir.display(), "somebody else took away programs or their names; they are put back");
-        }
-        Ok(())
-    }
-
-    /// Attaches the programs, or takes the places of an earlier agent's. Where that had the same there is nothing to do, and nothing is
-    /// loaded for it.
-    fn link(&mut self, pins: &Pins, cgroup: &File) -> Result<(), BpfError> {
-        let mut names = pins.names()?;
-        for name in self.programs.names() {
-            let is_named = names.contains(name);
-            let link = match self.links.remove(name) {
-                None if is_named => pins.link(name)?,
-                kept => kept,
-            };
-            match link {
-                Some(link) if link.is_attached()? => {
-                    if !is_named {
-                        pins.pin(name, &link)?;
-                    }
-                    self.links.insert(name.clone(), link);
-                }
-                // It would not be attached again.
-                _ => {
-                    pins.remove(name)?;
-                    names.retain(|found| found != name);
-                }
-            }
-        }
-        if self.programs.names().all(|name| self.links.contains_key(name)) {
-            return Ok(());
-        }
-        for (name, program) in self.programs.load(&self.maps)? {
-            if self.links.contains_key(name) {
-                continue;
-            }
-            let prefix = |name: &str| name.rsplit_once('-').map(|(prefix, _)| prefix.to_owned());
-            let earlier = names
-                .iter()
-                .find(|found| *found != name && prefix(found) == prefix(name));
-            let earlier = match earlier {
-                Some(found) => pins.link(found)?.map(|link| (found, link)),
-                None => None,
-            };
-            let link = match earlier {
-                Some((found, link)) if link.is_attached()? => {
-                    program.replace_at(&link)?;
-                    pins.rename(found, name)?;
-                    link
-                }
-                earlier => {
-                    if let Some((found, _)) = earlier {
-                        pins.remove(found)?;
-                    }
-                    let link = program.attach(cgroup.as_fd())?;
-                    pins.pin(name, &link)?;
-                    link
-                }
-            };
-            self.links.insert(name.clone(), link);
-        }
-        Ok(())
-    }
-
     /// Has a sandbox take its virtual addresses for its own: it answers pings, and what the programs let pass or do
     /// not see is refused and not lost. Where that fails, as without IPv6, only this is missing.
     fn route(&mut self, name: &str, netns: &Netns, wanted: BTreeSet<IpAddr>) {
@@ -562,16 +476,6 @@ impl State {
             Err(error) => tracing::warn!(sandbox = %name, %error, "virtual addresses do not answer pings"),
         }
     }
-}
-
-fn adopt_maps(pins: &Pins) -> Result<Option<Maps>, BpfError> {
-    let maps = MapId::ALL.map(|id| pins.map(&pin_name(id), id.spec()));
-    let maps = maps.into_iter().collect::<Result<Option<Vec<_>>, _>>()?;
-    Ok(maps.map(Maps))
-}
-
-fn pin_name(id: MapId) -> String {
-    format!("{}-{LAYOUT}", id.spec().name)
 }
 
 fn hash(name: &str) -> u64 {
