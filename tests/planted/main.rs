@@ -25,7 +25,7 @@ use nix::{
     unistd::Pid,
 };
 
-use faults::{FAULTS, Fault, Suite};
+use faults::{Fault, Suite, all};
 
 /// A test that has not failed after this has not caught its fault.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<bool> {
     let is_meant =
         |fault: &&Fault| args.names.is_empty() || args.names.iter().any(|name| fault.name.contains(name));
-    let meant: Vec<&Fault> = FAULTS.iter().filter(is_meant).collect();
+    let meant: Vec<&Fault> = all().filter(is_meant).collect();
     ensure!(
         !meant.is_empty(),
         "no fault is called so; `--list` shows them all"
