@@ -13,6 +13,9 @@ pub struct Config {
     pub keys: KeyRing,
     /// Where peers reach this node, over UDP and TCP.
     pub advertise: SocketAddr,
+    /// The kinds of records that are about one network, and told to those only who [want](crate::Gossip::set_interest) to know of it;
+    /// the same on all nodes. Records of other kinds are told to all, whatever their scope.
+    pub network_kinds: Vec<u8>,
     /// How often state is compared with a random peer when nothing has changed.
     pub anti_entropy: Duration,
     /// How often it is compared while records are arriving.
@@ -40,6 +43,7 @@ impl Config {
             cluster,
             keys,
             advertise,
+            network_kinds: Vec::new(),
             anti_entropy: Duration::from_secs(5),
             anti_entropy_busy: Duration::from_secs(1),
             revive: Duration::from_secs(2),

@@ -1,7 +1,7 @@
 use std::{net::SocketAddr, time::Instant};
 
 use bytes::Bytes;
-use weft_types::NodeId;
+use weft_types::{NetworkId, NodeId};
 
 use crate::{Key, Record};
 
@@ -63,6 +63,9 @@ pub enum Event {
     /// The first full exchange with a peer since the start is done: what that peer knew, this node knows,
     /// its own records included.
     CaughtUp,
+    /// After this network was added to what this node [wants](crate::Gossip::set_interest) to know of: what one that wanted that
+    /// before knew of it, this node knows. Or nobody else wants to know of it.
+    Known(NetworkId),
     /// A peer knew a newer version of one of our own records: this disk was rolled back. The record was
     /// adopted, and the next one we write takes a version above all of them.
     OwnRecordNewer(Record),

@@ -15,7 +15,8 @@ const TURNS: usize = 64;
 
 fn node(number: u8, now: Instant) -> (SocketAddr, Gossip) {
     let address = SocketAddr::from(([192, 0, 2, number], 7946));
-    let config = Config::new(CLUSTER, KeyRing::new(GossipKey([7; 32])), address);
+    let mut config = Config::new(CLUSTER, KeyRing::new(GossipKey([7; 32])), address);
+    config.network_kinds = vec![2];
     let identity = Identity::from_seed([number; 32]);
     (address, Gossip::new(config, identity, 1, [number; 32], now))
 }

@@ -16,7 +16,10 @@ use crate::{
     membership::Id,
     record::StateSum,
     seal::{Channel, Sealer},
-    wire::{AuthorSet, Body, Card, Chunk, Contact, Entry, Liveness, Offer, Pull, Range, decode, encode},
+    wire::{
+        AuthorSet, Body, Card, Chunk, Contact, Entry, Liveness, NetworkPull, Offer, Pull, Range, decode,
+        encode,
+    },
 };
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/version-1.txt");
@@ -61,6 +64,7 @@ fn card() -> Record {
     record(CARD_KIND, Some(&encode(&card)))
 }
 
+const NETWORK: NetworkId = NetworkId([9; 16]);
 const SHORT: Short = Short([1, 2, 3, 4, 5, 6, 7, 8]);
 
 fn entry(liveness: Liveness) -> Entry {
@@ -157,6 +161,17 @@ fn bodies() -> Vec<(&'static str, Body)> {
                 payload: b"hello".to_vec(),
             },
         ),
+        ("roots", Body::Roots(vec![(NETWORK, 5)])),
+        ("same-roots", Body::SameRoots(vec![(NETWORK, 5, true)])),
+        (
+            "network-buckets",
+            Body::NetworkBuckets(vec![NETWORK], vec![1, 2, 3, 4]),
+        ),
+        (
+            "network-vector",
+            Body::NetworkVector(vec![NETWORK], vec![range()]),
+        ),
+        ("network-invite", Body::NetworkInvite(vec![NETWORK])),
     ]
 }
 
@@ -176,6 +191,12 @@ fn forms() -> BTreeMap<&'static str, Vec<u8>> {
             range: range(),
         }),
     );
+    let pull = Pull {
+        id: 6,
+        range: range(),
+    };
+    let networks = vec![NETWORK];
+    forms.insert("network-pull", encode(&NetworkPull { pull, networks }));
     let chunk = Chunk {
         id: 6,
         upto: SHORT,
@@ -220,7 +241,14 @@ fn every_form_of_version_1_is_read_and_written_as_ever() {
                 assert!(decode::<Record>(kept).unwrap().verify(&CLUSTER), "{name}");
                 again::<Record>(kept)
             }
-            "pull" => again::<Pull>(kept),
+            "pull" => {
+                assert!(decode::<NetworkPull>(kept).is_none());
+                again::<Pull>(kept)
+            }
+            "network-pull" => {
+                assert!(decode::<Pull>(kept).is_none());
+                again::<NetworkPull>(kept)
+            }
             "chunk" => again::<Chunk>(kept),
             _ => again::<Body>(kept),
         };

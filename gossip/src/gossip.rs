@@ -10,20 +10,23 @@ use rand_chacha::ChaCha12Rng;
 use weft_types::NodeId;
 
 use crate::{
-    CARD_KIND, Config, Event, Identity, Key, KeyId, KeyRing, MAX_MESSAGE, MAX_NAME, MAX_VALUE, Member,
+    Config, Event, INTEREST_KIND, Identity, Key, KeyId, KeyRing, MAX_MESSAGE, MAX_NAME, MAX_VALUE, Member,
     MemberState, Output, PutError, Record, SendError, Stats, hearsay,
     identity::Short,
+    interest::Said,
     membership::{Id, Membership},
     pace::Pace,
     replay::ReplayGuard,
     rumours::{Rumours, Telling},
     seal::{Channel, Sealer},
-    store::{Amount, Digest, Store},
+    store::{Amount, CLUSTER, Digests, Store},
     wire::{self, Body, Card},
 };
 
 mod contact;
 mod doubt;
+mod fetch;
+mod interest;
 mod own;
 mod receive;
 mod sync;
@@ -45,9 +48,12 @@ pub struct Gossip {
     packets: Pace,
     pulls: Pace,
     store: Store,
-    digest: Digest,
+    digests: Digests,
+    wanted: interest::Wanted,
+    /// What others want to be told of, but for those who want all.
+    interests: BTreeMap<Short, Said>,
     membership: Membership,
-    /// The generation that `digest` was told.
+    /// The generation that `digests` were told.
     generation: u64,
     rumours: Rumours,
     peers: BTreeMap<Short, Peer>,
@@ -138,13 +144,16 @@ impl Gossip {
                     records: config.max_records_per_author,
                     bytes: config.max_bytes_per_author,
                 },
+                config.network_kinds.clone(),
             ),
             revive_at: now + config.revive,
             tidy_at: now + TIDY,
             sync: sync::Sync::new(now + config.anti_entropy),
             join: contact::Join::default(),
             own: own::Own::default(),
-            digest: Digest::new(),
+            digests: Digests::default(),
+            wanted: interest::Wanted::default(),
+            interests: BTreeMap::new(),
             rumours: Rumours::default(),
             peers: BTreeMap::new(),
             live: Vec::new(),
@@ -174,12 +183,16 @@ impl Gossip {
         let now = self.created;
         for record in records {
             let card = (record.key == Key::card()).then(|| record.clone());
-            let author = Short::from(&record.author);
+            let (author, name) = (record.author, self.store.place(&record.author, &record.key));
+            let is_interest = record.key.kind == INTEREST_KIND && author != self.node;
             self.store.apply(record, now);
             if let Some(card) = card.filter(|card| card.author != self.node) {
                 self.take_card(&card, now);
             }
-            self.touch(author);
+            if is_interest {
+                self.note_interest(Short::from(&author));
+            }
+            self.touch(name);
         }
     }
 
@@ -196,7 +209,7 @@ impl Gossip {
     /// After a start, writing is best left until [`Event::CaughtUp`], unless there is nobody to catch up with:
     /// what is written earlier over a disk that was rolled back is written a second time, with a new version.
     pub fn put(&mut self, key: Key, value: Bytes, now: Instant) -> Result<Record, PutError> {
-        if key.kind == CARD_KIND {
+        if key.kind >= INTEREST_KIND {
             return Err(PutError::ReservedKind(key.kind));
         }
         if key.name.len() > MAX_NAME {
@@ -206,7 +219,7 @@ impl Gossip {
             return Err(PutError::ValueTooLong(value.len()));
         }
         self.start(now);
-        if !self.store.has_room(self.short, &key, value.len()) {
+        if !self.store.has_room(&self.node, &key, value.len()) {
             return Err(PutError::NoRoom {
                 records: self.config.max_records_per_author,
                 bytes: self.config.max_bytes_per_author,
@@ -219,7 +232,7 @@ impl Gossip {
 
     /// Says that there is nothing under `key` any more. None if there was nothing.
     pub fn remove(&mut self, key: &Key, now: Instant) -> Option<Record> {
-        if key.kind == CARD_KIND {
+        if key.kind >= INTEREST_KIND {
             return None;
         }
         self.get(&self.node, key)?.value.as_ref()?;
@@ -404,7 +417,7 @@ impl Gossip {
 
     /// How many things more this node can say, however long they are.
     pub fn room(&self) -> usize {
-        self.store.room(self.short)
+        self.store.room(&self.node)
     }
 
     /// Whether there is room for what somebody says who was never heard of.
@@ -432,9 +445,9 @@ impl Gossip {
         &self.stats
     }
 
-    /// A short sum over all records and all that is believed of members: nodes that agree have the same.
+    /// A short sum over all records that concern the cluster and all that is believed of members: nodes that agree have the same.
     pub fn fingerprint(&self) -> u64 {
-        self.digest.root()
+        self.digests.cluster().root()
     }
 
     fn start(&mut self, now: Instant) {
@@ -443,6 +456,7 @@ impl Gossip {
             self.note_loaded();
             self.begin_anew(now);
             self.write_card(now);
+            self.announce_interest(true, now);
             self.join.wake(now);
         }
     }
@@ -472,9 +486,10 @@ impl Gossip {
         }
     }
 
-    /// Takes note of what is held and believed of `node` now.
-    fn touch(&mut self, node: Short) {
-        self.digest.set(&self.entry(node));
+    /// Takes note of what is held of a stream now, and believed of the node if it is one's own.
+    fn touch(&mut self, name: Short) {
+        let scope = self.store.stream(name).map_or(CLUSTER, |stream| stream.scope());
+        self.digests.set(scope, &self.entry(name));
     }
 
     /// Brings a peer's state up to date with its card and with membership.
@@ -547,7 +562,10 @@ impl Gossip {
     }
 
     fn flush_rumours(&mut self, now: Instant) {
-        for (to, telling) in self.rumours.flush(&self.live, now, &mut self.rng) {
+        let scopes = self.rumours.scopes_due(now);
+        let peers = scopes.into_iter().map(|scope| (scope, self.live_in(&scope)));
+        let peers = peers.collect();
+        for (to, telling) in self.rumours.flush(&peers, now, &mut self.rng) {
             self.tell(to, &telling);
         }
     }

@@ -1,9 +1,10 @@
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
 use rand::{Rng, seq::IndexedRandom};
+use weft_types::NetworkId;
 
 use crate::{
     Key, Record,
@@ -37,6 +38,7 @@ const PATIENCE: Duration = Duration::from_millis(40);
 /// for each node. Then the record is only offered, by author and version; whoever lacks it asks.
 #[derive(Debug, Default)]
 pub(crate) struct Rumours {
+    /// By the name of their streams and their keys.
     waiting: BTreeMap<(Short, Key), Rumour>,
     asked: BTreeMap<Offer, Asked>,
     /// Nothing is told, or offered, before.
@@ -46,6 +48,9 @@ pub(crate) struct Rumours {
 
 #[derive(Debug)]
 struct Rumour {
+    author: Short,
+    /// Who is not interested in that is not told.
+    scope: NetworkId,
     offer: Offer,
     /// The record, until it was told.
     encoded: Option<Vec<u8>>,
@@ -73,18 +78,27 @@ impl Rumours {
     ///
     /// A record that had to be asked for was told to nearly everybody before; it is only offered, and so is
     /// one that is to be told for less than all rounds.
-    pub(crate) fn add(&mut self, record: &Record, source: Option<Short>, rounds: u8, now: Instant) -> bool {
+    pub(crate) fn add(
+        &mut self,
+        record: &Record,
+        (scope, stream): (NetworkId, Short),
+        source: Option<Short>,
+        rounds: u8,
+        now: Instant,
+    ) -> bool {
         let author = Short::from(&record.author);
         let offer = Offer {
-            author,
+            author: stream,
             version: record.version,
         };
         let late = self.asked.remove(&offer).is_some();
-        let key = (author, record.key.clone());
+        let key = (stream, record.key.clone());
         if self.waiting.len() >= LIMIT && !self.waiting.contains_key(&key) && !self.make_room(author) {
             return false;
         }
         let rumour = Rumour {
+            author,
+            scope,
             offer,
             encoded: (rounds == ROUNDS && !late).then(|| wire::encode(record)),
             rounds,
@@ -98,16 +112,16 @@ impl Rumours {
     /// Of whoever has most waiting one is left to anti-entropy, if that is more than `author` has: who floods delays itself.
     fn make_room(&mut self, author: Short) -> bool {
         let mut counts: BTreeMap<Short, usize> = BTreeMap::new();
-        for (of, _) in self.waiting.keys() {
-            *counts.entry(*of).or_default() += 1;
+        for rumour in self.waiting.values() {
+            *counts.entry(rumour.author).or_default() += 1;
         }
         let own = counts.get(&author).copied().unwrap_or(0);
         let most = counts.into_iter().max_by_key(|(_, count)| *count);
         let Some((loudest, _)) = most.filter(|(_, count)| *count > own + 1) else {
             return false;
         };
-        let of_loudest = self.waiting.range((loudest, Key::first())..);
-        let last = of_loudest.take_while(|((of, _), _)| *of == loudest).last();
+        let mut all = self.waiting.iter().rev();
+        let last = all.find(|(_, rumour)| rumour.author == loudest);
         let last = last.map(|(key, _)| key.clone());
         last.is_some_and(|key| self.waiting.remove(&key).is_some())
     }
@@ -134,10 +148,17 @@ impl Rumours {
         self.waiting.values().map(due).min()
     }
 
-    /// The packets that are due, at most a few for each of a few peers.
+    /// What the rumours are about that are due.
+    pub(crate) fn scopes_due(&self, now: Instant) -> BTreeSet<NetworkId> {
+        let due = self.waiting.values();
+        let due = due.filter(|rumour| rumour.due_after(self.tell_after, self.offer_after) <= now);
+        due.map(|rumour| rumour.scope).collect()
+    }
+
+    /// The packets that are due, at most a few for each of a few of the `peers` that are to be told of a scope.
     pub(crate) fn flush(
         &mut self,
-        peers: &[Short],
+        peers: &BTreeMap<NetworkId, Vec<Short>>,
         now: Instant,
         rng: &mut impl Rng,
     ) -> Vec<(Short, Telling)> {
@@ -147,20 +168,29 @@ impl Rumours {
         if due.is_empty() {
             return Vec::new();
         }
-        let mut packets = Vec::new();
-        for (index, peer) in peers.sample(rng, OFFERED).copied().enumerate() {
-            let mut batch = Batch::default();
-            let mut bodies = Vec::new();
-            let for_peer = due
-                .iter()
-                .filter(|rumour| rumour.source != Some(peer) && rumour.offer.author != peer);
-            for rumour in for_peer {
-                match &rumour.encoded {
-                    Some(record) if index < TOLD => batch.tell(record, &mut bodies),
-                    Some(_) => {}
-                    None => batch.offer(rumour.offer, &mut bodies),
+        let mut batches: Vec<ForPeer<'_>> = Vec::new();
+        for (scope, peers) in peers {
+            for (index, peer) in peers.sample(rng, OFFERED).copied().enumerate() {
+                let place = batches.iter().position(|(of, ..)| *of == peer);
+                let place = place.unwrap_or_else(|| {
+                    batches.push((peer, Batch::default(), Vec::new()));
+                    batches.len() - 1
+                });
+                let (_, batch, bodies) = &mut batches[place];
+                let for_peer = due.iter().filter(|rumour| {
+                    rumour.scope == *scope && rumour.source != Some(peer) && rumour.author != peer
+                });
+                for rumour in for_peer {
+                    match &rumour.encoded {
+                        Some(record) if index < TOLD => batch.tell(record, bodies),
+                        Some(_) => {}
+                        None => batch.offer(rumour.offer, bodies),
+                    }
                 }
             }
+        }
+        let mut packets = Vec::new();
+        for (peer, mut batch, mut bodies) in batches {
             batch.close(&mut bodies);
             packets.extend(bodies.into_iter().map(|body| (peer, body)));
         }
@@ -181,6 +211,9 @@ impl Rumours {
         packets
     }
 }
+
+/// What one peer is to be told: the last packet, and those that are full.
+type ForPeer<'a> = (Short, Batch<&'a [u8]>, Vec<Telling>);
 
 /// An encoded [`wire::Body::Rumour`], and how many records are in it.
 pub(crate) struct Telling {
@@ -246,7 +279,7 @@ mod tests {
     use weft_types::ClusterId;
 
     use super::*;
-    use crate::{Identity, record::StateSum, wire::Body};
+    use crate::{Identity, record::StateSum, store::CLUSTER, wire::Body};
 
     fn record(version: u64) -> Record {
         let key = Key {
@@ -258,6 +291,16 @@ mod tests {
         Record::sign(&identity, &cluster, key, version, value, StateSum::default())
     }
 
+    fn add(rumours: &mut Rumours, record: &Record, source: Option<Short>, rounds: u8, now: Instant) -> bool {
+        rumours.add(
+            record,
+            (CLUSTER, Short::from(&record.author)),
+            source,
+            rounds,
+            now,
+        )
+    }
+
     /// Everything that is sent until nothing is waiting: to whom, how many records and how many offers.
     fn run(rumours: &mut Rumours, now: Instant) -> Vec<(Instant, Short, usize, usize)> {
         let peers: Vec<Short> = (1..=40_u64).map(|n| Short(n.to_be_bytes())).collect();
@@ -265,7 +308,7 @@ mod tests {
         let mut sent = Vec::new();
         while let Some(due) = rumours.next_due() {
             assert!(due >= now);
-            for (to, telling) in rumours.flush(&peers, due, &mut rng) {
+            for (to, telling) in rumours.flush(&BTreeMap::from([(CLUSTER, peers.clone())]), due, &mut rng) {
                 let body = wire::decode::<Body>(&telling.body);
                 let Some(Body::Rumour { records, offers }) = body else {
                     panic!("{body:?} is not a rumour")
@@ -281,7 +324,7 @@ mod tests {
     fn a_record_is_told_to_three_and_then_offered() {
         let mut rumours = Rumours::default();
         let now = Instant::now();
-        assert!(rumours.add(&record(1), None, ROUNDS, now));
+        assert!(add(&mut rumours, &record(1), None, ROUNDS, now));
         let sent = run(&mut rumours, now);
         let told: usize = sent.iter().map(|(_, _, records, _)| records).sum();
         let offered: usize = sent.iter().map(|(_, _, _, offers)| offers).sum();
@@ -293,12 +336,12 @@ mod tests {
         let mut rumours = Rumours::default();
         let now = Instant::now();
         for version in 1..=LIMIT as u64 {
-            assert!(rumours.add(&record(version), None, ROUNDS, now));
+            assert!(add(&mut rumours, &record(version), None, ROUNDS, now));
         }
-        assert!(!rumours.add(&record(LIMIT as u64 + 1), None, ROUNDS, now));
+        assert!(!add(&mut rumours, &record(LIMIT as u64 + 1), None, ROUNDS, now));
         let mut other = record(1);
         other.author = Identity::from_seed([2; 32]).node();
-        assert!(rumours.add(&other, None, ROUNDS, now));
+        assert!(add(&mut rumours, &other, None, ROUNDS, now));
         assert_eq!(rumours.waiting.len(), LIMIT);
         let author = Short::from(&other.author);
         assert!(rumours.waiting.contains_key(&(author, other.key)));
@@ -309,7 +352,8 @@ mod tests {
         let mut rumours = Rumours::default();
         let now = Instant::now();
         for version in 1..=100 {
-            assert!(rumours.add(
+            assert!(add(
+                &mut rumours,
                 &record(version),
                 None,
                 ROUNDS,
@@ -334,7 +378,7 @@ mod tests {
         let asked = |rumours: &mut Rumours, at| (0..4).filter(|_| rumours.ask(offer, at)).count();
         assert_eq!(asked(&mut rumours, now), 2);
         assert_eq!(asked(&mut rumours, now + PATIENCE), 2);
-        assert!(rumours.add(&record, None, ROUNDS, now));
+        assert!(add(&mut rumours, &record, None, ROUNDS, now));
         assert!(
             run(&mut rumours, now)
                 .iter()

@@ -1,10 +1,14 @@
 //! What nodes say to each other, as postcard encodes it, inside the seal.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use weft_types::NetworkId;
 
-use crate::{MAX_NAME, MAX_PACKET, MAX_VALUE, Record, identity::Short, record::StateSum, seal::OVERHEAD};
+use crate::{
+    MAX_NAME, MAX_PACKET, MAX_VALUE, Record, identity::Short, record::StateSum, seal::OVERHEAD,
+    store::CLUSTER,
+};
 
 /// The most bytes a frame on a stream may have.
 pub(crate) const MAX_FRAME: usize = 8 * 1024 * 1024;
@@ -46,9 +50,44 @@ pub(crate) enum Body {
     Renew { above: u64 },
     /// A datagram between applications, for one start of the receiver alone.
     Message { session: u64, payload: Vec<u8> },
+    /// Anti-entropy of networks, step 1: all that both want to know of these, in eight bytes each.
+    Roots(Vec<(NetworkId, u64)>),
+    /// Step 2: of these the receiver had the same, and whether it is to go on wanting to know of them.
+    SameRoots(Vec<(NetworkId, u64, bool)>),
+    /// Step 2, of the others: 256 times four bytes, over all of them.
+    NetworkBuckets(Vec<NetworkId>, Vec<u8>),
+    /// Step 3, after which it goes on as for the cluster.
+    NetworkVector(Vec<NetworkId>, Vec<Range>),
+    /// Instead of sets of these networks too large for packets.
+    NetworkInvite(Vec<NetworkId>),
 }
 
-/// The name of a record: an author gives each number once.
+/// In place of a network: every one there is, for those who want to know of all.
+pub(crate) const EVERY: NetworkId = NetworkId([0xff; 16]);
+/// The most networks that packets of one comparison are about.
+pub(crate) const MAX_NETWORKS: usize = 16;
+
+/// What of all streams is compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Those that concern everybody.
+    Cluster,
+    /// Those of these networks.
+    Networks(BTreeSet<NetworkId>),
+}
+
+impl Part {
+    pub(crate) fn covers(&self, scope: &NetworkId) -> bool {
+        match self {
+            Self::Cluster => *scope == CLUSTER,
+            Self::Networks(networks) => {
+                *scope != CLUSTER && (networks.contains(scope) || networks.contains(&EVERY))
+            }
+        }
+    }
+}
+
+/// The name of a record: an author gives each number once. `author` is the name of its stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Offer {
     pub(crate) author: Short,
@@ -73,7 +112,7 @@ pub(crate) struct Contact {
     pub(crate) reply: bool,
 }
 
-/// What a node has of authors `from..=to`, all of them.
+/// What a node has of the streams `from..=to`, all of them.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Range {
     pub(crate) from: Short,
@@ -81,7 +120,7 @@ pub(crate) struct Range {
     pub(crate) entries: Vec<Entry>,
 }
 
-/// What a node has of one author, and what it believes of it as a member.
+/// What a node has of one stream, and what it believes of its author as a member, if the stream is the cluster's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
     pub(crate) node: Short,
@@ -113,10 +152,10 @@ pub(crate) enum Liveness {
     Down(u64),
 }
 
-/// Records of one author.
+/// Records of one stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct AuthorSet {
-    /// Whether this is everything the sender has of the author, tombstones it has dropped excepted.
+    /// Whether this is everything the sender has of the stream, tombstones it has dropped excepted.
     pub(crate) all: bool,
     /// The highest version among tombstones that the sender has dropped.
     pub(crate) dropped: u64,
@@ -128,6 +167,13 @@ pub(crate) struct AuthorSet {
 pub(crate) struct Pull {
     pub(crate) id: u64,
     pub(crate) range: Range,
+}
+
+/// The same, of the streams of these networks and no others.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct NetworkPull {
+    pub(crate) pull: Pull,
+    pub(crate) networks: Vec<NetworkId>,
 }
 
 /// The answer: what was lacking of the authors up to `upto`. If that is not all that was asked for, the rest
@@ -257,6 +303,13 @@ mod tests {
                 <= MAX_BODY
         );
         assert!(encode(&Body::Buckets(vec![0; 1024])).len() <= MAX_BODY);
+        let networks = vec![NetworkId([9; 16]); MAX_NETWORKS];
+        assert!(encode(&Body::NetworkBuckets(networks.clone(), vec![0; 1024])).len() <= MAX_BODY);
+        let roots = networks
+            .into_iter()
+            .map(|network| (network, u64::MAX, true))
+            .collect();
+        assert!(encode(&Body::SameRoots(roots)).len() <= MAX_BODY);
     }
 
     #[test]

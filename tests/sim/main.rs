@@ -5,6 +5,7 @@
 
 mod evil;
 mod hostile;
+mod interest;
 mod lives;
 mod spread;
 mod watch;

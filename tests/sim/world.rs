@@ -14,7 +14,9 @@ use std::{
 use bytes::Bytes;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use weft_gossip::{Config, Event, Gossip, GossipKey, Identity, Key, KeyRing, MemberState, Output, Record};
+use weft_gossip::{
+    Config, Event, Gossip, GossipKey, Identity, Interest, Key, KeyRing, MemberState, Output, Record,
+};
 use weft_types::{ClusterId, NetworkId, NodeId};
 
 pub const CLUSTER: ClusterId = ClusterId([7; 16]);
@@ -44,6 +46,8 @@ pub struct Node {
     pub identity: Identity,
     pub address: SocketAddr,
     pub boot: u64,
+    /// Of which networks it wants to know when it starts.
+    pub interest: Interest,
     pub disk: BTreeMap<(NodeId, Key), Record>,
     pub events: Vec<(Duration, Event)>,
     timer: Option<Instant>,
@@ -121,6 +125,18 @@ pub fn key(name: &str) -> Key {
     }
 }
 
+/// The kind of records that are in the stream of their network.
+const NETWORK_KIND: u8 = 2;
+
+/// What concerns a network alone.
+pub fn key_in(network: u8, name: &str) -> Key {
+    Key {
+        kind: NETWORK_KIND,
+        scope: NetworkId([network; 16]),
+        name: name.as_bytes().to_vec(),
+    }
+}
+
 impl World {
     pub fn new(seed: u64) -> Self {
         let start = Instant::now();
@@ -185,6 +201,7 @@ impl World {
             identity: Identity::from_seed(secret),
             address,
             boot: 0,
+            interest: Interest::Every,
             disk: BTreeMap::new(),
             events: Vec::new(),
             timer: None,
@@ -206,8 +223,10 @@ impl World {
         let mut config = Config::new(cluster, KeyRing::new(GossipKey(secret)), node.address);
         // Fewer than there can be, so that a test gets there.
         config.max_records_per_author = 4_096;
+        config.network_kinds = vec![NETWORK_KIND];
         let mut gossip = Gossip::new(config, node.identity.clone(), node.boot, seed, now);
         gossip.load(node.disk.values().cloned());
+        gossip.set_interest(node.interest.clone(), now);
         gossip.join([], now);
         node.gossip = Some(gossip);
         self.drain(index);
@@ -243,11 +262,15 @@ impl World {
     }
 
     pub fn put(&mut self, index: usize, name: &str, value: &str) {
+        self.put_key(index, key(name), value);
+    }
+
+    pub fn put_key(&mut self, index: usize, key: Key, value: &str) {
         let now = self.now;
         let node = &mut self.nodes[index];
         let gossip = node.gossip.as_mut().expect("the node runs");
         let record = gossip
-            .put(key(name), Bytes::copy_from_slice(value.as_bytes()), now)
+            .put(key, Bytes::copy_from_slice(value.as_bytes()), now)
             .expect("within bounds");
         // On disk first, then on the wire.
         node.disk.insert((record.author, record.key.clone()), record);
@@ -255,21 +278,32 @@ impl World {
     }
 
     pub fn remove(&mut self, index: usize, name: &str) {
+        self.remove_key(index, &key(name));
+    }
+
+    pub fn remove_key(&mut self, index: usize, key: &Key) {
         let now = self.now;
         let node = &mut self.nodes[index];
-        if let Some(record) = node
-            .gossip
-            .as_mut()
-            .expect("the node runs")
-            .remove(&key(name), now)
-        {
+        if let Some(record) = node.gossip.as_mut().expect("the node runs").remove(key, now) {
             node.disk.insert((record.author, record.key.clone()), record);
         }
         self.drain(index);
     }
 
+    /// Has a node want to know of these networks from now on, and after each start.
+    pub fn want(&mut self, index: usize, networks: impl IntoIterator<Item = u8>) {
+        let networks = networks.into_iter().map(|network| NetworkId([network; 16]));
+        let interest = Interest::These(networks.collect());
+        self.nodes[index].interest = interest.clone();
+        self.with(index, |gossip, now| gossip.set_interest(interest, now));
+    }
+
     pub fn value(&self, at: usize, author: usize, name: &str) -> Option<String> {
-        let record = self.gossip(at).get(&self.id(author), &key(name))?;
+        self.value_of(at, author, &key(name))
+    }
+
+    pub fn value_of(&self, at: usize, author: usize, key: &Key) -> Option<String> {
+        let record = self.gossip(at).get(&self.id(author), key)?;
         Some(String::from_utf8_lossy(record.value.as_deref()?).into_owned())
     }
 

@@ -113,6 +113,8 @@ impl Control {
                 self.look_ahead(now);
                 self.joined_if_complete();
             }
+            // This node wants to know of all networks.
+            GossipEvent::Known(_) => {}
             GossipEvent::OwnRecordNewer(record) => {
                 tracing::warn!(
                     version = record.version,

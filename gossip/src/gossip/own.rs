@@ -7,7 +7,7 @@ use rand::seq::IndexedRandom;
 
 use super::Gossip;
 use crate::{
-    Event, Key, Record, hearsay,
+    Event, INTEREST_KIND, Key, Record, hearsay,
     identity::Short,
     record::StateSum,
     rumours::ROUNDS,
@@ -34,13 +34,13 @@ pub(super) struct Own {
 impl Gossip {
     /// Writes, signs and spreads a record.
     pub(super) fn write(&mut self, key: Key, value: Option<Bytes>, now: Instant) -> Record {
-        let author = self.store.author(self.short);
-        let highest = author.map_or(0, |author| author.highest());
-        let live = author.map_or(StateSum::default(), |author| author.live());
-        let previous = author
-            .and_then(|author| author.get(&key))
+        let name = self.store.place(&self.node, &key);
+        let stream = self.store.stream(name);
+        let live = stream.map_or(StateSum::default(), |stream| stream.live());
+        let previous = stream
+            .and_then(|stream| stream.get(&key))
             .map_or(StateSum::default(), Record::sum);
-        let version = highest.max(self.own.floor) + 1;
+        let version = self.store.highest(&self.node).max(self.own.floor) + 1;
         let state = live.minus(previous).plus(StateSum::of(&key, version, &value));
         let record = Record::sign(
             &self.identity,
@@ -52,7 +52,7 @@ impl Gossip {
         );
         self.own.fresh.insert(key);
         self.store.adopt(record.clone(), now);
-        self.touch(self.short);
+        self.touch(name);
         self.spread(&record, None, ROUNDS, now);
         record
     }
@@ -101,7 +101,7 @@ impl Gossip {
     }
 
     pub(super) fn note_loaded(&mut self) {
-        self.own.loaded = self.store.author(self.short).map_or(0, |author| author.highest());
+        self.own.loaded = self.store.highest(&self.node);
     }
 
     /// Takes what a peer remembers of this node's own records; their signatures were checked.
@@ -131,21 +131,21 @@ impl Gossip {
         if !set.all {
             // To go on from a part would be to disown the rest: peers believe us to know what we have said.
             if let Some(source) = source {
-                self.pull_from(source, now);
+                self.pull_from(source, self.part_of(set), now);
             }
             return;
         }
-        if proven(set).is_some() && newest > self.own.loaded {
+        if let Some(proof) = proven(set).filter(|_| newest > self.own.loaded) {
             let keys: BTreeSet<&Key> = set.records.iter().map(|record| &record.key).collect();
-            let author = self.store.author(self.short);
-            let surplus: Vec<Key> = author
+            let stream = self.store.stream(self.store.place(&self.node, &proof.key));
+            let surplus: Vec<Key> = stream
                 .into_iter()
-                .flat_map(|author| author.records())
+                .flat_map(|stream| stream.records())
                 .filter(|record| !keys.contains(&record.key) && !self.own.fresh.contains(&record.key))
                 .map(|record| record.key.clone())
                 .collect();
             for key in surplus {
-                self.store.take(self.short, &key);
+                self.store.take(&self.node, &key);
                 self.emit(Event::Dropped {
                     author: self.node,
                     key,
@@ -158,7 +158,13 @@ impl Gossip {
                 self.emit(Event::OwnRecordNewer(record));
             }
         }
+        if let Some(record) = set.records.first() {
+            self.touch(self.store.place(&self.node, &record.key));
+        }
         self.write_again(now);
+        if set.records.iter().any(|record| record.key.kind == INTEREST_KIND) {
+            self.announce_interest(false, now);
+        }
     }
 
     /// Gives everything written since this start a version that peers will take for newer.

@@ -7,12 +7,12 @@ use std::{
 
 use super::{Gossip, Peer};
 use crate::{
-    Event, Key, MAX_PACKET, MemberState, Record,
+    Event, INTEREST_KIND, Key, MAX_PACKET, MemberState, Record,
     identity::Short,
     rumours::{Batch, ROUNDS},
     seal::{Channel, Opened, Rejected},
-    store::Applied,
-    wire::{self, AuthorSet, Body, Card, MAX_RUMOURS, Offer},
+    store::{Applied, name_of},
+    wire::{self, AuthorSet, Body, Card, MAX_RUMOURS, Offer, Part},
 };
 
 /// How often an evicted node that speaks is told why nobody answers.
@@ -159,16 +159,30 @@ impl Gossip {
                 }
             }
             Body::Digest { root } => self.handle_digest(sender, root),
-            Body::InSync { root } => self.handle_in_sync(root),
-            Body::Buckets(buckets) => self.handle_buckets(sender, &buckets, now),
-            Body::Vector(ranges) => self.handle_vector(sender, ranges, now),
+            Body::InSync { root } => self.handle_in_sync(root, now),
+            Body::Buckets(buckets) => self.handle_buckets(sender, Part::Cluster, &buckets, now),
+            Body::Vector(ranges) => self.handle_vector(sender, &Part::Cluster, ranges, now),
             Body::Entries(entries) => self.handle_entries(sender, entries, now),
             Body::Sets(sets) => {
                 for set in sets {
                     self.take_set(set, Some(sender), 1, now);
                 }
             }
-            Body::Invite => self.pull_from(sender, now),
+            Body::Invite => self.pull_from(sender, Part::Cluster, now),
+            Body::Roots(roots) => self.handle_roots(sender, &roots),
+            Body::SameRoots(roots) => self.handle_same_roots(sender, &roots, now),
+            Body::NetworkBuckets(networks, buckets) => {
+                let part = self.part_wanted(networks);
+                self.handle_buckets(sender, part, &buckets, now);
+            }
+            Body::NetworkVector(networks, ranges) => {
+                let part = self.part_wanted(networks);
+                self.handle_vector(sender, &part, ranges, now);
+            }
+            Body::NetworkInvite(networks) => {
+                let part = self.part_wanted(networks);
+                self.pull_from(sender, part, now);
+            }
             Body::Contact(_) => {}
         }
     }
@@ -187,12 +201,12 @@ impl Gossip {
             );
             return;
         }
-        let author = Short::from(&record.author);
+        let name = self.store.place(&record.author, &record.key);
         if self.take_record(record, Some(sender), ROUNDS, now)
             && self
                 .store
-                .author(author)
-                .is_some_and(|author| !author.is_complete())
+                .stream(name)
+                .is_some_and(|stream| !stream.is_complete())
         {
             // Something between this and what was known is missing.
             self.sync.soon_with(sender, now);
@@ -229,7 +243,8 @@ impl Gossip {
         rounds: u8,
         now: Instant,
     ) -> bool {
-        if record.author == self.node || !self.store.is_news(&record) {
+        let scope = self.store.scope(&record.key);
+        if record.author == self.node || !self.wants(&scope) || !self.store.is_news(&record) {
             return false;
         }
         if !record.is_bounded() {
@@ -251,7 +266,10 @@ impl Gossip {
                     self.take_card(&record, now);
                 }
                 let author = Short::from(&record.author);
-                self.touch(author);
+                if record.key.kind == INTEREST_KIND {
+                    self.note_interest(author);
+                }
+                self.touch(name_of(&record.author, &scope));
                 self.spread(&record, source, rounds, now);
                 self.refresh(author, now);
                 self.emit(Event::Record { record, previous });
@@ -262,14 +280,14 @@ impl Gossip {
 
     /// Takes several records of one author, which together may be all it says.
     pub(super) fn take_set(&mut self, set: AuthorSet, source: Option<Short>, rounds: u8, now: Instant) {
-        let Some(author) = set.records.first().map(|record| record.author) else {
+        let Some(first) = set.records.first() else {
             return;
         };
-        if set
-            .records
-            .iter()
-            .any(|record| record.author != author || !record.is_bounded())
-        {
+        let (author, scope) = (first.author, self.store.scope(&first.key));
+        let is_foreign = |record: &Record| {
+            record.author != author || self.store.scope(&record.key) != scope || !record.is_bounded()
+        };
+        if set.records.iter().any(is_foreign) {
             self.stats.malformed += 1;
             return;
         }
@@ -286,6 +304,9 @@ impl Gossip {
             self.adopt(&set, source, now);
             return;
         }
+        if !self.wants(&scope) {
+            return;
+        }
         for record in &set.records {
             // Verified once more if it is news; sets are small and rare.
             self.take_record(record.clone(), source, rounds, now);
@@ -296,20 +317,21 @@ impl Gossip {
                 key: record.key,
             });
         }
-        let short = Short::from(&author);
-        if let Some(author) = self
-            .store
-            .author_mut(short)
-            .filter(|author| !author.is_complete())
-        {
-            author.ask_all = true;
+        let name = name_of(&author, &scope);
+        if let Some(stream) = self.store.stream_mut(name).filter(|stream| !stream.is_complete()) {
+            stream.ask_all = true;
         }
-        self.touch(short);
+        if set.records.iter().any(|record| record.key.kind == INTEREST_KIND) {
+            self.note_interest(name);
+        }
+        self.touch(name);
     }
 
     /// Tells others of a record, unless nobody is to be told.
     pub(super) fn spread(&mut self, record: &Record, source: Option<Short>, rounds: u8, now: Instant) {
-        if rounds > 0 && !self.rumours.add(record, source, rounds, now) {
+        let scope = self.store.scope(&record.key);
+        let stream = (scope, name_of(&record.author, &scope));
+        if rounds > 0 && !self.rumours.add(record, stream, source, rounds, now) {
             self.stats.rumours_dropped += 1;
         }
         self.sync.busy(now, self.config.anti_entropy_busy);

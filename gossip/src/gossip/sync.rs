@@ -5,26 +5,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rand::{Rng, RngExt, seq::IndexedRandom};
+use rand::{RngExt, seq::IndexedRandom};
+use weft_types::NetworkId;
 
-use super::{Gossip, Peer};
+use super::{Gossip, Peer, fetch::Pulling};
 use crate::{
-    Event, Output,
+    Event,
     identity::Short,
-    seal::Channel,
-    wire::{self, AuthorSet, Body, Chunk, Entry, Liveness, MAX_BODY, Pull, Range},
+    store::CLUSTER,
+    wire::{self, AuthorSet, Body, Entry, Liveness, MAX_BODY, MAX_NETWORKS, Part, Range},
 };
 
 /// More than this is fetched over a stream rather than sent in packets.
 const PACKETS: usize = 16 * 1024;
-/// A chunk on a stream ends after the author that makes it this large.
-const CHUNK: usize = 512 * 1024;
-/// The most authors asked about in one request.
-const PULL_ENTRIES: usize = 8192;
 /// The most packets a version vector may take.
 const VECTORS: usize = 16;
-/// How long the answer to a request may take.
-const PULL_TIMEOUT: Duration = Duration::from_secs(6);
 /// The pause between exchanges with one returned member and the next.
 const NEXT: Duration = Duration::from_millis(100);
 /// Returned members waiting for an exchange. Those beyond are met by chance.
@@ -36,24 +31,17 @@ const SET_HEAD: usize = 24;
 pub(super) struct Sync {
     next: Instant,
     queue: VecDeque<Short>,
-    pull: Option<Pulling>,
-    caught_up: bool,
+    pub(super) pull: Option<Pulling>,
+    pub(super) caught_up: bool,
     busy: bool,
-}
-
-#[derive(Debug)]
-struct Pulling {
-    peer: Short,
-    id: u64,
-    deadline: Instant,
 }
 
 /// What comparing with a peer comes to.
 #[derive(Default)]
-struct Findings {
+pub(super) struct Findings {
     /// With each whether the peer has something of that author already.
-    sets: Vec<(AuthorSet, bool)>,
-    entries: Vec<Entry>,
+    pub(super) sets: Vec<(AuthorSet, bool)>,
+    pub(super) entries: Vec<Entry>,
     bytes: usize,
 }
 
@@ -100,13 +88,15 @@ impl Gossip {
         if self.sync.next > now {
             return;
         }
-        let peer = loop {
+        self.look_at_interest(now);
+        let returned = loop {
             match self.sync.queue.pop_front() {
                 Some(peer) if self.peers.get(&peer).is_some_and(Peer::is_live) => break Some(peer),
                 Some(_) => {}
-                None => break self.live.choose(&mut self.rng).copied(),
+                None => break None,
             }
         };
+        let peer = returned.or_else(|| self.live.choose(&mut self.rng).copied());
         let pause = match (self.sync.queue.is_empty(), self.sync.busy) {
             (false, _) => NEXT,
             (true, true) => self.config.anti_entropy_busy,
@@ -114,16 +104,22 @@ impl Gossip {
         };
         self.sync.busy = false;
         self.sync.next = now + pause.mul_f64(self.rng.random_range(0.75..1.25));
-        if let Some(peer) = peer {
-            if self.sync.caught_up {
-                self.send_body(
-                    peer,
-                    &Body::Digest {
-                        root: self.digest.root(),
-                    },
-                );
-            } else {
-                self.pull_from(peer, now);
+        let Some(peer) = peer else { return };
+        if !self.sync.caught_up {
+            self.pull_from(peer, Part::Cluster, now);
+            return;
+        }
+        let root = self.digests.cluster().root();
+        self.send_body(peer, &Body::Digest { root });
+        self.fetch_networks(now);
+        let partner = match returned {
+            Some(peer) => Some((peer, None)),
+            None => self.partner_in_networks(),
+        };
+        if let Some((peer, network)) = partner {
+            let roots = self.shared_with(peer, network);
+            if !roots.is_empty() {
+                self.send_body(peer, &Body::Roots(roots));
             }
         }
     }
@@ -138,80 +134,142 @@ impl Gossip {
     }
 
     pub(super) fn handle_digest(&mut self, from: Short, root: u64) {
-        if root == self.digest.root() {
+        let buckets = self.digests.cluster();
+        if root == buckets.root() {
             self.send_body(from, &Body::InSync { root });
         } else {
+            let buckets = buckets.bytes();
             self.stats.exchanges += 1;
-            self.send_body(from, &Body::Buckets(self.digest.buckets()));
+            self.send_body(from, &Body::Buckets(buckets));
         }
     }
 
-    pub(super) fn handle_in_sync(&mut self, root: u64) {
-        if root == self.digest.root() {
-            self.note_caught_up();
+    pub(super) fn handle_in_sync(&mut self, root: u64, now: Instant) {
+        if root == self.digests.cluster().root() {
+            self.note_caught_up(now);
         }
     }
 
-    pub(super) fn handle_buckets(&mut self, from: Short, buckets: &[u8], now: Instant) {
+    /// A peer compares networks that both are to know of.
+    pub(super) fn handle_roots(&mut self, from: Short, roots: &[(NetworkId, u64)]) {
+        let wanted = roots.iter().take(MAX_NETWORKS);
+        let wanted = wanted.copied().filter(|(network, _)| self.wants(network));
+        let (same, other): (Vec<_>, Vec<_>) =
+            wanted.partition(|(network, root)| self.fingerprint_of(*network) == *root);
+        if !same.is_empty() {
+            let same = same.into_iter();
+            let same = same.map(|(network, root)| (network, root, self.stays_in(&network)));
+            let body = Body::SameRoots(same.collect());
+            self.send_body(from, &body);
+        }
+        if !other.is_empty() {
+            self.stats.exchanges += 1;
+            let networks: Vec<_> = other.into_iter().map(|(network, _)| network).collect();
+            let part = Part::Networks(networks.iter().copied().collect());
+            let buckets = self.digests.of(&part).bytes();
+            self.send_body(from, &Body::NetworkBuckets(networks, buckets));
+        }
+    }
+
+    pub(super) fn handle_same_roots(&mut self, from: Short, roots: &[(NetworkId, u64, bool)], now: Instant) {
+        for (network, root, stays) in roots.iter().take(MAX_NETWORKS) {
+            if self.fingerprint_of(*network) == *root {
+                self.note_same(*network, *root, from, *stays, now);
+            }
+        }
+    }
+
+    /// Of the networks that a peer speaks of those that this node is to know of too.
+    pub(super) fn part_wanted(&self, networks: Vec<NetworkId>) -> Part {
+        let wanted = networks.into_iter().filter(|network| *network != CLUSTER);
+        Part::Networks(wanted.filter(|network| self.wants(network)).collect())
+    }
+
+    /// Where a set belongs.
+    pub(super) fn part_of(&self, set: &AuthorSet) -> Part {
+        let scopes = set.records.iter().map(|record| self.store.scope(&record.key));
+        match scopes.last() {
+            None | Some(CLUSTER) => Part::Cluster,
+            Some(network) => Part::Networks(BTreeSet::from([network])),
+        }
+    }
+
+    pub(super) fn handle_buckets(&mut self, from: Short, part: Part, buckets: &[u8], now: Instant) {
         // One exchange may not settle it: the next is to follow soon.
         self.sync.busy(now, self.config.anti_entropy_busy);
         let ranges: Vec<Range> = self
-            .digest
+            .digests
+            .of(&part)
             .differing(buckets)
             .into_iter()
-            .map(|index| self.bucket(index))
+            .map(|index| self.bucket(index, &part))
             .collect();
+        let networks: Option<Vec<NetworkId>> = match &part {
+            Part::Cluster => None,
+            Part::Networks(networks) => Some(networks.iter().copied().collect()),
+        };
+        let head = SET_HEAD
+            + networks
+                .as_ref()
+                .map_or(0, |networks| wire::encode(networks).len());
         let mut packets: Vec<Vec<Range>> = Vec::new();
         let mut length = MAX_BODY;
         for range in ranges {
             let more = wire::encode(&range).len();
             if length + more > MAX_BODY {
                 packets.push(Vec::new());
-                length = SET_HEAD;
+                length = head;
             }
             length += more;
             packets.last_mut().expect("one was just pushed").push(range);
         }
-        let fits = |ranges: &Vec<Range>| wire::encode(ranges).len() < MAX_BODY;
+        let fits = |ranges: &Vec<Range>| wire::encode(ranges).len() + head < MAX_BODY + SET_HEAD;
         if packets.len() > VECTORS || !packets.iter().all(fits) {
-            self.pull_from(from, now);
+            self.pull_from(from, part, now);
             return;
         }
         for ranges in packets {
-            self.send_body(from, &Body::Vector(ranges));
+            let body = match networks.clone() {
+                None => Body::Vector(ranges),
+                Some(networks) => Body::NetworkVector(networks, ranges),
+            };
+            self.send_body(from, &body);
         }
     }
 
-    fn bucket(&self, index: u8) -> Range {
+    fn bucket(&self, index: u8, part: &Part) -> Range {
         let (mut from, mut to) = (Short::MIN, Short::MAX);
         (from.0[0], to.0[0]) = (index, index);
         Range {
             from,
             to,
             entries: self
-                .nodes_between(from, to)
+                .names_between(from, to, part)
                 .into_iter()
-                .map(|node| self.shown(self.entry(node)))
+                .map(|name| self.shown(self.entry(name)))
                 .collect(),
         }
     }
 
-    fn nodes_between(&self, from: Short, to: Short) -> BTreeSet<Short> {
+    /// The streams that belong to a part, and of the cluster's those of members that have said nothing yet.
+    pub(super) fn names_between(&self, from: Short, to: Short, part: &Part) -> BTreeSet<Short> {
         if from > to {
             return BTreeSet::new();
         }
-        let own = (from..=to).contains(&self.short).then_some(self.short);
-        self.store
-            .authors(from, to)
-            .chain(self.membership.known(from, to))
-            .chain(own)
-            .collect()
+        let streams = self.store.streams(from, to);
+        let streams = streams.filter(|(_, stream)| part.covers(&stream.scope()));
+        let mut names: BTreeSet<Short> = streams.map(|(name, _)| name).collect();
+        if *part == Part::Cluster {
+            names.extend(self.membership.known(from, to));
+            names.extend((from..=to).contains(&self.short).then_some(self.short));
+        }
+        names
     }
 
-    pub(super) fn handle_vector(&mut self, from: Short, ranges: Vec<Range>, now: Instant) {
+    pub(super) fn handle_vector(&mut self, from: Short, part: &Part, ranges: Vec<Range>, now: Instant) {
         let mut findings = Findings::default();
         for range in ranges {
-            self.compare_range(&range, &mut findings, PACKETS, now);
+            self.compare_range(&range, part, &mut findings, PACKETS, now);
         }
         self.send_findings(from, findings);
     }
@@ -226,11 +284,18 @@ impl Gossip {
         self.send_findings(from, findings);
     }
 
-    /// Compares what a peer has of a range of authors with what is here; stops after the author with whom
+    /// Compares what a peer has of a range of streams with what is here; stops after the one with which
     /// the findings exceed `limit` bytes, and says which that was.
-    fn compare_range(&mut self, range: &Range, findings: &mut Findings, limit: usize, now: Instant) -> Short {
-        let nodes = self.nodes_between(range.from, range.to);
-        let mut entries: BTreeMap<Short, Entry> = nodes
+    pub(super) fn compare_range(
+        &mut self,
+        range: &Range,
+        part: &Part,
+        findings: &mut Findings,
+        limit: usize,
+        now: Instant,
+    ) -> Short {
+        let names = self.names_between(range.from, range.to, part);
+        let mut entries: BTreeMap<Short, Entry> = names
             .into_iter()
             .map(|node| (node, Entry::nothing(node)))
             .collect();
@@ -317,6 +382,10 @@ impl Gossip {
 
     fn send_findings(&mut self, to: Short, findings: Findings) {
         let mut invite = findings.bytes > PACKETS;
+        let scopes = findings.sets.iter().filter_map(|(set, _)| set.records.first());
+        let scopes: BTreeSet<_> = scopes.map(|record| self.store.scope(&record.key)).collect();
+        let networks = scopes.into_iter().filter(|scope| *scope != CLUSTER);
+        let networks: Vec<NetworkId> = networks.take(MAX_NETWORKS).collect();
         if !invite {
             let mut packets: Vec<Vec<AuthorSet>> = Vec::new();
             let mut length = MAX_BODY;
@@ -346,151 +415,29 @@ impl Gossip {
             self.send_body(to, &Body::Entries(entries.to_vec()));
         }
         if invite {
-            self.send_body(to, &Body::Invite);
+            let body = if networks.is_empty() {
+                Body::Invite
+            } else {
+                Body::NetworkInvite(networks)
+            };
+            self.send_body(to, &body);
         }
     }
 
-    /// After a start: fetches everything from the first member that answers.
-    pub(super) fn catch_up_with(&mut self, peer: Short, now: Instant) {
-        if !self.sync.caught_up {
-            self.pull_from(peer, now);
-        }
-    }
-
-    fn note_caught_up(&mut self) {
+    pub(super) fn note_caught_up(&mut self, now: Instant) {
         if !self.sync.caught_up {
             self.sync.caught_up = true;
             self.emit(Event::CaughtUp);
-        }
-    }
-
-    /// Fetches what is lacking over a stream, unless that is going on already.
-    pub(super) fn pull_from(&mut self, peer: Short, now: Instant) {
-        if self.sync.pull.is_none() {
-            self.pull(peer, Short::MIN, now);
-        }
-    }
-
-    fn pull(&mut self, peer: Short, from: Short, now: Instant) {
-        let Some((node, address)) = self.peers.get(&peer).map(|peer| (peer.node, peer.card.address)) else {
-            return;
-        };
-        let nodes = self.nodes_between(from, Short::MAX);
-        let to = nodes.iter().nth(PULL_ENTRIES).copied().unwrap_or(Short::MAX);
-        let entries = nodes
-            .range(..=to)
-            .map(|node| self.entry_for_pull(*node))
-            .collect();
-        let id = self.rng.next_u64();
-        let request = wire::encode(&Pull {
-            id,
-            range: Range { from, to, entries },
-        });
-        if let Some(request) = self.sealer.seal(Channel::Request, Some(&node), &request) {
-            self.sync.pull = Some(Pulling {
-                peer,
-                id,
-                deadline: now + PULL_TIMEOUT,
-            });
-            self.outputs.push_back(Output::Stream { to: address, request });
+            self.fetch_networks(now);
         }
     }
 
     /// As others are to see it: who knows more of us than we do is to tell all.
     fn shown(&self, entry: Entry) -> Entry {
-        if entry.node == self.short {
+        if self.is_own_stream(entry.node) {
             Entry { complete: 0, ..entry }
         } else {
             entry
-        }
-    }
-
-    /// In a pull the other is to tell all it knows of us in any case. There may be something among it that was
-    /// said before the disk was rolled back, although we have counted further since.
-    fn entry_for_pull(&self, node: Short) -> Entry {
-        let entry = self.entry(node);
-        if node == self.short {
-            let liveness = entry.liveness;
-            Entry {
-                liveness,
-                ..Entry::nothing(node)
-            }
-        } else {
-            entry
-        }
-    }
-
-    pub(super) fn answer_pull(&mut self, frame: &[u8], now: Instant) -> Option<Vec<u8>> {
-        let opened = self.open(Channel::Request, frame)?;
-        if self.is_evicted(&opened.from) {
-            self.stats.evicted += 1;
-            return None;
-        }
-        if !self.is_heard(&opened) {
-            return None;
-        }
-        if opened.authentic && !self.pulls.allows(&opened.from, now) {
-            self.stats.flooded += 1;
-            return None;
-        }
-        let pull = wire::decode::<Pull>(&opened.body).filter(|_| opened.authentic);
-        let Some(Pull { id, range }) = pull else {
-            self.stats.malformed += 1;
-            return None;
-        };
-        let mut findings = Findings::default();
-        let upto = self.compare_range(&range, &mut findings, CHUNK, now);
-        let chunk = Chunk {
-            id,
-            upto,
-            sets: findings.sets.into_iter().map(|(set, _)| set).collect(),
-            entries: findings.entries,
-        };
-        let (to, body) = (Some(&opened.from), wire::encode(&chunk));
-        let sealed = self.sealer.seal_by(opened.key, Channel::Response, to, &body)?;
-        Some(sealed.into())
-    }
-
-    pub(super) fn take_chunk(&mut self, frame: &[u8], now: Instant) {
-        let Some(opened) = self.open(Channel::Response, frame) else {
-            return;
-        };
-        if self.is_evicted(&opened.from) {
-            self.stats.evicted += 1;
-            return;
-        }
-        if !self.is_heard(&opened) {
-            return;
-        }
-        let peer = Short::from(&opened.from);
-        let chunk = wire::decode::<Chunk>(&opened.body).filter(|_| opened.authentic);
-        let Some(Chunk {
-            id,
-            upto,
-            sets,
-            entries,
-        }) = chunk
-        else {
-            self.stats.malformed += 1;
-            return;
-        };
-        if self
-            .sync
-            .pull
-            .as_ref()
-            .is_none_or(|pull| pull.id != id || pull.peer != peer)
-        {
-            self.stats.replayed += 1;
-            return;
-        }
-        self.sync.pull = None;
-        for set in sets {
-            self.take_set(set, Some(peer), 0, now);
-        }
-        self.handle_entries(peer, entries, now);
-        match upto.successor() {
-            Some(next) => self.pull(peer, next, now),
-            None => self.note_caught_up(),
         }
     }
 }

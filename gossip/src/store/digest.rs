@@ -3,46 +3,108 @@
 use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};
+use weft_types::NetworkId;
 
+use super::CLUSTER;
 use crate::{
     identity::Short,
-    wire::{Entry, Liveness},
+    wire::{EVERY, Entry, Liveness, Part},
 };
 
-/// A fingerprint of everything, in 256 buckets by the first byte of the author's id.
-#[derive(Debug)]
-pub(crate) struct Digest {
-    buckets: [u64; 256],
+/// Fingerprints of everything: of what concerns the cluster, of each network, and of all networks together.
+#[derive(Debug, Default)]
+pub(crate) struct Digests {
+    cluster: Digest,
+    networks: BTreeMap<NetworkId, Digest>,
+    every: Digest,
+}
+
+impl Digests {
+    /// Takes note of what is held and believed of one stream now.
+    pub(crate) fn set(&mut self, scope: NetworkId, entry: &Entry) {
+        let part = fingerprint(entry);
+        if scope == CLUSTER {
+            self.cluster.set(entry.node, part);
+            return;
+        }
+        self.every.set(entry.node, part);
+        let of_network = self.networks.entry(scope).or_default();
+        of_network.set(entry.node, part);
+        if of_network.parts.is_empty() {
+            self.networks.remove(&scope);
+        }
+    }
+
+    /// What concerns the cluster, in 256 buckets.
+    pub(crate) fn cluster(&self) -> &Buckets {
+        &self.cluster.buckets
+    }
+
+    pub(crate) fn network(&self, network: NetworkId) -> Option<&Buckets> {
+        match network {
+            EVERY => Some(&self.every.buckets),
+            network => Some(&self.networks.get(&network)?.buckets),
+        }
+    }
+
+    /// What concerns these streams, in 256 buckets.
+    pub(crate) fn of(&self, part: &Part) -> Buckets {
+        match part {
+            Part::Cluster => self.cluster.buckets.clone(),
+            Part::Networks(networks) if networks.contains(&EVERY) => self.every.buckets.clone(),
+            Part::Networks(networks) => {
+                let mut all = Buckets::default();
+                for of_one in networks.iter().filter_map(|network| self.network(*network)) {
+                    all.add(of_one);
+                }
+                all
+            }
+        }
+    }
+}
+
+/// A fingerprint of some streams, in 256 buckets by the first byte of their names.
+#[derive(Debug, Default)]
+struct Digest {
+    buckets: Buckets,
     parts: BTreeMap<Short, u64>,
 }
 
 impl Digest {
-    pub(crate) fn new() -> Self {
-        Self {
-            buckets: [0; 256],
-            parts: BTreeMap::new(),
+    fn set(&mut self, name: Short, part: u64) {
+        let previous = if part == 0 {
+            self.parts.remove(&name).unwrap_or(0)
+        } else {
+            self.parts.insert(name, part).unwrap_or(0)
+        };
+        self.buckets.0[usize::from(name.0[0])] ^= previous ^ part;
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Buckets([u64; 256]);
+
+impl Default for Buckets {
+    fn default() -> Self {
+        Self([0; 256])
+    }
+}
+
+impl Buckets {
+    fn add(&mut self, other: &Self) {
+        for (bucket, more) in self.0.iter_mut().zip(&other.0) {
+            *bucket ^= more;
         }
     }
 
-    /// Takes note of what is held and believed of one node now.
-    pub(crate) fn set(&mut self, entry: &Entry) {
-        let part = fingerprint(entry);
-        let previous = if part == 0 {
-            self.parts.remove(&entry.node).unwrap_or(0)
-        } else {
-            self.parts.insert(entry.node, part).unwrap_or(0)
-        };
-        self.buckets[usize::from(entry.node.0[0])] ^= previous ^ part;
-    }
-
     pub(crate) fn root(&self) -> u64 {
-        let turned = self.buckets.iter().zip(1..);
+        let turned = self.0.iter().zip(1..);
         turned.fold(0, |root, (bucket, by)| root ^ bucket.rotate_left(by))
     }
 
     /// Four bytes of each bucket.
-    pub(crate) fn buckets(&self) -> Vec<u8> {
-        self.buckets
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.0
             .iter()
             .flat_map(|bucket| (*bucket as u32).to_be_bytes())
             .collect()
@@ -50,7 +112,7 @@ impl Digest {
 
     /// The buckets that differ from a peer's.
     pub(crate) fn differing(&self, theirs: &[u8]) -> Vec<u8> {
-        let ours = self.buckets();
+        let ours = self.bytes();
         ours.chunks(4)
             .zip(theirs.chunks(4))
             .zip(0..=255)
@@ -86,9 +148,9 @@ mod tests {
     #[test]
     fn the_root_is_of_all_buckets_and_of_their_places() {
         let of = |buckets: &[(usize, u64)]| {
-            let mut digest = Digest::new();
+            let mut digest = Buckets::default();
             for (index, bucket) in buckets {
-                digest.buckets[*index] = *bucket;
+                digest.0[*index] = *bucket;
             }
             digest.root()
         };

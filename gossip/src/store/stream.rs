@@ -1,13 +1,14 @@
-//! What one author says, and how much of it there may be.
+//! What one author says of one network, or of the whole cluster, and how much of it there may be.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Instant,
 };
 
-use weft_types::NodeId;
+use sha2::{Digest as _, Sha256};
+use weft_types::{NetworkId, NodeId};
 
-use crate::{Key, Record, record::StateSum, wire};
+use crate::{Key, Record, identity::Short, record::StateSum, wire};
 
 /// So much of what somebody says.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -44,9 +45,12 @@ impl Amount {
     }
 }
 
+/// What one author says that goes together: it is told, proven and compared as a whole.
 #[derive(Debug)]
-pub(crate) struct Author {
-    pub(super) node: NodeId,
+pub(crate) struct Stream {
+    pub(super) author: NodeId,
+    /// The network; all zeros for the whole cluster.
+    pub(super) scope: NetworkId,
     pub(super) records: BTreeMap<Key, Stored>,
     pub(super) by_version: BTreeSet<(u64, Key)>,
     held: Amount,
@@ -70,10 +74,11 @@ pub(super) struct Stored {
     pub(super) since: Instant,
 }
 
-impl Author {
-    pub(super) fn new(node: NodeId) -> Self {
+impl Stream {
+    pub(super) fn new(author: NodeId, scope: NetworkId) -> Self {
         Self {
-            node,
+            author,
+            scope,
             records: BTreeMap::new(),
             by_version: BTreeSet::new(),
             held: Amount::default(),
@@ -102,6 +107,15 @@ impl Author {
         self.records.get(key).map(|stored| &stored.record)
     }
 
+    /// What is said of a kind that is about no network: names and values.
+    pub(crate) fn said_of(&self, kind: u8) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let first = Key { kind, ..Key::first() };
+        let records = self.records.range(first..);
+        let records = records.take_while(move |(key, _)| key.kind == kind);
+        let records = records.filter(|(key, _)| key.scope.0 == [0; 16]);
+        records.filter_map(|(key, stored)| Some((&key.name[..], stored.record.value.as_deref()?)))
+    }
+
     pub(crate) fn records(&self) -> impl Iterator<Item = &Record> {
         self.records.values().map(|stored| &stored.record)
     }
@@ -111,35 +125,25 @@ impl Author {
         self.held.minus(self.removed)
     }
 
-    /// Whether so much can be held under `key` and all within `most`, after the oldest tombstones have made room for it if need
-    /// be: many at once, since finding them takes a look at all that is older.
-    pub(super) fn has_room(
-        &mut self,
-        key: &Key,
-        more: Amount,
-        most: Amount,
-        dropped: &mut Vec<(NodeId, Key)>,
-    ) -> bool {
-        let replaced = self.get(key).map_or(Amount::default(), Amount::of);
-        loop {
-            if self.held.minus(replaced).plus(more).is_within(most) {
-                return true;
-            }
-            let highest = self.highest();
-            let is_droppable = |(version, other): &&(u64, Key)| {
-                let is_tombstone = self.get(other).is_some_and(|record| record.value.is_none());
-                is_tombstone && *version < highest && other != key
-            };
-            let oldest = self.by_version.iter().filter(is_droppable);
-            let oldest: Vec<_> = oldest.take((most.records / 8).max(1)).cloned().collect();
-            if oldest.is_empty() {
-                return false;
-            }
-            for (version, key) in oldest {
-                self.drop_tombstone(version, &key);
-                dropped.push((self.node, key));
-            }
-        }
+    /// With the tombstones.
+    pub(super) fn held(&self) -> Amount {
+        self.held
+    }
+
+    pub(crate) fn author(&self) -> NodeId {
+        self.author
+    }
+
+    pub(crate) fn scope(&self) -> NetworkId {
+        self.scope
+    }
+
+    /// Tombstones that can go, the oldest first: all but the newest of what is said.
+    pub(super) fn droppable(&self) -> impl Iterator<Item = &(u64, Key)> {
+        let highest = self.highest();
+        self.by_version.iter().filter(move |(version, key)| {
+            *version < highest && self.get(key).is_some_and(|record| record.value.is_none())
+        })
     }
 
     pub(super) fn drop_tombstone(&mut self, version: u64, key: &Key) {
@@ -207,4 +211,17 @@ impl Author {
             self.ask_all = false;
         }
     }
+}
+
+/// The short name of what `author` says of `scope`.
+pub(crate) fn name_of(author: &NodeId, scope: &NetworkId) -> Short {
+    if scope.0 == [0; 16] {
+        return Short::from(author);
+    }
+    let hash = Sha256::new()
+        .chain_update(b"weft stream 1")
+        .chain_update(author.0)
+        .chain_update(scope.0)
+        .finalize();
+    Short(hash[..8].try_into().expect("8 of 32 bytes"))
 }
