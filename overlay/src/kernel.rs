@@ -28,6 +28,7 @@ use std::{
 };
 
 use weft_netlink::{
+    look::Along,
     netns::{Netns, NetnsError, NetnsId},
     nft::Nft,
     route::{Losses, RouteSocket},
@@ -148,6 +149,15 @@ impl Kernel {
 
     /// Makes the kernel hold what is desired: the difference from what it held when last looked at.
     pub fn reconcile(&mut self, desired: &Desired) -> Result<Report, KernelError> {
+        self.reconcile_with(desired, None)
+    }
+
+    /// The same, with somebody who looks along should sandboxes be looked into.
+    pub fn reconcile_with(
+        &mut self,
+        desired: &Desired,
+        along: Option<&dyn Along>,
+    ) -> Result<Report, KernelError> {
         let before = self.settled.take();
         let (observed, plan) = match self.observed.take() {
             Some(observed) => {
@@ -158,7 +168,7 @@ impl Kernel {
                 (observed, plan)
             }
             None => {
-                let observed = self.observe(desired)?;
+                let observed = self.observe(desired, along)?;
                 let plan = plan(desired, &observed);
                 (observed, plan)
             }
@@ -187,7 +197,7 @@ impl Kernel {
     /// What a [`reconcile`](Self::reconcile) would do now that the kernel has been looked at anew. Changes nothing.
     pub fn examine(&mut self, desired: &Desired) -> Result<Plan, KernelError> {
         self.resync();
-        let observed = self.observe(desired)?;
+        let observed = self.observe(desired, None)?;
         let plan = plan(desired, &observed);
         self.observed = Some(observed);
         Ok(plan)

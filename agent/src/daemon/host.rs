@@ -19,6 +19,8 @@ use std::{
 use tokio::sync::mpsc::UnboundedSender;
 use weft_lb::Datapath;
 use weft_netlink::{
+    broker::SocketKind,
+    look::{Along, Inside},
     netns::{Netns, NetnsId},
     route::RouteSocket,
 };
@@ -238,7 +240,10 @@ impl Host {
     }
 
     fn reconcile(&mut self, desired: &Desired, report: &mut HostReport) {
-        let errors = match self.kernel.reconcile(desired) {
+        // At a start both edges have to look into all sandboxes.
+        let along = LookAlong(&*self.datapath);
+        let along = self.balanced.is_empty().then_some(&along as &dyn Along);
+        let errors = match self.kernel.reconcile_with(desired, along) {
             Ok(outcome) => {
                 self.work.changes += outcome.ops_done as u64;
                 outcome.errors
@@ -413,9 +418,27 @@ fn vanished(state: &HostState) -> Vec<EndpointId> {
         .collect()
 }
 
+/// Has the datapath look into sandboxes where the overlay does.
+struct LookAlong<'a>(&'a dyn Datapath);
+
+impl Along for LookAlong<'_> {
+    fn sockets(&self) -> &[SocketKind] {
+        self.0.sockets()
+    }
+
+    fn look(&self, inside: Inside<'_>) {
+        let id = inside.netns.id();
+        self.0.look(&name_of(id.dev, id.ino), inside);
+    }
+}
+
 /// The same after a restart of the agent, and that of another namespace only once this one is gone.
 fn sandbox_name(sandbox: &SandboxSpec) -> String {
-    format!("{}-{}", sandbox.device, sandbox.inode)
+    name_of(sandbox.device, sandbox.inode)
+}
+
+fn name_of(device: u64, inode: u64) -> String {
+    format!("{device}-{inode}")
 }
 
 /// An error with its causes.

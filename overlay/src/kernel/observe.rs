@@ -10,9 +10,10 @@ use std::{
 
 use ipnet::IpNet;
 use weft_netlink::{
+    look::Along,
     netns::{Netns, NetnsError},
     nft::Nft,
-    route::{Address, Link, Route, RouteSocket},
+    route::{Address, Link, LocalRoute, Route, RouteSocket},
 };
 use weft_types::{EndpointId, Mac, NetworkId};
 
@@ -47,13 +48,15 @@ impl Dump {
         })
     }
 
-    /// Of a sandbox, where no routes matter but ours.
-    pub(super) fn of_sandbox(socket: &mut RouteSocket) -> Result<Self, KernelError> {
-        Ok(Self {
+    /// Of a sandbox, where no routes matter but ours, and those of them that are local.
+    pub(super) fn of_sandbox(socket: &mut RouteSocket) -> Result<(Self, Vec<LocalRoute>), KernelError> {
+        let (routes, local) = socket.marked_routes(ROUTE_PROTOCOL)?;
+        let dump = Self {
             links: socket.links()?,
             addresses: socket.addresses()?,
-            routes: socket.marked_routes(ROUTE_PROTOCOL)?.0,
-        })
+            routes,
+        };
+        Ok((dump, local))
     }
 
     fn named(&self, name: &str) -> Option<&Link> {
@@ -87,8 +90,12 @@ impl Dump {
 impl Kernel {
     /// Looks at the kernel. What is desired tells where to look: into which sandboxes.
     ///
-    /// Finds what an agent that died left, in any state.
-    pub fn observe(&mut self, desired: &Desired) -> Result<Observed, KernelError> {
+    /// Finds what an agent that died left, in any state. Somebody else may look along into the sandboxes.
+    pub fn observe(
+        &mut self,
+        desired: &Desired,
+        along: Option<&dyn Along>,
+    ) -> Result<Observed, KernelError> {
         let host = Dump::of(&mut self.route)?;
         let mut observed = Observed {
             host: self.observe_host(&host)?,
@@ -103,7 +110,7 @@ impl Kernel {
         let paths = sandboxes::of(networks);
         // Into sandboxes beside the namespaces of networks.
         thread::scope(|scope| {
-            let sandboxes = Sandboxes::look(scope, &paths);
+            let sandboxes = Sandboxes::look(scope, &paths, along);
             self.observe_networks(desired, &host, there, sandboxes, &mut observed)
         })?;
         // The host's end of an uplink whose namespace lost its name.

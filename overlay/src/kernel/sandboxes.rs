@@ -6,7 +6,12 @@ use std::{
     thread::{Builder, Scope, ScopedJoinHandle},
 };
 
-use weft_netlink::{broker::SocketKind, look, netns::NetnsId, route::RouteSocket};
+use weft_netlink::{
+    broker::SocketKind,
+    look::{self, Along, Inside},
+    netns::NetnsId,
+    route::RouteSocket,
+};
 
 use super::observe::Dump;
 use crate::plan::Network;
@@ -32,15 +37,19 @@ pub(super) struct Sandboxes<'scope> {
 }
 
 impl<'scope> Sandboxes<'scope> {
-    pub(super) fn look<'env>(scope: &'scope Scope<'scope, 'env>, paths: &'env [&'env Path]) -> Self {
+    pub(super) fn look<'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        paths: &'env [&'env Path],
+        along: Option<&'env dyn Along>,
+    ) -> Self {
         let (looks, seen) = match paths {
             [] => (None, HashMap::new()),
             _ => match Builder::new()
                 .name("look".to_owned())
-                .spawn_scoped(scope, || look_into(paths))
+                .spawn_scoped(scope, move || look_into(paths, along))
             {
                 Ok(looks) => (Some(looks), HashMap::new()),
-                Err(_) => (None, look_into(paths)),
+                Err(_) => (None, look_into(paths, along)),
             },
         };
         Self { looks, seen }
@@ -57,10 +66,20 @@ impl<'scope> Sandboxes<'scope> {
     }
 }
 
-fn look_into(paths: &[&Path]) -> HashMap<PathBuf, Seen> {
-    let seen = look::into_each(paths, &[SocketKind::Route], |netns, sockets| {
-        let mut route = RouteSocket::of(netns, sockets.into_iter().next()?).ok()?;
-        let dump = Dump::of_sandbox(&mut route).ok()?;
+fn look_into(paths: &[&Path], along: Option<&dyn Along>) -> HashMap<PathBuf, Seen> {
+    let mut kinds = vec![SocketKind::Route];
+    kinds.extend(along.into_iter().flat_map(Along::sockets));
+    let seen = look::into_each(paths, &kinds, |netns, mut sockets| {
+        let mut route = RouteSocket::of(netns, sockets.remove(0)).ok()?;
+        let (dump, local) = Dump::of_sandbox(&mut route).ok()?;
+        if let Some(along) = along {
+            along.look(Inside {
+                netns,
+                route: &route,
+                local: &local,
+                sockets,
+            });
+        }
         Some(Seen { id: netns.id(), dump })
     });
     let seen = paths.iter().zip(seen);
