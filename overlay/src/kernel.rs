@@ -31,7 +31,7 @@ use weft_netlink::{
     look::Along,
     netns::{Netns, NetnsError, NetnsId},
     nft::Nft,
-    route::{Losses, RouteSocket},
+    route::{Link, Losses, RouteSocket},
 };
 use weft_types::{EndpointId, NetworkId};
 
@@ -80,6 +80,8 @@ struct Space {
     has_vxlan: bool,
     endpoints: BTreeMap<EndpointId, Handle>,
     next_port: u32,
+    /// The links that were found by the last [`Kernel::reconcile`], if it looked.
+    found: Option<Vec<Link>>,
 }
 
 /// Interface indexes; `None` for what is not there.
@@ -159,6 +161,7 @@ impl Kernel {
         along: Option<&dyn Along>,
     ) -> Result<Report, KernelError> {
         let before = self.settled.take();
+        self.spaces.values_mut().for_each(|space| space.found = None);
         let (observed, plan) = match self.observed.take() {
             Some(observed) => {
                 let plan = match &before {
@@ -224,12 +227,23 @@ impl Kernel {
         Some(self.spaces.get(&network)?.netns.id())
     }
 
+    /// The namespace that a network has, whoever made it and whatever is in it.
+    pub fn find_namespace(&self, network: NetworkId) -> Result<Netns, NetnsError> {
+        Netns::open(self.netns_dir.join(network.short()))
+    }
+
     /// The namespace of a network that has a local endpoint, for sockets in it.
     pub fn namespace(&self, network: NetworkId) -> Result<Option<Netns>, NetnsError> {
         self.spaces
             .get(&network)
             .map(|space| space.netns.try_clone())
             .transpose()
+    }
+
+    /// The links of a network's namespace as the last [`reconcile`](Self::reconcile) found them, before it changed any; `None` if it did not
+    /// look at them. Told once.
+    pub fn take_links(&mut self, network: NetworkId) -> Option<Vec<Link>> {
+        self.spaces.get_mut(&network)?.found.take()
     }
 
     /// What the devices have lost that carry networks to other hosts, of those networks that have one.

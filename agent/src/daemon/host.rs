@@ -218,6 +218,7 @@ impl Host {
         let sandboxes = self.state.iter().flat_map(|state| state.sandboxes.clone());
         let sandboxes = sandboxes.collect();
         self.let_go_of_sockets(&desired);
+        self.listen(&desired);
         self.reconcile(&desired, &mut report);
         report.docker_lets_out = self.kernel.docker() == Some(Gate::Open);
         self.balance(sandboxes, &mut report);
@@ -372,6 +373,20 @@ impl Host {
         }
     }
 
+    /// Listens to the namespaces of networks that are not watched yet, where an earlier agent made them: the look at them is then what the
+    /// watch begins with.
+    fn listen(&mut self, desired: &Desired) {
+        for network in desired.networks.keys().copied() {
+            if self.watch.watched(Some(network)).is_some() {
+                continue;
+            }
+            // Whatever is wrong with it, the look will tell.
+            if let Ok(netns) = self.kernel.find_namespace(network) {
+                self.watch.listen(Some(network), &netns);
+            }
+        }
+    }
+
     /// Watches the host and every network's namespace for changes by others.
     fn watch(&mut self, desired: &Desired, report: &mut HostReport) {
         self.watch
@@ -388,8 +403,9 @@ impl Host {
                 None => Netns::current().map(Some),
                 Some(network) => self.kernel.namespace(network),
             };
+            let seen = what.and_then(|network| self.kernel.take_links(network));
             let watched = match netns {
-                Ok(Some(netns)) => self.watch.watch(what, &netns),
+                Ok(Some(netns)) => self.watch.watch(what, &netns, seen),
                 Ok(None) => Ok(()),
                 Err(error) => Err(error.into()),
             };
@@ -400,6 +416,7 @@ impl Host {
                     .push(format!("changes by others are not noticed at once: {error}"));
             }
         }
+        self.watch.stop_listening();
     }
 }
 

@@ -38,6 +38,26 @@ pub(super) struct Watch {
     orders: Sender<Order>,
     /// By network; `None` is the host's own namespace.
     watched: BTreeMap<Option<NetworkId>, Watched>,
+    /// Those that are listened to already, for whoever looks at their links next.
+    ears: BTreeMap<Option<NetworkId>, Ears>,
+}
+
+/// What a namespace tells, from the moment it was opened.
+struct Ears {
+    netns: NetnsId,
+    links: Monitor,
+    rules: nft::Monitor,
+}
+
+impl Ears {
+    /// Must be called within a tokio runtime.
+    fn open(netns: &Netns) -> anyhow::Result<Self> {
+        Ok(Self {
+            netns: netns.id(),
+            links: Monitor::open(netns)?,
+            rules: nft::Monitor::open(netns)?,
+        })
+    }
 }
 
 /// Watching one namespace, until it is dropped.
@@ -59,6 +79,7 @@ impl Watch {
             runtime: runtime::Handle::current(),
             orders,
             watched: BTreeMap::new(),
+            ears: BTreeMap::new(),
         }
     }
 
@@ -67,19 +88,46 @@ impl Watch {
         Some(self.watched.get(&what)?.netns)
     }
 
-    pub(super) fn watch(&mut self, what: Option<NetworkId>, netns: &Netns) -> anyhow::Result<()> {
+    /// Listens to a namespace that is about to be looked at, so that [`Self::watch`] can take what is seen there for what it knows: no change
+    /// falls between the two. What cannot be opened here is opened there, or said to fail.
+    pub(super) fn listen(&mut self, what: Option<NetworkId>, netns: &Netns) {
         let _entered = self.runtime.enter();
-        let monitor = Monitor::open(netns)?;
+        if let Ok(ears) = Ears::open(netns) {
+            self.ears.insert(what, ears);
+        }
+    }
+
+    /// `seen` are its links, if they were looked at after [`Self::listen`].
+    pub(super) fn watch(
+        &mut self,
+        what: Option<NetworkId>,
+        netns: &Netns,
+        seen: Option<Vec<Link>>,
+    ) -> anyhow::Result<()> {
+        let _entered = self.runtime.enter();
+        let earlier = self.ears.remove(&what).filter(|ears| ears.netns == netns.id());
+        let seen = seen.filter(|_| earlier.is_some());
+        let ears = match earlier {
+            Some(ears) => ears,
+            None => Ears::open(netns)?,
+        };
         // Read after the monitor is open, so that no change falls between the two.
-        let known = RouteSocket::open(netns)?.links()?;
+        let known = match seen {
+            Some(seen) => seen,
+            None => RouteSocket::open(netns)?.links()?,
+        };
         let known = known.into_iter().map(|link| (link.index, link)).collect();
-        let rules = nft::Monitor::open(netns)?;
-        let links = follow_links(what, monitor, known, self.orders.clone());
-        let rules = follow_rules(rules, self.orders.clone());
+        let links = follow_links(what, ears.links, known, self.orders.clone());
+        let rules = follow_rules(ears.rules, self.orders.clone());
         let task = self.runtime.spawn(async { tokio::join!(links, rules) });
         let netns = netns.id();
         self.watched.insert(what, Watched { netns, task });
         Ok(())
+    }
+
+    /// Nobody looks any more at what [`Self::listen`] has opened.
+    pub(super) fn stop_listening(&mut self) {
+        self.ears.clear();
     }
 
     /// Stops to watch networks that `keep` does not know.

@@ -256,7 +256,23 @@ fn observe_network(
         ingress: dump.named(INGRESS).map(|link| link.index),
         ingress_port: dump.named(INGRESS_PORT).map(|link| link.index),
     };
-    let fdb = route.fdb()?;
+    // Of ports only what should be there matters, and of the tunnel all there is.
+    let locals = desired.into_iter().flat_map(|network| network.endpoints.values());
+    let macs = locals.map(|endpoint| endpoint.mac);
+    let macs: Vec<Mac> = macs.chain(dump.named(INGRESS).and_then(|link| link.mac)).collect();
+    let of_ports = match bridge {
+        Some(_) => route.fdb_of_bridge(index, &macs)?,
+        None => HashMap::new(),
+    };
+    let has_entry = |port: u32, mac| {
+        of_ports
+            .get(&mac)
+            .is_some_and(|entry| entry.link == port && entry.is_static)
+    };
+    let fdb = match links.tunnel {
+        Some(tunnel) => route.fdb(Some(tunnel))?,
+        None => Vec::new(),
+    };
     let neighbours = route.neighbours()?;
     let mut network = ObservedNetwork {
         bridge: bridge.and_then(|link| {
@@ -311,15 +327,11 @@ fn observe_network(
     }
     if links.ingress.is_some() || links.ingress_port.is_some() {
         let (far, port) = (dump.named(INGRESS), dump.named(INGRESS_PORT));
-        let has_entry = |link: &Link, mac| {
-            fdb.iter()
-                .any(|entry| entry.link == link.index && entry.mac == mac && entry.is_static)
-        };
         let intact = far.zip(port).is_some_and(|(far, port)| {
             far.up
                 && far.mtu == port.mtu
                 && is_as_made(port, index)
-                && far.mac.is_some_and(|mac| has_entry(port, mac))
+                && far.mac.is_some_and(|mac| has_entry(port.index, mac))
         });
         network.ingress = Some(IngressLink {
             mac: far.and_then(|link| link.mac).unwrap_or(Mac([0; 6])),
@@ -372,10 +384,7 @@ fn observe_network(
             let sandbox = local.place.sandbox()?;
             Some((sandbox, sandboxes.seen(&sandbox.path)?)).filter(|(_, seen)| seen.id == sandbox.id)
         });
-        let has_entry = |mac| {
-            fdb.iter()
-                .any(|entry| entry.link == port.index && entry.mac == mac && entry.is_static)
-        };
+        let has_entry = |mac| has_entry(port.index, mac);
         let (endpoint, far_end) = match local {
             Some(LocalEndpoint {
                 mac,
@@ -420,6 +429,7 @@ fn observe_network(
             has_vxlan,
             endpoints,
             next_port,
+            found: Some(dump.links),
         },
         network,
     ))
