@@ -25,6 +25,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::PathBuf,
+    sync::Arc,
 };
 
 use weft_netlink::{
@@ -35,6 +36,7 @@ use weft_netlink::{
 };
 use weft_types::{EndpointId, NetworkId};
 
+use self::sandboxes::Ahead;
 pub use self::{
     error::{Cause, KernelError, OpError},
     names::{TUNNEL, namespace_path, netns_dir, wireguard_path},
@@ -66,6 +68,8 @@ pub struct Kernel {
     observed: Option<Observed>,
     /// What that is the same as.
     settled: Option<Desired>,
+    /// Sandboxes that are looked into already, for the next who looks.
+    ahead: Option<Ahead>,
 }
 
 /// An open overlay namespace.
@@ -146,7 +150,14 @@ impl Kernel {
             docker: [None; 2],
             observed: None,
             settled: None,
+            ahead: None,
         })
+    }
+
+    /// Begins to look into sandboxes, for a [`reconcile`](Self::reconcile) that comes in a moment: what it is to be told takes time to find
+    /// out. It looks into others that it needs, and into those that could not be opened.
+    pub fn look_ahead(&mut self, sandboxes: Vec<PathBuf>, along: Arc<dyn Along + Send>) {
+        self.ahead = Ahead::look(sandboxes, along);
     }
 
     /// Makes the kernel hold what is desired: the difference from what it held when last looked at.

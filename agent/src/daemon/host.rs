@@ -12,7 +12,10 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     path::Path,
-    sync::mpsc::{Receiver, RecvTimeoutError},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
     time::{Duration, Instant},
 };
 
@@ -67,7 +70,7 @@ pub(super) fn underlay_mtu(address: IpAddr) -> u32 {
 
 struct Host {
     kernel: Kernel,
-    datapath: Box<dyn Datapath>,
+    datapath: Arc<dyn Datapath>,
     entry: Entry,
     state: Option<HostState>,
     /// Whether it was ever said what should be, if only that nothing should. Until then what the kernel holds
@@ -103,6 +106,11 @@ impl Host {
                     let mut changed = false;
                     for order in std::iter::once(first).chain(orders.try_iter()) {
                         match order {
+                            Order::LookAhead(sandboxes) => {
+                                let along = Arc::new(LookAlong(Arc::clone(&self.datapath)));
+                                self.kernel.look_ahead(sandboxes, along);
+                                continue;
+                            }
                             Order::Apply(state) => (self.state, self.is_told) = (Some(*state), true),
                             Order::Clear => (self.state, self.is_told) = (None, true),
                             Order::Count(order) => {
@@ -242,7 +250,7 @@ impl Host {
 
     fn reconcile(&mut self, desired: &Desired, report: &mut HostReport) {
         // At a start both edges have to look into all sandboxes.
-        let along = LookAlong(&*self.datapath);
+        let along = LookAlong(Arc::clone(&self.datapath));
         let along = self.balanced.is_empty().then_some(&along as &dyn Along);
         let errors = match self.kernel.reconcile_with(desired, along) {
             Ok(outcome) => {
@@ -436,9 +444,9 @@ fn vanished(state: &HostState) -> Vec<EndpointId> {
 }
 
 /// Has the datapath look into sandboxes where the overlay does.
-struct LookAlong<'a>(&'a dyn Datapath);
+struct LookAlong(Arc<dyn Datapath>);
 
-impl Along for LookAlong<'_> {
+impl Along for LookAlong {
     fn sockets(&self) -> &[SocketKind] {
         self.0.sockets()
     }

@@ -33,6 +33,7 @@ use crate::plan::{
 pub(super) const FORWARDING: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
 
 /// Everything of one namespace that matters to us.
+#[derive(Debug)]
 pub(super) struct Dump {
     links: Vec<Link>,
     addresses: Vec<Address>,
@@ -108,9 +109,10 @@ impl Kernel {
         let there: Vec<_> = there.filter_map(|path| Some((id_of(&path)?, path))).collect();
         let networks = there.iter().filter_map(|(id, _)| desired.networks.get(id));
         let paths = sandboxes::of(networks);
+        let ahead = self.ahead.take();
         // Into sandboxes beside the namespaces of networks.
         thread::scope(|scope| {
-            let sandboxes = Sandboxes::look(scope, &paths, along);
+            let sandboxes = Sandboxes::look(scope, &paths, along, ahead);
             self.observe_networks(desired, &host, there, sandboxes, &mut observed)
         })?;
         // The host's end of an uplink whose namespace lost its name.

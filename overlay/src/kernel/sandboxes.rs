@@ -3,7 +3,8 @@
 use std::{
     collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
-    thread::{Builder, Scope, ScopedJoinHandle},
+    sync::Arc,
+    thread::{Builder, JoinHandle, Scope, ScopedJoinHandle},
 };
 
 use weft_netlink::{
@@ -25,6 +26,7 @@ pub(super) fn of<'a>(networks: impl Iterator<Item = &'a Network>) -> Vec<&'a Pat
     paths.into_iter().collect()
 }
 
+#[derive(Debug)]
 pub(super) struct Seen {
     pub(super) id: NetnsId,
     pub(super) dump: Dump,
@@ -41,16 +43,19 @@ impl<'scope> Sandboxes<'scope> {
         scope: &'scope Scope<'scope, 'env>,
         paths: &'env [&'env Path],
         along: Option<&'env dyn Along>,
+        ahead: Option<Ahead>,
     ) -> Self {
-        let (looks, seen) = match paths {
-            [] => (None, HashMap::new()),
-            _ => match Builder::new()
-                .name("look".to_owned())
-                .spawn_scoped(scope, move || look_into(paths, along))
-            {
-                Ok(looks) => (Some(looks), HashMap::new()),
-                Err(_) => (None, look_into(paths, along)),
-            },
+        let looks = Builder::new().name("look".to_owned());
+        let looks = match (paths, ahead) {
+            ([], _) => None,
+            (_, None) => looks.spawn_scoped(scope, move || look_into(paths, along)).ok(),
+            (_, Some(ahead)) => looks
+                .spawn_scoped(scope, move || ahead.complete(paths, along))
+                .ok(),
+        };
+        let seen = match looks {
+            None => look_into(paths, along),
+            Some(_) => HashMap::new(),
         };
         Self { looks, seen }
     }
@@ -63,6 +68,35 @@ impl<'scope> Sandboxes<'scope> {
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         }
         self.seen.get(path)
+    }
+}
+
+/// Sandboxes that are looked into before it is known what is desired.
+#[derive(Debug)]
+pub(super) struct Ahead(JoinHandle<HashMap<PathBuf, Seen>>);
+
+impl Ahead {
+    pub(super) fn look(paths: Vec<PathBuf>, along: Arc<dyn Along + Send>) -> Option<Self> {
+        let look = move || {
+            let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+            look_into(&paths, Some(&*along))
+        };
+        Builder::new().name("look".to_owned()).spawn(look).ok().map(Self)
+    }
+
+    /// What was seen, and what is in those of `paths` that were not looked into.
+    fn complete(self, paths: &[&Path], along: Option<&dyn Along>) -> HashMap<PathBuf, Seen> {
+        let mut seen = self
+            .0
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let missing: Vec<&Path> = paths
+            .iter()
+            .copied()
+            .filter(|path| !seen.contains_key(*path))
+            .collect();
+        seen.extend(look_into(&missing, along));
+        seen
     }
 }
 
