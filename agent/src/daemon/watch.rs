@@ -240,3 +240,58 @@ fn is_opened(before: PortFlags, now: PortFlags) -> bool {
         .into_iter()
         .any(|flag| goes(flag, true))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use weft_netlink::route::{Batch, BridgeOptions, NewLink, Request, SetLink};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn execute(socket: &mut RouteSocket, requests: impl IntoIterator<Item = Request>) {
+        let mut batch = Batch::new();
+        batch.add(requests);
+        socket.execute(batch).unwrap();
+    }
+
+    /// What is seen is older than the watch, so damage in between is told by nothing but what was listened to meanwhile.
+    #[test]
+    fn damage_between_the_look_and_the_watch_is_noticed() {
+        let Some(netns) = weft_netlink::testing::netns() else {
+            return;
+        };
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let _entered = runtime.enter();
+        let mut socket = RouteSocket::open(&netns).unwrap();
+        let bridge = NewLink::bridge("br0", BridgeOptions::default())
+            .index(10)
+            .alias("weft:1");
+        execute(&mut socket, bridge.up());
+        let network = Some(NetworkId([7; 16]));
+        for (is_listened_to, is_noticed) in [(true, true), (false, false)] {
+            let (orders, told) = channel();
+            let mut watch = Watch::new(orders);
+            execute(&mut socket, SetLink::index(10).up());
+            if is_listened_to {
+                watch.listen(network, &netns);
+            }
+            let seen = socket.links().unwrap();
+            execute(&mut socket, SetLink::index(10).down());
+            watch.watch(network, &netns, Some(seen)).unwrap();
+            // Whatever was told comes before this.
+            execute(&mut socket, SetLink::index(10).up());
+            execute(&mut socket, SetLink::index(10).mtu(1300));
+            let damaged =
+                |order| matches!(order, Ok(Order::Damaged { link: 10, network: n }) if n == network);
+            assert!(damaged(told.recv_timeout(PATIENCE)));
+            if is_noticed {
+                assert!(damaged(told.recv_timeout(PATIENCE)), "the one before, too");
+            }
+            drop(watch);
+            execute(&mut socket, SetLink::index(10).mtu(1500));
+        }
+    }
+}

@@ -92,11 +92,7 @@ impl Kernel {
     /// Looks at the kernel. What is desired tells where to look: into which sandboxes.
     ///
     /// Finds what an agent that died left, in any state. Somebody else may look along into the sandboxes.
-    pub fn observe(
-        &mut self,
-        desired: &Desired,
-        along: Option<&dyn Along>,
-    ) -> Result<Observed, KernelError> {
+    pub fn observe(&mut self, desired: &Desired, along: Option<&dyn Along>) -> Result<Observed, KernelError> {
         let host = Dump::of(&mut self.route)?;
         let mut observed = Observed {
             host: self.observe_host(&host)?,
@@ -261,7 +257,9 @@ fn observe_network(
     // Of ports only what should be there matters, and of the tunnel all there is.
     let locals = desired.into_iter().flat_map(|network| network.endpoints.values());
     let macs = locals.map(|endpoint| endpoint.mac);
-    let macs: Vec<Mac> = macs.chain(dump.named(INGRESS).and_then(|link| link.mac)).collect();
+    let macs: Vec<Mac> = macs
+        .chain(dump.named(INGRESS).and_then(|link| link.mac))
+        .collect();
     let of_ports = match bridge {
         Some(_) => route.fdb_of_bridge(index, &macs)?,
         None => HashMap::new(),
