@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use weft_netlink::netns::Netns;
+use weft_netlink::{broker::SocketKind, look::Inside, netns::Netns};
 use weft_types::{EndpointId, ServiceId};
 
 use crate::{ClientTable, Service};
@@ -35,8 +35,19 @@ pub trait Datapath: Send + Sync {
         false
     }
 
+    /// The sockets that a [`look`](Self::look) into a sandbox needs; none where there is nothing to look for.
+    fn sockets(&self) -> &'static [SocketKind] {
+        &[]
+    }
+
+    /// Looks into a sandbox, where somebody else does so anyway, for the sync that follows. Nothing is written. May be called by several
+    /// threads at a time.
+    fn look(&self, sandbox: &str, inside: Inside<'_>) {
+        let _ = (sandbox, inside);
+    }
+
     /// Looks into sandboxes, by name and path, that are about to be synced for the first time: into all of them together it takes less
-    /// time than into each by itself. What is found out is known to the sync of each, and nothing is written.
+    /// time than into each by itself. Those that [`look`](Self::look) has seen are left out. What is found out is known to the sync of each, and nothing is written.
     fn look_into(&self, sandboxes: &[(&str, &Path)]) {
         let _ = sandboxes;
     }

@@ -15,7 +15,30 @@ use std::{
 use crate::{
     broker::SocketKind,
     netns::{Netns, NetnsError},
+    route::{LocalRoute, RouteSocket},
 };
+
+/// A namespace that somebody looks into, for somebody else who wants to know something of it too.
+#[derive(Debug)]
+pub struct Inside<'a> {
+    /// Which one.
+    pub netns: &'a Netns,
+    /// A socket of it.
+    pub route: &'a RouteSocket,
+    /// Its local routes that bear our mark.
+    pub local: &'a [LocalRoute],
+    /// What was asked for beside the first, in order.
+    pub sockets: Vec<OwnedFd>,
+}
+
+/// Somebody who looks along where somebody else looks into many namespaces: what takes the time is to have their sockets.
+pub trait Along: Sync {
+    /// The sockets that it needs beside one for routes.
+    fn sockets(&self) -> &[SocketKind];
+
+    /// Looks into one, on any thread.
+    fn look(&self, inside: Inside<'_>);
+}
 
 /// Namespaces that are open at one time on a thread, with their sockets: a process may have so many descriptors.
 const AT_ONCE: usize = 32;

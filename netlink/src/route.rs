@@ -9,6 +9,7 @@
 mod address;
 mod batch;
 mod dump;
+mod fdb;
 mod link;
 mod monitor;
 mod neighbour;

@@ -24,7 +24,8 @@ pub(crate) fn open(kind: SocketKind) -> io::Result<Socket> {
 /// Connects to the kernel's part for the network namespace that the socket belongs to.
 pub(crate) fn connect(socket: OwnedFd) -> io::Result<Socket> {
     let mut socket = of(socket);
-    socket.bind_auto()?;
+    // The kernel chooses the address, and nobody asks which.
+    socket.bind(&SocketAddr::new(0, 0))?;
     socket.connect(&SocketAddr::new(0, 0))?;
     // Both only make answers smaller and clearer; not all of the kernel's parts know them.
     let _ = socket.set_ext_ack(true);

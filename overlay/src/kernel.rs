@@ -25,15 +25,18 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::PathBuf,
+    sync::Arc,
 };
 
 use weft_netlink::{
+    look::Along,
     netns::{Netns, NetnsError, NetnsId},
     nft::Nft,
-    route::{Losses, RouteSocket},
+    route::{Link, Losses, RouteSocket},
 };
 use weft_types::{EndpointId, NetworkId};
 
+use self::sandboxes::Ahead;
 pub use self::{
     error::{Cause, KernelError, OpError},
     names::{TUNNEL, namespace_path, netns_dir, wireguard_path},
@@ -65,6 +68,8 @@ pub struct Kernel {
     observed: Option<Observed>,
     /// What that is the same as.
     settled: Option<Desired>,
+    /// Sandboxes that are looked into already, for the next who looks.
+    ahead: Option<Ahead>,
 }
 
 /// An open overlay namespace.
@@ -79,6 +84,8 @@ struct Space {
     has_vxlan: bool,
     endpoints: BTreeMap<EndpointId, Handle>,
     next_port: u32,
+    /// The links that were found by the last [`Kernel::reconcile`], if it looked.
+    found: Option<Vec<Link>>,
 }
 
 /// Interface indexes; `None` for what is not there.
@@ -143,12 +150,29 @@ impl Kernel {
             docker: [None; 2],
             observed: None,
             settled: None,
+            ahead: None,
         })
+    }
+
+    /// Begins to look into sandboxes, for a [`reconcile`](Self::reconcile) that comes in a moment: what it is to be told takes time to find
+    /// out. It looks into others that it needs, and into those that could not be opened.
+    pub fn look_ahead(&mut self, sandboxes: Vec<PathBuf>, along: Arc<dyn Along + Send>) {
+        self.ahead = Ahead::look(sandboxes, along);
     }
 
     /// Makes the kernel hold what is desired: the difference from what it held when last looked at.
     pub fn reconcile(&mut self, desired: &Desired) -> Result<Report, KernelError> {
+        self.reconcile_with(desired, None)
+    }
+
+    /// The same, with somebody who looks along should sandboxes be looked into.
+    pub fn reconcile_with(
+        &mut self,
+        desired: &Desired,
+        along: Option<&dyn Along>,
+    ) -> Result<Report, KernelError> {
         let before = self.settled.take();
+        self.spaces.values_mut().for_each(|space| space.found = None);
         let (observed, plan) = match self.observed.take() {
             Some(observed) => {
                 let plan = match &before {
@@ -158,7 +182,7 @@ impl Kernel {
                 (observed, plan)
             }
             None => {
-                let observed = self.observe(desired)?;
+                let observed = self.observe(desired, along)?;
                 let plan = plan(desired, &observed);
                 (observed, plan)
             }
@@ -187,7 +211,7 @@ impl Kernel {
     /// What a [`reconcile`](Self::reconcile) would do now that the kernel has been looked at anew. Changes nothing.
     pub fn examine(&mut self, desired: &Desired) -> Result<Plan, KernelError> {
         self.resync();
-        let observed = self.observe(desired)?;
+        let observed = self.observe(desired, None)?;
         let plan = plan(desired, &observed);
         self.observed = Some(observed);
         Ok(plan)
@@ -214,12 +238,23 @@ impl Kernel {
         Some(self.spaces.get(&network)?.netns.id())
     }
 
+    /// The namespace that a network has, whoever made it and whatever is in it.
+    pub fn find_namespace(&self, network: NetworkId) -> Result<Netns, NetnsError> {
+        Netns::open(self.netns_dir.join(network.short()))
+    }
+
     /// The namespace of a network that has a local endpoint, for sockets in it.
     pub fn namespace(&self, network: NetworkId) -> Result<Option<Netns>, NetnsError> {
         self.spaces
             .get(&network)
             .map(|space| space.netns.try_clone())
             .transpose()
+    }
+
+    /// The links of a network's namespace as the last [`reconcile`](Self::reconcile) found them, before it changed any; `None` if it did not
+    /// look at them. Told once.
+    pub fn take_links(&mut self, network: NetworkId) -> Option<Vec<Link>> {
+        self.spaces.get_mut(&network)?.found.take()
     }
 
     /// What the devices have lost that carry networks to other hosts, of those networks that have one.

@@ -34,6 +34,8 @@ use table::{Table, Unit};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(1);
+/// Whether it is ready is asked less often: each question takes the agent time that it would have for the answer.
+const ASK_EVERY: Duration = Duration::from_millis(5);
 
 /// Restarts of an agent with many endpoints, as ratios
 #[derive(Debug, Parser)]
@@ -287,7 +289,7 @@ impl Bed {
             Ok((_, why)) => Err(why),
             Err(error) => Err(format!("{error:#}")),
         };
-        eventually("a host that is ready", PATIENCE, LOOK_EVERY, ready)?;
+        eventually("a host that is ready", PATIENCE, ASK_EVERY, ready)?;
         Ok(())
     }
 

@@ -4,11 +4,15 @@
 //! service) is a [`Register`]: every author keeps its own record, and the register with the highest
 //! (Lamport time, author) is the one that holds. No wall clock decides anything.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use weft_gossip::{Key, KeyId};
+use weft_gossip::{Key, KeyId, Record};
 use weft_ipam::Block;
 use weft_types::{EndpointId, Mac, NetworkId, NodeId, ServiceId, Vni};
 
@@ -515,6 +519,18 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
         return None;
     }
     postcard::from_bytes(rest).ok()
+}
+
+/// Where the sandboxes are that a node's own records name, each once.
+pub fn sandboxes_of(node: NodeId, records: &[Record]) -> Vec<PathBuf> {
+    let of_endpoint = |record: &Record| {
+        let value = record.value.as_deref().filter(|_| record.author == node)?;
+        let is_endpoint = Kind::of(&record.key)? == Kind::Endpoint;
+        let spec: EndpointSpec = is_endpoint.then(|| decode(value))??;
+        Some(PathBuf::from(&spec.sandbox()?.path))
+    };
+    let paths: BTreeSet<PathBuf> = records.iter().filter_map(of_endpoint).collect();
+    paths.into_iter().collect()
 }
 
 /// The last bytes of a key's name as an id.

@@ -105,18 +105,13 @@ impl Control {
     /// Where the sandboxes of this host find names, by the target they were connected as.
     pub fn resolvers(&self) -> BTreeMap<String, Resolver> {
         let mut resolvers = BTreeMap::new();
+        // Many sandboxes are on the same networks.
+        let mut by_networks: BTreeMap<Vec<NetworkId>, Resolver> = BTreeMap::new();
         for (_, networks) in self.sandboxes() {
-            let mut resolver = Resolver::default();
-            for (id, _) in &networks {
-                let Some(spec) = self.catalogue.network(*id) else {
-                    continue;
-                };
-                let new = self.dns_servers(spec).into_iter();
-                let new: Vec<_> = new.filter(|server| !resolver.servers.contains(server)).collect();
-                resolver.servers.extend(new);
-                resolver.search.extend(self.search_domain(*id));
-            }
-            resolver.search.push(self.settings.domain.clone());
+            let ids: Vec<NetworkId> = networks.iter().map(|(id, _)| *id).collect();
+            let resolver = by_networks
+                .entry(ids)
+                .or_insert_with_key(|ids| self.resolver(ids));
             for sandbox in networks
                 .iter()
                 .filter_map(|(_, endpoint)| endpoint.spec.sandbox())
@@ -126,6 +121,22 @@ impl Control {
             }
         }
         resolvers
+    }
+
+    /// Where names are found on these networks.
+    fn resolver(&self, networks: &[NetworkId]) -> Resolver {
+        let mut resolver = Resolver::default();
+        for id in networks {
+            let Some(spec) = self.catalogue.network(*id) else {
+                continue;
+            };
+            let new = self.dns_servers(spec).into_iter();
+            let new: Vec<_> = new.filter(|server| !resolver.servers.contains(server)).collect();
+            resolver.servers.extend(new);
+            resolver.search.extend(self.search_domain(*id));
+        }
+        resolver.search.push(self.settings.domain.clone());
+        resolver
     }
 
     /// The domain of a network's names.

@@ -21,6 +21,7 @@ use crate::{
     api::{ApiError, types::*},
     control::{
         ClusterFacts, Control, Pools, Probe, Responder, Ring, Settings, Stored, TunnelKeys, admission,
+        records,
     },
 };
 
@@ -113,6 +114,9 @@ impl Daemon {
         fresh: bool,
         transport: Transport,
     ) -> anyhow::Result<Membership> {
+        let records = self.store.records()?;
+        self.host
+            .look_ahead(records::sandboxes_of(self.identity.node(), &records));
         let gossip_address = transport.local_addr();
         let boot = self.store.next_boot()?;
         let config = Config::new(facts.id, ring.to_seal(), gossip_address);
@@ -137,7 +141,7 @@ impl Daemon {
         let stored = Stored {
             tunnel_keys: self.tunnel_keys()?,
             ring,
-            records: self.store.records()?,
+            records,
             kept: self.store.kept()?,
             bindings: self.store.bindings()?,
         };

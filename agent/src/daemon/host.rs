@@ -12,13 +12,18 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     path::Path,
-    sync::mpsc::{Receiver, RecvTimeoutError},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
     time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc::UnboundedSender;
 use weft_lb::Datapath;
 use weft_netlink::{
+    broker::SocketKind,
+    look::{Along, Inside},
     netns::{Netns, NetnsId},
     route::RouteSocket,
 };
@@ -65,7 +70,7 @@ pub(super) fn underlay_mtu(address: IpAddr) -> u32 {
 
 struct Host {
     kernel: Kernel,
-    datapath: Box<dyn Datapath>,
+    datapath: Arc<dyn Datapath>,
     entry: Entry,
     state: Option<HostState>,
     /// Whether it was ever said what should be, if only that nothing should. Until then what the kernel holds
@@ -101,6 +106,11 @@ impl Host {
                     let mut changed = false;
                     for order in std::iter::once(first).chain(orders.try_iter()) {
                         match order {
+                            Order::LookAhead(sandboxes) => {
+                                let along = Arc::new(LookAlong(Arc::clone(&self.datapath)));
+                                self.kernel.look_ahead(sandboxes, along);
+                                continue;
+                            }
                             Order::Apply(state) => (self.state, self.is_told) = (Some(*state), true),
                             Order::Clear => (self.state, self.is_told) = (None, true),
                             Order::Count(order) => {
@@ -216,6 +226,7 @@ impl Host {
         let sandboxes = self.state.iter().flat_map(|state| state.sandboxes.clone());
         let sandboxes = sandboxes.collect();
         self.let_go_of_sockets(&desired);
+        self.listen(&desired);
         self.reconcile(&desired, &mut report);
         report.docker_lets_out = self.kernel.docker() == Some(Gate::Open);
         self.balance(sandboxes, &mut report);
@@ -238,7 +249,10 @@ impl Host {
     }
 
     fn reconcile(&mut self, desired: &Desired, report: &mut HostReport) {
-        let errors = match self.kernel.reconcile(desired) {
+        // At a start both edges have to look into all sandboxes.
+        let along = LookAlong(Arc::clone(&self.datapath));
+        let along = self.balanced.is_empty().then_some(&along as &dyn Along);
+        let errors = match self.kernel.reconcile_with(desired, along) {
             Ok(outcome) => {
                 self.work.changes += outcome.ops_done as u64;
                 outcome.errors
@@ -367,6 +381,20 @@ impl Host {
         }
     }
 
+    /// Listens to the namespaces of networks that are not watched yet, where an earlier agent made them: the look at them is then what the
+    /// watch begins with.
+    fn listen(&mut self, desired: &Desired) {
+        for network in desired.networks.keys().copied() {
+            if self.watch.watched(Some(network)).is_some() {
+                continue;
+            }
+            // Whatever is wrong with it, the look will tell.
+            if let Ok(netns) = self.kernel.find_namespace(network) {
+                self.watch.listen(Some(network), &netns);
+            }
+        }
+    }
+
     /// Watches the host and every network's namespace for changes by others.
     fn watch(&mut self, desired: &Desired, report: &mut HostReport) {
         self.watch
@@ -383,8 +411,9 @@ impl Host {
                 None => Netns::current().map(Some),
                 Some(network) => self.kernel.namespace(network),
             };
+            let seen = what.and_then(|network| self.kernel.take_links(network));
             let watched = match netns {
-                Ok(Some(netns)) => self.watch.watch(what, &netns),
+                Ok(Some(netns)) => self.watch.watch(what, &netns, seen),
                 Ok(None) => Ok(()),
                 Err(error) => Err(error.into()),
             };
@@ -395,6 +424,7 @@ impl Host {
                     .push(format!("changes by others are not noticed at once: {error}"));
             }
         }
+        self.watch.stop_listening();
     }
 }
 
@@ -413,9 +443,27 @@ fn vanished(state: &HostState) -> Vec<EndpointId> {
         .collect()
 }
 
+/// Has the datapath look into sandboxes where the overlay does.
+struct LookAlong(Arc<dyn Datapath>);
+
+impl Along for LookAlong {
+    fn sockets(&self) -> &[SocketKind] {
+        self.0.sockets()
+    }
+
+    fn look(&self, inside: Inside<'_>) {
+        let id = inside.netns.id();
+        self.0.look(&name_of(id.dev, id.ino), inside);
+    }
+}
+
 /// The same after a restart of the agent, and that of another namespace only once this one is gone.
 fn sandbox_name(sandbox: &SandboxSpec) -> String {
-    format!("{}-{}", sandbox.device, sandbox.inode)
+    name_of(sandbox.device, sandbox.inode)
+}
+
+fn name_of(device: u64, inode: u64) -> String {
+    format!("{device}-{inode}")
 }
 
 /// An error with its causes.

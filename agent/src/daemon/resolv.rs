@@ -47,10 +47,12 @@ impl ResolverFiles {
             self.change(gone, None);
         }
         for (target, resolver) in &wanted {
+            let Some(file) = file_of(&self.root, target) else {
+                continue;
+            };
             let text = text(resolver);
-            let is_there = file_of(&self.root, target).is_none_or(|file| {
-                fs::read_to_string(file).is_ok_and(|there| there == text || !there.starts_with(MARK))
-            });
+            let is_there =
+                fs::read_to_string(file).is_ok_and(|there| there == text || !there.starts_with(MARK));
             if !is_there {
                 self.change(target, Some(&text));
             }

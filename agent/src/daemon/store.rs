@@ -6,7 +6,9 @@
 
 use std::path::{Path, PathBuf};
 
-use redb::{Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{
+    Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition, TableHandle,
+};
 use serde::{Serialize, de::DeserializeOwned};
 use weft_gossip::{Key, Record};
 use weft_types::{NetworkId, NodeId};
@@ -87,6 +89,13 @@ impl Store {
         })?;
         let store = Self { db, file };
         store.access("make its tables", |db| {
+            // Where they are there is nothing to wait for the disk for.
+            let read = db.begin_read()?;
+            let there: Vec<String> = read.list_tables()?.map(|table| table.name().to_owned()).collect();
+            let wanted = [META.name(), RECORDS.name(), KEPT.name(), BINDINGS.name()];
+            if wanted.iter().all(|name| there.iter().any(|there| there == name)) {
+                return Ok(());
+            }
             let write = db.begin_write()?;
             write.open_table(META)?;
             write.open_table(RECORDS)?;

@@ -38,6 +38,26 @@ pub(super) struct Watch {
     orders: Sender<Order>,
     /// By network; `None` is the host's own namespace.
     watched: BTreeMap<Option<NetworkId>, Watched>,
+    /// Those that are listened to already, for whoever looks at their links next.
+    ears: BTreeMap<Option<NetworkId>, Ears>,
+}
+
+/// What a namespace tells, from the moment it was opened.
+struct Ears {
+    netns: NetnsId,
+    links: Monitor,
+    rules: nft::Monitor,
+}
+
+impl Ears {
+    /// Must be called within a tokio runtime.
+    fn open(netns: &Netns) -> anyhow::Result<Self> {
+        Ok(Self {
+            netns: netns.id(),
+            links: Monitor::open(netns)?,
+            rules: nft::Monitor::open(netns)?,
+        })
+    }
 }
 
 /// Watching one namespace, until it is dropped.
@@ -59,6 +79,7 @@ impl Watch {
             runtime: runtime::Handle::current(),
             orders,
             watched: BTreeMap::new(),
+            ears: BTreeMap::new(),
         }
     }
 
@@ -67,19 +88,46 @@ impl Watch {
         Some(self.watched.get(&what)?.netns)
     }
 
-    pub(super) fn watch(&mut self, what: Option<NetworkId>, netns: &Netns) -> anyhow::Result<()> {
+    /// Listens to a namespace that is about to be looked at, so that [`Self::watch`] can take what is seen there for what it knows: no change
+    /// falls between the two. What cannot be opened here is opened there, or said to fail.
+    pub(super) fn listen(&mut self, what: Option<NetworkId>, netns: &Netns) {
         let _entered = self.runtime.enter();
-        let monitor = Monitor::open(netns)?;
+        if let Ok(ears) = Ears::open(netns) {
+            self.ears.insert(what, ears);
+        }
+    }
+
+    /// `seen` are its links, if they were looked at after [`Self::listen`].
+    pub(super) fn watch(
+        &mut self,
+        what: Option<NetworkId>,
+        netns: &Netns,
+        seen: Option<Vec<Link>>,
+    ) -> anyhow::Result<()> {
+        let _entered = self.runtime.enter();
+        let earlier = self.ears.remove(&what).filter(|ears| ears.netns == netns.id());
+        let seen = seen.filter(|_| earlier.is_some());
+        let ears = match earlier {
+            Some(ears) => ears,
+            None => Ears::open(netns)?,
+        };
         // Read after the monitor is open, so that no change falls between the two.
-        let known = RouteSocket::open(netns)?.links()?;
+        let known = match seen {
+            Some(seen) => seen,
+            None => RouteSocket::open(netns)?.links()?,
+        };
         let known = known.into_iter().map(|link| (link.index, link)).collect();
-        let rules = nft::Monitor::open(netns)?;
-        let links = follow_links(what, monitor, known, self.orders.clone());
-        let rules = follow_rules(rules, self.orders.clone());
+        let links = follow_links(what, ears.links, known, self.orders.clone());
+        let rules = follow_rules(ears.rules, self.orders.clone());
         let task = self.runtime.spawn(async { tokio::join!(links, rules) });
         let netns = netns.id();
         self.watched.insert(what, Watched { netns, task });
         Ok(())
+    }
+
+    /// Nobody looks any more at what [`Self::listen`] has opened.
+    pub(super) fn stop_listening(&mut self) {
+        self.ears.clear();
     }
 
     /// Stops to watch networks that `keep` does not know.
@@ -191,4 +239,59 @@ fn is_opened(before: PortFlags, now: PortFlags) -> bool {
         ]
         .into_iter()
         .any(|flag| goes(flag, true))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use weft_netlink::route::{Batch, BridgeOptions, NewLink, Request, SetLink};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn execute(socket: &mut RouteSocket, requests: impl IntoIterator<Item = Request>) {
+        let mut batch = Batch::new();
+        batch.add(requests);
+        socket.execute(batch).unwrap();
+    }
+
+    /// What is seen is older than the watch, so damage in between is told by nothing but what was listened to meanwhile.
+    #[test]
+    fn damage_between_the_look_and_the_watch_is_noticed() {
+        let Some(netns) = weft_netlink::testing::netns() else {
+            return;
+        };
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let _entered = runtime.enter();
+        let mut socket = RouteSocket::open(&netns).unwrap();
+        let bridge = NewLink::bridge("br0", BridgeOptions::default())
+            .index(10)
+            .alias("weft:1");
+        execute(&mut socket, bridge.up());
+        let network = Some(NetworkId([7; 16]));
+        for (is_listened_to, is_noticed) in [(true, true), (false, false)] {
+            let (orders, told) = channel();
+            let mut watch = Watch::new(orders);
+            execute(&mut socket, SetLink::index(10).up());
+            if is_listened_to {
+                watch.listen(network, &netns);
+            }
+            let seen = socket.links().unwrap();
+            execute(&mut socket, SetLink::index(10).down());
+            watch.watch(network, &netns, Some(seen)).unwrap();
+            // Whatever was told comes before this.
+            execute(&mut socket, SetLink::index(10).up());
+            execute(&mut socket, SetLink::index(10).mtu(1300));
+            let damaged =
+                |order| matches!(order, Ok(Order::Damaged { link: 10, network: n }) if n == network);
+            assert!(damaged(told.recv_timeout(PATIENCE)));
+            if is_noticed {
+                assert!(damaged(told.recv_timeout(PATIENCE)), "the one before, too");
+            }
+            drop(watch);
+            execute(&mut socket, SetLink::index(10).mtu(1500));
+        }
+    }
 }

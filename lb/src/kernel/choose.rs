@@ -16,10 +16,19 @@ use std::{
     time::Instant,
 };
 
-use weft_netlink::{broker::SocketKind, look, netns::Netns, nft::Nft};
+use weft_netlink::{
+    broker::SocketKind,
+    look::{self, Inside},
+    netns::Netns,
+    nft::Nft,
+    route::RouteSocket,
+};
 use weft_types::{EndpointId, ServiceId};
 
-use super::{EbpfDatapath, EbpfError, NftDatapath, adopt};
+use super::{
+    EbpfDatapath, EbpfError, NftDatapath, adopt,
+    ebpf::{ROUTE_PROTOCOL, Seen},
+};
 use crate::{Attempts, ClientTable, Datapath, DatapathError, Service, Written};
 
 /// What a user asks for.
@@ -125,9 +134,26 @@ impl OverNft {
         Ok(())
     }
 
+    /// What could not be seen the sync of the sandbox looks for again, and tells why not.
+    fn expect(&self, sandbox: &str, found: Option<(Seen, bool)>) {
+        let Some((seen, has_rules)) = found else { return };
+        self.current.expect(sandbox, seen);
+        if !has_rules {
+            self.settled().insert(sandbox.to_owned());
+        }
+    }
+
     fn settled(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
         self.settled.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What matters of a sandbox, and whether it has rules.
+fn glimpse(inside: Inside<'_>) -> Option<(Seen, bool)> {
+    let netfilter = inside.sockets.into_iter().next()?;
+    let has_rules = Nft::of(netfilter).and_then(|nft| adopt::has_tables(&nft));
+    let seen = EbpfDatapath::look(inside.netns, inside.route, inside.local)?;
+    Some((seen, has_rules.ok()?))
 }
 
 impl Datapath for OverNft {
@@ -141,23 +167,30 @@ impl Datapath for OverNft {
         Ok(written)
     }
 
+    fn sockets(&self) -> &'static [SocketKind] {
+        &[SocketKind::Netfilter]
+    }
+
+    fn look(&self, sandbox: &str, inside: Inside<'_>) {
+        self.expect(sandbox, glimpse(inside));
+    }
+
     fn look_into(&self, sandboxes: &[(&str, &Path)]) {
-        let paths: Vec<&Path> = sandboxes.iter().map(|(_, path)| *path).collect();
+        let unseen = sandboxes.iter().filter(|(name, _)| !self.current.expects(name));
+        let (names, paths): (Vec<&str>, Vec<&Path>) = unseen.copied().unzip();
         let kinds = [SocketKind::Route, SocketKind::Netfilter];
-        let found = look::into_each(&paths, &kinds, |netns, sockets| {
-            let [route, netfilter] = <[_; 2]>::try_from(sockets).ok()?;
-            let has_rules = Nft::of(netfilter).and_then(|nft| adopt::has_tables(&nft));
-            Some((EbpfDatapath::look(netns, route)?, !has_rules.ok()?))
+        let found = look::into_each(&paths, &kinds, |netns, mut sockets| {
+            let mut route = RouteSocket::of(netns, sockets.remove(0)).ok()?;
+            let (_, local) = route.marked_routes(ROUTE_PROTOCOL).ok()?;
+            glimpse(Inside {
+                netns,
+                route: &route,
+                local: &local,
+                sockets,
+            })
         });
-        for ((name, _), found) in sandboxes.iter().zip(found) {
-            // What could not be seen the sync of it looks for again, and tells why not.
-            let Ok(Some((seen, is_settled))) = found else {
-                continue;
-            };
-            self.current.expect(name, seen);
-            if is_settled {
-                self.settled().insert((*name).to_owned());
-            }
+        for (name, found) in names.into_iter().zip(found) {
+            self.expect(name, found.ok().flatten());
         }
     }
 

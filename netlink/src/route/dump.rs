@@ -144,7 +144,10 @@ impl RouteSocket {
 
     /// The unicast routes of the main table that have one next hop, or none.
     pub fn routes(&mut self) -> Result<Vec<Route>, DumpError> {
-        let query = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+        let mut query = RouteMessage::default();
+        query.header.table = RouteHeader::RT_TABLE_MAIN;
+        self.be_strict();
+        let query = RouteNetlinkMessage::GetRoute(query);
         self.dump("routes", query, |message| match message {
             RouteNetlinkMessage::NewRoute(message) => route(&message),
             _ => None,
@@ -200,15 +203,21 @@ impl RouteSocket {
     }
 
     /// All forwarding entries of bridges and VXLAN devices but those for frames with a VLAN's tag, one of which most
-    /// kernels make beside each that is written without.
-    pub fn fdb(&mut self) -> Result<Vec<FdbEntry>, DumpError> {
+    /// kernels make beside each that is written without; or those of one link.
+    pub fn fdb(&mut self, link: Option<u32>) -> Result<Vec<FdbEntry>, DumpError> {
         let mut query = NeighbourMessage::default();
         query.header.family = AddressFamily::Bridge;
+        if let Some(link) = link {
+            query.header.ifindex = link;
+            self.be_strict();
+        }
         self.dump(
             "forwarding entries",
             RouteNetlinkMessage::GetNeighbour(query),
             |message| match message {
-                RouteNetlinkMessage::NewNeighbour(message) => fdb(&message),
+                RouteNetlinkMessage::NewNeighbour(message) => {
+                    fdb(&message).filter(|entry| link.is_none_or(|link| entry.link == link))
+                }
                 _ => None,
             },
         )
@@ -440,7 +449,7 @@ fn neighbour(message: &NeighbourMessage) -> Option<NeighbourEntry> {
     })
 }
 
-fn fdb(message: &NeighbourMessage) -> Option<FdbEntry> {
+pub(super) fn fdb(message: &NeighbourMessage) -> Option<FdbEntry> {
     let (mut vtep, mut mac) = (None, None);
     for attribute in &message.attributes {
         match attribute {

@@ -21,6 +21,8 @@ use crate::{
 /// (212,992 bytes, 768 and more for an answer).
 const MESSAGES_PER_SEND: usize = 128;
 const BYTES_PER_SEND: usize = 64 * 1024;
+/// Objects that are asked for at one time: all answers have to fit into the socket's buffer.
+const QUERIES_PER_SEND: usize = 32;
 /// The kernel fills dump buffers of up to 32 KiB.
 const RECEIVE_BUFFER: usize = 64 * 1024;
 /// The first part of a table never takes more, nor the next ones where there is no room for more; and the tables of most sandboxes have one.
@@ -226,6 +228,70 @@ impl RouteSocket {
         Ok(self.ask(what, query, NLM_F_ACK, read)?.pop())
     }
 
+    /// Asks for many objects, of which any may be missing. None if this kernel gives tables only.
+    pub(super) fn look_up<T>(
+        &mut self,
+        what: &'static str,
+        queries: impl Iterator<Item = RouteNetlinkMessage>,
+        mut read: impl FnMut(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, DumpError> {
+        let netns = self.netns;
+        let mut found = Vec::new();
+        let mut queries = queries.peekable();
+        while queries.peek().is_some() {
+            let mut bytes = Vec::with_capacity(4096);
+            let first = self.sequence.wrapping_add(1);
+            for query in queries.by_ref().take(QUERIES_PER_SEND) {
+                self.sequence = self.sequence.wrapping_add(1);
+                append(&mut bytes, query, 0, self.sequence);
+            }
+            match self.look_up_once(&bytes, first, &mut read) {
+                Ok(Some(some)) => found.extend(some),
+                Ok(None) => return Ok(None),
+                // Answers that did not fit; they would not the next time either.
+                Err(Attempt::Again) => return Ok(None),
+                Err(Attempt::Io(source)) => return Err(DumpError::Io { what, netns, source }),
+                Err(Attempt::Malformed(reason)) => return Err(DumpError::Malformed { what, netns, reason }),
+            }
+        }
+        Ok(Some(found))
+    }
+
+    /// Each question has one answer, an object or an error.
+    fn look_up_once<T>(
+        &mut self,
+        bytes: &[u8],
+        first: u32,
+        read: &mut impl FnMut(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, Attempt> {
+        self.socket.send(bytes, 0)?;
+        let asked = self.sequence.wrapping_sub(first) + 1;
+        let (mut found, mut answered, mut can) = (Vec::new(), 0, true);
+        while answered < asked {
+            let length = match self.receive() {
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Err(Attempt::Again),
+                received => received?,
+            };
+            for answer in answers(&self.buffer[..length]) {
+                if answer.sequence.wrapping_sub(first) >= asked {
+                    continue;
+                }
+                answered += 1;
+                if answer.kind != NLMSG_ERROR {
+                    found.extend(answer.message()?.and_then(&mut *read));
+                    continue;
+                }
+                match answer.error().0 {
+                    0 | libc::ENOENT => {}
+                    // EINVAL: an earlier kernel does not know the attributes.
+                    libc::EOPNOTSUPP | libc::EINVAL => can = false,
+                    errno => return Err(io::Error::from_raw_os_error(errno).into()),
+                }
+            }
+        }
+        Ok(can.then_some(found))
+    }
+
     fn ask<T>(
         &mut self,
         what: &'static str,
@@ -277,13 +343,7 @@ impl RouteSocket {
                         };
                     }
                     NLMSG_OVERRUN => interrupted = true,
-                    _ => {
-                        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(answer.whole)
-                            .map_err(|error| Attempt::Malformed(error.to_string()))?;
-                        if let NetlinkPayload::InnerMessage(message) = message.payload {
-                            objects.extend(read(message));
-                        }
-                    }
+                    _ => objects.extend(answer.message()?.and_then(&mut *read)),
                 }
             }
         }
@@ -353,6 +413,16 @@ fn answers(mut bytes: &[u8]) -> impl Iterator<Item = Answer<'_>> {
 }
 
 impl Answer<'_> {
+    /// What it says, decoded.
+    fn message(&self) -> Result<Option<RouteNetlinkMessage>, Attempt> {
+        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(self.whole)
+            .map_err(|error| Attempt::Malformed(error.to_string()))?;
+        Ok(match message.payload {
+            NetlinkPayload::InnerMessage(message) => Some(message),
+            _ => None,
+        })
+    }
+
     /// The error number, positive, and what the kernel says about it in words.
     fn error(&self) -> (i32, Option<String>) {
         let errno = u32_at(self.whole, HEADER).map_or(0, |code| code.cast_signed().wrapping_neg());

@@ -152,7 +152,7 @@ fn one_batch_makes_a_link_and_all_that_hangs_on_it() {
         };
         assert!(neighbours.contains(&expected), "{neighbours:?}");
     }
-    let fdb = socket.fdb().unwrap();
+    let fdb = socket.fdb(None).unwrap();
     let expected = FdbEntry {
         link: 12,
         mac: mac(9),
@@ -160,6 +160,12 @@ fn one_batch_makes_a_link_and_all_that_hangs_on_it() {
         is_static: true,
     };
     assert!(fdb.contains(&expected), "{fdb:?}");
+    // One that is not there among more than are asked for at one time.
+    let asked: Vec<_> = (0..70).map(|n| mac(if n == 66 { 9 } else { 0x80 + n })).collect();
+    let found = socket.fdb_of_bridge(10, &asked).unwrap();
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), [(mac(9), expected)]);
+    let of_link = socket.fdb(Some(12)).unwrap();
+    assert!(of_link.contains(&expected) && of_link.iter().all(|entry| entry.link == 12));
 
     let mut inside = RouteSocket::open(&there).unwrap();
     let mut batch = Batch::new();
@@ -281,7 +287,7 @@ fn a_vxlan_device_keeps_its_socket_where_it_was_made() {
         );
         assert_eq!(vxlan.detail.port.unwrap().neigh_suppress, Some(true));
         let mut entries: Vec<_> = inside
-            .fdb()
+            .fdb(Some(3))
             .unwrap()
             .into_iter()
             .filter(|entry| entry.mac == mac(5))

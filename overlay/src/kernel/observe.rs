@@ -10,9 +10,10 @@ use std::{
 
 use ipnet::IpNet;
 use weft_netlink::{
+    look::Along,
     netns::{Netns, NetnsError},
     nft::Nft,
-    route::{Address, Link, Route, RouteSocket},
+    route::{Address, Link, LocalRoute, Route, RouteSocket},
 };
 use weft_types::{EndpointId, Mac, NetworkId};
 
@@ -32,6 +33,7 @@ use crate::plan::{
 pub(super) const FORWARDING: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
 
 /// Everything of one namespace that matters to us.
+#[derive(Debug)]
 pub(super) struct Dump {
     links: Vec<Link>,
     addresses: Vec<Address>,
@@ -47,13 +49,15 @@ impl Dump {
         })
     }
 
-    /// Of a sandbox, where no routes matter but ours.
-    pub(super) fn of_sandbox(socket: &mut RouteSocket) -> Result<Self, KernelError> {
-        Ok(Self {
+    /// Of a sandbox, where no routes matter but ours, and those of them that are local.
+    pub(super) fn of_sandbox(socket: &mut RouteSocket) -> Result<(Self, Vec<LocalRoute>), KernelError> {
+        let (routes, local) = socket.marked_routes(ROUTE_PROTOCOL)?;
+        let dump = Self {
             links: socket.links()?,
             addresses: socket.addresses()?,
-            routes: socket.marked_routes(ROUTE_PROTOCOL)?.0,
-        })
+            routes,
+        };
+        Ok((dump, local))
     }
 
     fn named(&self, name: &str) -> Option<&Link> {
@@ -87,8 +91,8 @@ impl Dump {
 impl Kernel {
     /// Looks at the kernel. What is desired tells where to look: into which sandboxes.
     ///
-    /// Finds what an agent that died left, in any state.
-    pub fn observe(&mut self, desired: &Desired) -> Result<Observed, KernelError> {
+    /// Finds what an agent that died left, in any state. Somebody else may look along into the sandboxes.
+    pub fn observe(&mut self, desired: &Desired, along: Option<&dyn Along>) -> Result<Observed, KernelError> {
         let host = Dump::of(&mut self.route)?;
         let mut observed = Observed {
             host: self.observe_host(&host)?,
@@ -101,9 +105,10 @@ impl Kernel {
         let there: Vec<_> = there.filter_map(|path| Some((id_of(&path)?, path))).collect();
         let networks = there.iter().filter_map(|(id, _)| desired.networks.get(id));
         let paths = sandboxes::of(networks);
+        let ahead = self.ahead.take();
         // Into sandboxes beside the namespaces of networks.
         thread::scope(|scope| {
-            let sandboxes = Sandboxes::look(scope, &paths);
+            let sandboxes = Sandboxes::look(scope, &paths, along, ahead);
             self.observe_networks(desired, &host, there, sandboxes, &mut observed)
         })?;
         // The host's end of an uplink whose namespace lost its name.
@@ -249,7 +254,25 @@ fn observe_network(
         ingress: dump.named(INGRESS).map(|link| link.index),
         ingress_port: dump.named(INGRESS_PORT).map(|link| link.index),
     };
-    let fdb = route.fdb()?;
+    // Of ports only what should be there matters, and of the tunnel all there is.
+    let locals = desired.into_iter().flat_map(|network| network.endpoints.values());
+    let macs = locals.map(|endpoint| endpoint.mac);
+    let macs: Vec<Mac> = macs
+        .chain(dump.named(INGRESS).and_then(|link| link.mac))
+        .collect();
+    let of_ports = match bridge {
+        Some(_) => route.fdb_of_bridge(index, &macs)?,
+        None => HashMap::new(),
+    };
+    let has_entry = |port: u32, mac| {
+        of_ports
+            .get(&mac)
+            .is_some_and(|entry| entry.link == port && entry.is_static)
+    };
+    let fdb = match links.tunnel {
+        Some(tunnel) => route.fdb(Some(tunnel))?,
+        None => Vec::new(),
+    };
     let neighbours = route.neighbours()?;
     let mut network = ObservedNetwork {
         bridge: bridge.and_then(|link| {
@@ -304,15 +327,11 @@ fn observe_network(
     }
     if links.ingress.is_some() || links.ingress_port.is_some() {
         let (far, port) = (dump.named(INGRESS), dump.named(INGRESS_PORT));
-        let has_entry = |link: &Link, mac| {
-            fdb.iter()
-                .any(|entry| entry.link == link.index && entry.mac == mac && entry.is_static)
-        };
         let intact = far.zip(port).is_some_and(|(far, port)| {
             far.up
                 && far.mtu == port.mtu
                 && is_as_made(port, index)
-                && far.mac.is_some_and(|mac| has_entry(port, mac))
+                && far.mac.is_some_and(|mac| has_entry(port.index, mac))
         });
         network.ingress = Some(IngressLink {
             mac: far.and_then(|link| link.mac).unwrap_or(Mac([0; 6])),
@@ -365,10 +384,7 @@ fn observe_network(
             let sandbox = local.place.sandbox()?;
             Some((sandbox, sandboxes.seen(&sandbox.path)?)).filter(|(_, seen)| seen.id == sandbox.id)
         });
-        let has_entry = |mac| {
-            fdb.iter()
-                .any(|entry| entry.link == port.index && entry.mac == mac && entry.is_static)
-        };
+        let has_entry = |mac| has_entry(port.index, mac);
         let (endpoint, far_end) = match local {
             Some(LocalEndpoint {
                 mac,
@@ -413,6 +429,7 @@ fn observe_network(
             has_vxlan,
             endpoints,
             next_port,
+            found: Some(dump.links),
         },
         network,
     ))

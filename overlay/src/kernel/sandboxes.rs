@@ -3,10 +3,16 @@
 use std::{
     collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
-    thread::{Builder, Scope, ScopedJoinHandle},
+    sync::Arc,
+    thread::{Builder, JoinHandle, Scope, ScopedJoinHandle},
 };
 
-use weft_netlink::{broker::SocketKind, look, netns::NetnsId, route::RouteSocket};
+use weft_netlink::{
+    broker::SocketKind,
+    look::{self, Along, Inside},
+    netns::NetnsId,
+    route::RouteSocket,
+};
 
 use super::observe::Dump;
 use crate::plan::Network;
@@ -20,6 +26,7 @@ pub(super) fn of<'a>(networks: impl Iterator<Item = &'a Network>) -> Vec<&'a Pat
     paths.into_iter().collect()
 }
 
+#[derive(Debug)]
 pub(super) struct Seen {
     pub(super) id: NetnsId,
     pub(super) dump: Dump,
@@ -32,16 +39,23 @@ pub(super) struct Sandboxes<'scope> {
 }
 
 impl<'scope> Sandboxes<'scope> {
-    pub(super) fn look<'env>(scope: &'scope Scope<'scope, 'env>, paths: &'env [&'env Path]) -> Self {
-        let (looks, seen) = match paths {
-            [] => (None, HashMap::new()),
-            _ => match Builder::new()
-                .name("look".to_owned())
-                .spawn_scoped(scope, || look_into(paths))
-            {
-                Ok(looks) => (Some(looks), HashMap::new()),
-                Err(_) => (None, look_into(paths)),
-            },
+    pub(super) fn look<'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        paths: &'env [&'env Path],
+        along: Option<&'env dyn Along>,
+        ahead: Option<Ahead>,
+    ) -> Self {
+        let looks = Builder::new().name("look".to_owned());
+        let looks = match (paths, ahead) {
+            ([], _) => None,
+            (_, None) => looks.spawn_scoped(scope, move || look_into(paths, along)).ok(),
+            (_, Some(ahead)) => looks
+                .spawn_scoped(scope, move || ahead.complete(paths, along))
+                .ok(),
+        };
+        let seen = match looks {
+            None => look_into(paths, along),
+            Some(_) => HashMap::new(),
         };
         Self { looks, seen }
     }
@@ -57,10 +71,49 @@ impl<'scope> Sandboxes<'scope> {
     }
 }
 
-fn look_into(paths: &[&Path]) -> HashMap<PathBuf, Seen> {
-    let seen = look::into_each(paths, &[SocketKind::Route], |netns, sockets| {
-        let mut route = RouteSocket::of(netns, sockets.into_iter().next()?).ok()?;
-        let dump = Dump::of_sandbox(&mut route).ok()?;
+/// Sandboxes that are looked into before it is known what is desired.
+#[derive(Debug)]
+pub(super) struct Ahead(JoinHandle<HashMap<PathBuf, Seen>>);
+
+impl Ahead {
+    pub(super) fn look(paths: Vec<PathBuf>, along: Arc<dyn Along + Send>) -> Option<Self> {
+        let look = move || {
+            let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+            look_into(&paths, Some(&*along))
+        };
+        Builder::new().name("look".to_owned()).spawn(look).ok().map(Self)
+    }
+
+    /// What was seen, and what is in those of `paths` that were not looked into.
+    fn complete(self, paths: &[&Path], along: Option<&dyn Along>) -> HashMap<PathBuf, Seen> {
+        let mut seen = self
+            .0
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let missing: Vec<&Path> = paths
+            .iter()
+            .copied()
+            .filter(|path| !seen.contains_key(*path))
+            .collect();
+        seen.extend(look_into(&missing, along));
+        seen
+    }
+}
+
+fn look_into(paths: &[&Path], along: Option<&dyn Along>) -> HashMap<PathBuf, Seen> {
+    let mut kinds = vec![SocketKind::Route];
+    kinds.extend(along.into_iter().flat_map(Along::sockets));
+    let seen = look::into_each(paths, &kinds, |netns, mut sockets| {
+        let mut route = RouteSocket::of(netns, sockets.remove(0)).ok()?;
+        let (dump, local) = Dump::of_sandbox(&mut route).ok()?;
+        if let Some(along) = along {
+            along.look(Inside {
+                netns,
+                route: &route,
+                local: &local,
+                sockets,
+            });
+        }
         Some(Seen { id: netns.id(), dump })
     });
     let seen = paths.iter().zip(seen);

@@ -3,6 +3,7 @@
 mod bed;
 mod gate;
 mod ingress;
+mod start;
 mod tunnels;
 
 use std::{net::UdpSocket, time::Duration};

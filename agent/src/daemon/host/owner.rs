@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::mpsc::{Sender, channel},
     time::Instant,
 };
@@ -42,6 +43,8 @@ pub(in crate::daemon) struct Report {
 }
 
 pub(in crate::daemon) enum Order {
+    /// A state will come in a moment, and sandboxes like these are likely to be in it.
+    LookAhead(Vec<PathBuf>),
     Apply(Box<HostState>),
     Count(CountOrder),
     /// Somebody wants to know all of it.
@@ -112,7 +115,7 @@ impl HostThread {
         let (sender, said) = unbounded_channel();
         let host = Host {
             kernel,
-            datapath: chosen.datapath,
+            datapath: chosen.datapath.into(),
             entry,
             state: None,
             is_told: false,
@@ -137,6 +140,11 @@ impl HostThread {
             said,
             datapath,
         })
+    }
+
+    /// Has it begin with what takes it longest, while it is found out what it is to do.
+    pub(in crate::daemon) fn look_ahead(&self, sandboxes: Vec<PathBuf>) {
+        self.order(Order::LookAhead(sandboxes));
     }
 
     pub(in crate::daemon) fn apply(&self, state: HostState) {

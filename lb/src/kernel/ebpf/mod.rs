@@ -29,21 +29,19 @@ use std::{
     fs::{self, File},
     io,
     net::IpAddr,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
 use weft_netlink::{
-    bpf::{BpfError, Link, Map, Pins},
+    bpf::{BpfError, Link, Loaded, Pins},
     netns::{Netns, NetnsId},
-    route::{Batch, LocalRoute, OpenError, RouteSocket},
+    route::{Batch, LocalRoute, RouteSocket},
 };
 use weft_types::{EndpointId, ServiceId};
 
 use self::{
-    layout::MapId,
     names::adopt_maps,
     table::{Maps, Table, TableError},
     taken::{Programs, Taken},
@@ -52,7 +50,7 @@ use super::{Failure, program::fnv};
 use crate::{Attempts, ClientTable, Datapath, DatapathError, Written};
 
 /// The protocol number of our routes (`ip route` shows `proto 119`), as everywhere in Weft.
-const ROUTE_PROTOCOL: u8 = 119;
+pub(super) const ROUTE_PROTOCOL: u8 = 119;
 
 /// Why this kernel cannot be used with eBPF.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +81,8 @@ pub struct EbpfDatapath {
 
 #[derive(Debug)]
 struct State {
-    maps: Maps,
+    /// None while nobody needs them: they take time to make, and memory.
+    maps: Option<Maps>,
     programs: Programs,
     /// Where maps and links have their names; none while no sandbox has services.
     pins: Option<Pins>,
@@ -126,6 +125,20 @@ struct Sandbox {
     expired: Option<Instant>,
 }
 
+impl Sandbox {
+    fn of(seen: Seen) -> Self {
+        Self {
+            netns: seen.netns,
+            cookie: seen.cookie,
+            routes: seen.routes,
+            routed: None,
+            looked: 0,
+            synced: None,
+            expired: None,
+        }
+    }
+}
+
 impl EbpfDatapath {
     /// Finds out whether the kernel takes the programs, and adopts what an earlier agent left in `dir`, a folder of this datapath's own.
     /// On a kernel that cannot it fails, and nothing has changed.
@@ -138,15 +151,8 @@ impl EbpfDatapath {
             None => None,
         };
         let is_adopted = adopted.is_some();
-        let maps = match adopted {
-            Some(maps) => maps,
-            None => {
-                let maps = MapId::ALL.map(|id| Map::create(id.spec()));
-                Maps(maps.into_iter().collect::<Result<_, _>>()?)
-            }
-        };
         let mut state = State {
-            maps,
+            maps: adopted,
             programs: Programs::new(),
             pins: None,
             links: HashMap::new(),
@@ -164,12 +170,12 @@ impl EbpfDatapath {
             }
             Some(pins) => {
                 tracing::warn!("what an earlier agent left is of another layout and is replaced");
-                state.programs.load(&state.maps)?;
+                state.load()?;
                 pins.unmount()?;
             }
             // Nobody needs them yet.
             None if taken.is_known() => {}
-            None => drop(state.programs.load(&state.maps)?),
+            None => drop(state.load()?),
         }
         taken.note();
         Ok(Self {
@@ -184,14 +190,24 @@ impl EbpfDatapath {
         Pins::find(dir).is_some()
     }
 
-    /// Looks into a sandbox by a socket of it.
-    pub(super) fn look(netns: &Netns, socket: OwnedFd) -> Option<Seen> {
-        seen(netns, RouteSocket::of(netns, socket)).ok()
+    /// What matters of a sandbox, by a socket of it and its local routes of ours.
+    pub(super) fn look(netns: &Netns, socket: &RouteSocket, local: &[LocalRoute]) -> Option<Seen> {
+        let routes = local.iter().filter(|route| is_own(route)).map(|route| route.to);
+        Some(Seen {
+            netns: netns.id(),
+            cookie: socket.cookie().ok()?,
+            routes: Some(routes.collect()),
+        })
     }
 
     /// What the next sync of a sandbox is to find there.
     pub(super) fn expect(&self, name: &str, seen: Seen) {
         self.lock().seen.insert(name.to_owned(), seen);
+    }
+
+    /// Whether that is known.
+    pub(super) fn expects(&self, name: &str) -> bool {
+        self.lock().seen.contains_key(name)
     }
 
     /// Takes out what is in a sandbox itself.
@@ -321,20 +337,27 @@ impl Datapath for EbpfDatapath {
     fn connections(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, u64>> {
         let mut state = self.lock();
         state.table().ok()?;
-        state.table.as_ref()?.open(&state.maps, service)
+        state.table.as_ref()?.open(state.maps.as_ref()?, service)
     }
 
     fn attempts(&self, service: ServiceId) -> Option<BTreeMap<EndpointId, Attempts>> {
         let mut state = self.lock();
         state.table().ok()?;
-        state.table.as_ref()?.attempts(&state.maps, service)
+        state.table.as_ref()?.attempts(state.maps.as_ref()?, service)
     }
 }
 
 impl State {
+    fn load(&mut self) -> Result<&[(String, Loaded)], BpfError> {
+        self.programs.load(made(&mut self.maps)?)
+    }
+
     fn table(&mut self) -> Result<&mut Table, Failure> {
         if self.table.is_none() {
-            let mut table = Table::read(&self.maps)?;
+            let mut table = match &self.maps {
+                Some(maps) => Table::read(maps)?,
+                None => Table::default(),
+            };
             table.losses = self.losses;
             self.table = Some(table);
         }
@@ -350,13 +373,16 @@ impl State {
         let mut table = self.table.take().ok_or("the table is gone")?;
         // Whatever was lost in a part of it is looked for.
         self.losses = table.losses + 1;
-        let done = change(&mut table, &self.maps)?;
+        let done = change(&mut table, made(&mut self.maps)?)?;
         self.table = Some(table);
         Ok(done)
     }
 
     /// Whether a sandbox has all of this, and no backend was lost since.
     fn is_synced(&mut self, name: &str, tables: &[ClientTable]) -> bool {
+        if self.seen.contains_key(name) && !self.sandboxes.contains_key(name) {
+            self.know_empty(name, tables);
+        }
         let losses = self.table.as_ref().map(|table| table.losses);
         let Some(sandbox) = self.sandboxes.get_mut(name) else {
             return false;
@@ -372,6 +398,22 @@ impl State {
         is_synced
     }
 
+    /// Knows a sandbox that is to have no services, and has none, without entering it again.
+    fn know_empty(&mut self, name: &str, tables: &[ClientTable]) {
+        let is_to_have_none = tables.iter().all(|table| table.services.is_empty());
+        if !is_to_have_none || !self.table().is_ok_and(|table| table.is_empty()) {
+            return;
+        }
+        let has_none = |seen: &Seen| seen.routes.as_ref().is_some_and(BTreeSet::is_empty);
+        if self.seen.get(name).is_some_and(has_none)
+            && let Some(seen) = self.seen.remove(name)
+        {
+            let mut sandbox = Sandbox::of(seen);
+            sandbox.synced = Some(tables.to_vec());
+            self.sandboxes.insert(name.to_owned(), sandbox);
+        }
+    }
+
     /// The cookie of a sandbox; what is there of an earlier one of the same name is taken out.
     fn know(&mut self, name: &str, netns: &Netns) -> Result<u64, Failure> {
         if let Some(sandbox) = self
@@ -383,23 +425,14 @@ impl State {
         }
         let seen = match self.seen.remove(name).filter(|seen| seen.netns == netns.id()) {
             Some(seen) => seen,
-            None => seen(netns, RouteSocket::open(netns))?,
+            None => seen(netns)?,
         };
         let cookie = seen.cookie;
         let earlier = self.table()?.cookies(|found| found == hash(name));
         for earlier in earlier.into_iter().filter(|found| *found != cookie) {
             self.write(|table, maps| table.remove(maps, earlier, Instant::now()))?;
         }
-        let sandbox = Sandbox {
-            netns: seen.netns,
-            cookie,
-            routes: seen.routes,
-            routed: None,
-            looked: 0,
-            synced: None,
-            expired: None,
-        };
-        self.sandboxes.insert(name.to_owned(), sandbox);
+        self.sandboxes.insert(name.to_owned(), Sandbox::of(seen));
         Ok(cookie)
     }
 
@@ -478,6 +511,15 @@ impl State {
     }
 }
 
+/// The maps, made where there are none yet.
+fn made(maps: &mut Option<Maps>) -> Result<&Maps, BpfError> {
+    let made = match maps.take() {
+        Some(maps) => maps,
+        None => Maps::create()?,
+    };
+    Ok(maps.insert(made))
+}
+
 fn hash(name: &str) -> u64 {
     fnv(name.as_bytes())
 }
@@ -501,8 +543,8 @@ pub(super) fn root_cgroup() -> Option<PathBuf> {
 }
 
 /// One socket is enough for all of it, and for many sandboxes sockets are what takes time.
-fn seen(netns: &Netns, socket: Result<RouteSocket, OpenError>) -> Result<Seen, Failure> {
-    let mut socket = socket?;
+fn seen(netns: &Netns) -> Result<Seen, Failure> {
+    let mut socket = RouteSocket::open(netns)?;
     let cookie = socket.cookie()?;
     let routes = own_routes(&mut socket).ok();
     Ok(Seen {
@@ -516,6 +558,10 @@ fn seen(netns: &Netns, socket: Result<RouteSocket, OpenError>) -> Result<Seen, F
 /// ends of uplinks.
 fn own_routes(socket: &mut RouteSocket) -> Result<Vec<LocalRoute>, Failure> {
     let (_, mut routes) = socket.marked_routes(ROUTE_PROTOCOL)?;
-    routes.retain(|route| route.link == LocalRoute::LOOPBACK);
+    routes.retain(is_own);
     Ok(routes)
+}
+
+fn is_own(route: &LocalRoute) -> bool {
+    route.link == LocalRoute::LOOPBACK
 }

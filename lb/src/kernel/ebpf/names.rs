@@ -7,6 +7,7 @@ use weft_netlink::bpf::{BpfError, Link, Pins};
 use super::{
     State,
     layout::{LAYOUT, MapId},
+    made,
     table::Maps,
 };
 
@@ -29,7 +30,7 @@ impl State {
         for id in MapId::ALL {
             let name = pin_name(id);
             if !names.contains(&name) {
-                pins.pin(&name, self.maps.of(id))?;
+                pins.pin(&name, made(&mut self.maps)?.of(id))?;
             }
         }
         self.link(&pins, cgroup)?;
@@ -67,7 +68,7 @@ impl State {
         if self.programs.names().all(|name| self.links.contains_key(name)) {
             return Ok(());
         }
-        for (name, program) in self.programs.load(&self.maps)? {
+        for (name, program) in self.programs.load(made(&mut self.maps)?)? {
             if self.links.contains_key(name) {
                 continue;
             }

@@ -20,7 +20,9 @@ impl State {
     /// Closes the TCP sockets that were idle for longer than their service allows, and says how many. A tenth of the
     /// shortest limit is how much too late that may be.
     pub(super) fn expire(&mut self, name: &str, netns: &Netns, now: Instant) -> Result<usize, Failure> {
-        let Some(table) = &self.table else { return Ok(0) };
+        let (Some(table), Some(maps)) = (&self.table, &self.maps) else {
+            return Ok(0);
+        };
         let Some(sandbox) = self.sandboxes.get_mut(name) else {
             return Ok(0);
         };
@@ -40,7 +42,7 @@ impl State {
         let limits = table.idle_limits();
         let diag = Diag::open_in(netns)?;
         let mut closed = 0;
-        for socket in diag.connected(self.maps.of(MapId::Sockets), true)? {
+        for socket in diag.connected(maps.of(MapId::Sockets), true)? {
             let stored = socket.stored.as_deref().and_then(SocketEntry::decode);
             let limit = stored
                 .filter(|stored| {
@@ -56,7 +58,9 @@ impl State {
     /// Closes the sockets whose backend is down or gone, and says how many.
     pub(super) fn cut(&mut self, name: &str, netns: &Netns) -> Result<usize, Failure> {
         self.table()?;
-        let Some(table) = &self.table else { return Ok(0) };
+        let (Some(table), Some(maps)) = (&self.table, &self.maps) else {
+            return Ok(0);
+        };
         let (losses, living) = (table.losses, table.living());
         let Some(sandbox) = self
             .sandboxes
@@ -67,7 +71,7 @@ impl State {
         };
         let none = BTreeSet::new();
         let vips = sandbox.routes.as_ref().unwrap_or(&none);
-        let (sockets, flows) = (self.maps.of(MapId::Sockets), self.maps.of(MapId::Flows));
+        let (sockets, flows) = (maps.of(MapId::Sockets), maps.of(MapId::Flows));
         let close = || -> Result<usize, Failure> {
             let diag = Diag::open_in(netns)?;
             let mut cut = 0;

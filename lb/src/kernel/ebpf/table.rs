@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use weft_netlink::bpf::Map;
+use weft_netlink::bpf::{BpfError, Map};
 use weft_types::{EndpointId, ServiceId};
 
 pub(super) use self::change::TableError;
@@ -33,6 +33,11 @@ use crate::{Attempts, ClientTable, Written};
 pub(super) struct Maps(pub(super) Vec<Map>);
 
 impl Maps {
+    pub(super) fn create() -> Result<Self, BpfError> {
+        let maps = MapId::ALL.map(|id| Map::create(id.spec()));
+        Ok(Self(maps.into_iter().collect::<Result<_, _>>()?))
+    }
+
     pub(super) fn of(&self, id: MapId) -> &Map {
         &self.0[id as usize]
     }
@@ -58,10 +63,10 @@ pub(super) struct Table {
     pub(super) losses: u64,
 }
 
-impl Table {
-    /// Reads what is there.
-    pub(super) fn read(maps: &Maps) -> Result<Self, TableError> {
-        let mut table = Self {
+impl Default for Table {
+    /// Of maps in which there is nothing.
+    fn default() -> Self {
+        Self {
             sandboxes: HashMap::new(),
             vips: BTreeMap::new(),
             views: HashMap::new(),
@@ -73,7 +78,14 @@ impl Table {
             next_tag: RandomState::new().hash_one(0) | 1 << 63,
             tags: HashMap::new(),
             losses: 1,
-        };
+        }
+    }
+}
+
+impl Table {
+    /// Reads what is there.
+    pub(super) fn read(maps: &Maps) -> Result<Self, TableError> {
+        let mut table = Self::default();
         for (key, value) in maps.of(MapId::Sandboxes).entries()? {
             table.sandboxes.insert(number_at(&key, 0), sandbox_of(&value));
         }

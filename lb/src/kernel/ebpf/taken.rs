@@ -1,7 +1,7 @@
 //! Which programs the kernel takes.
 //!
 //! To look through all of them takes it a tenth of a second, with all of one processor. An agent that starts again has to know only that
-//! it would take them: it took the same ones since it was booted, so they are loaded when a sandbox needs them.
+//! it would take them: it took the same ones since it was booted, so they are loaded when a sandbox needs them, and maps are made then.
 
 use std::{
     fs, io,

@@ -7,9 +7,9 @@ use std::{
     time::Duration,
 };
 
-use weft_netlink::broker::SocketKind;
+use weft_netlink::{bpf::Map, route::RouteSocket};
 
-use super::*;
+use super::{layout::MapId, *};
 use crate::{
     BackendState, PortMap, Scheduler,
     kernel::tests::bed::{table, *},
@@ -56,7 +56,7 @@ fn contents(datapath: &EbpfDatapath) -> Vec<(Vec<u8>, Vec<u8>)> {
         MapId::Backends,
     ];
     let entries = |id: &MapId| -> Vec<(Vec<u8>, Vec<u8>)> {
-        let map = state.maps.of(*id);
+        let map = state.maps.as_ref().unwrap().of(*id);
         match id {
             // The rest of these are zeros.
             MapId::Slots | MapId::Backends => (0..16u32)
@@ -137,6 +137,9 @@ fn what_the_kernel_took_since_it_was_booted_is_loaded_when_it_is_needed() {
     let second = place.datapath();
     second.sync("c", &bed.client, &[]).unwrap();
     assert!(!has_loaded(&second), "nobody needs them");
+    let has_maps = |datapath: &EbpfDatapath| datapath.lock().maps.is_some();
+    assert!(!has_maps(&second), "nor what they would look into");
+    assert_eq!(second.connections(service(Scheduler::RoundRobin).id), None);
     second.sync("c", &bed.client, &tables).unwrap();
     assert!(has_loaded(&second) && bed.call(VIP, PORT).is_ok());
     drop(second);
@@ -159,8 +162,9 @@ fn what_was_seen_of_many_sandboxes_is_what_each_sync_finds() {
     first.sync("c", &bed.client, &tables).unwrap();
     drop(first);
     let look = |datapath: &EbpfDatapath, name: &str, netns: &Netns| {
-        let socket = netns.socket(SocketKind::Route).unwrap();
-        datapath.expect(name, EbpfDatapath::look(netns, socket).unwrap());
+        let mut socket = RouteSocket::open(netns).unwrap();
+        let (_, local) = socket.marked_routes(ROUTE_PROTOCOL).unwrap();
+        datapath.expect(name, EbpfDatapath::look(netns, &socket, &local).unwrap());
     };
     let second = place.datapath();
     look(&second, "c", &bed.client);
@@ -174,6 +178,37 @@ fn what_was_seen_of_many_sandboxes_is_what_each_sync_finds() {
     look(&third, "c", &other);
     third.sync("c", &bed.client, &tables).unwrap();
     assert!(bed.call(VIP, PORT).is_ok());
+}
+
+#[test]
+fn a_sandbox_in_which_nothing_was_seen_needs_no_sync_without_services() {
+    let Some((place, bed)) = Place::new() else { return };
+    let look = |datapath: &EbpfDatapath| {
+        let mut socket = RouteSocket::open(&bed.client).unwrap();
+        let (_, local) = socket.marked_routes(ROUTE_PROTOCOL).unwrap();
+        datapath.expect("c", EbpfDatapath::look(&bed.client, &socket, &local).unwrap());
+    };
+    let tables = table(&[service(Scheduler::RoundRobin)]);
+    let first = place.datapath();
+    assert!(!first.is_synced("c", &[]), "nobody has looked");
+    look(&first);
+    assert!(!first.is_synced("c", &tables), "a service is not there");
+    assert!(first.is_synced("c", &[]));
+    assert!(first.is_synced("c", &[]), "as long as nothing else is wanted");
+    first.sync("c", &bed.client, &tables).unwrap();
+    drop(first);
+
+    // What an earlier agent left is taken out, be it in the maps or in the sandbox.
+    let second = place.datapath();
+    look(&second);
+    assert!(!second.is_synced("c", &[]));
+    drop(second);
+    EbpfDatapath::clear(&place.dir()).unwrap();
+    let third = place.datapath();
+    look(&third);
+    assert!(!third.is_synced("c", &[]), "its routes are still there");
+    third.sync("c", &bed.client, &[]).unwrap();
+    assert_eq!(local_routes(&bed.client), 0);
 }
 
 #[test]
@@ -216,7 +251,7 @@ fn what_somebody_else_takes_away_is_missed_and_put_back() {
     // What no look tells is found by reading it back.
     {
         let state = datapath.lock();
-        let vips = state.maps.of(MapId::Vips);
+        let vips = state.maps.as_ref().unwrap().of(MapId::Vips);
         let keys = vips.entries().unwrap().into_iter().map(|(key, _)| key);
         keys.for_each(|key| vips.delete(&key).unwrap());
     }

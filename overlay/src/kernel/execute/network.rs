@@ -168,6 +168,7 @@ impl Run<'_> {
                 has_vxlan: false,
                 endpoints,
                 next_port,
+                found: None,
             },
         );
         let link = NewLink::bridge(BRIDGE, BridgeOptions::default())

@@ -244,7 +244,7 @@ impl TestHost {
 
     /// A fresh look finds nothing to do.
     pub(super) fn assert_unchanged(&mut self) {
-        let observed = self.kernel.observe(&self.desired).unwrap();
+        let observed = self.kernel.observe(&self.desired, None).unwrap();
         let plan = plan(&self.desired, &observed);
         assert_eq!(plan.to_string(), "", "host {}: {observed:#?}", self.number);
     }
