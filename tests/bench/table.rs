@@ -15,6 +15,8 @@ pub enum Unit {
     Time,
     /// Seconds of processor time for one of something.
     Work,
+    /// Of a processor, for one of something.
+    Instructions,
     /// Of memory.
     Bytes,
 }
@@ -26,6 +28,8 @@ impl Unit {
             Self::Rate => format!("{value:.0} /s"),
             Self::Time => format!("{:.2} ms", value * 1e3),
             Self::Work => format!("{:.1} µs", value * 1e6),
+            Self::Instructions if value < 1e4 => format!("{value:.0}"),
+            Self::Instructions => format!("{:.1} k", value / 1e3),
             Self::Bytes => format!("{:.1} MiB", value / f64::from(1 << 20)),
         }
     }

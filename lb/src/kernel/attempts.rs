@@ -11,7 +11,8 @@
 //! The rules count by what connection tracking says, and know nothing of services, so that a change of those does not touch
 //! them. The sets take up keys as they are met, which costs nothing for backends that nobody uses; if one is full, or there is
 //! no memory, all that happens is that something is not counted. Among the keys may be what others have translated.
-//! A packet of a connection that is made gets no further than the first rule.
+//! A packet of a connection that is made gets no further than the first rule, and what is counted no further than the rule that
+//! counts it; of what is left, most is the answer that makes a connection, so that comes first.
 //!
 //! ICMP errors are not counted: of one connection that is tried there may be several, one for each time that its first packet is
 //! sent. Nor is that nobody answers, of which there is no packet.
@@ -74,7 +75,7 @@ pub(super) fn write(change: &mut Transaction, table: &Table, side: Side) {
         let translated = Rule::new().then(Expr::Load(Load::CtStatus, Reg(0)));
         let translated = masked(translated, Datum::Number(CT_DNAT), true, Datum::Number(CT_DNAT));
         change.add_rule(table, MADE, count(translated, MADE, ipv6));
-        for (flag, set) in [(TCP_RST, FAILED), (TCP_SYN, ANSWERED)] {
+        for (flag, set) in [(TCP_SYN, ANSWERED), (TCP_RST, FAILED)] {
             let answer = Rule::new()
                 .equal(Load::CtDirection, Datum::Bits(1))
                 .equal(Load::L4Proto, Datum::Proto(protocol_number(Protocol::Tcp)))
@@ -195,6 +196,7 @@ fn count(rule: Rule, set: &str, ipv6: bool) -> Rule {
             set: name(set, ipv6).as_str().into(),
             key: Reg(0),
         })
+        .then(Expr::Verdict(Verdict::Accept))
 }
 
 /// Goes on if what register 0 holds under a mask is (not) this.

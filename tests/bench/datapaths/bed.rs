@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
 use weft_lb::{
     Backend, BackendState, ClientTable, Datapath, Scheduler, Service,
     kernel::{EbpfDatapath, NftDatapath},
@@ -28,7 +29,7 @@ pub const VIP: [u8; 4] = [10, 9, 0, 100];
 pub const BACKENDS: u8 = 4;
 
 /// How a client comes to the backends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Way {
     /// To the first backend by its own address.
     Direct,
@@ -36,12 +37,22 @@ pub enum Way {
     Nft,
     /// `iptables` with `statistic`, in the client's namespace.
     Iptables,
+    /// A virtual service that masquerades, in the client's namespace: both ways through a connection are translated there, as
+    /// by the ways above. Without connection tracking, which is its default.
+    Ipvs,
     /// In the client's namespace.
     Haproxy,
 }
 
 impl Way {
-    pub const ALL: [Self; 5] = [Self::Direct, Self::Ebpf, Self::Nft, Self::Iptables, Self::Haproxy];
+    pub const ALL: [Self; 6] = [
+        Self::Direct,
+        Self::Ebpf,
+        Self::Nft,
+        Self::Iptables,
+        Self::Ipvs,
+        Self::Haproxy,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -49,8 +60,25 @@ impl Way {
             Self::Ebpf => "eBPF",
             Self::Nft => "nft",
             Self::Iptables => "iptables",
+            Self::Ipvs => "IPVS",
             Self::Haproxy => "haproxy",
         }
+    }
+
+    /// Why it cannot be measured here.
+    pub fn hindrance(self) -> Option<String> {
+        if self != Self::Ipvs {
+            return None;
+        }
+        match Command::new("ipvsadm").arg("--list").output() {
+            Err(error) => Some(format!("`ipvsadm`: {error}")),
+            Ok(listed) if listed.status.success() => None,
+            Ok(listed) => Some(String::from_utf8_lossy(&listed.stderr).trim().replace('\n', " ")),
+        }
+    }
+
+    pub fn knows(self, scheduler: Scheduler) -> bool {
+        self != Self::Iptables || scheduler == Scheduler::RoundRobin
     }
 }
 
@@ -65,7 +93,7 @@ pub struct Bed {
 }
 
 impl Bed {
-    pub fn new() -> Result<Self> {
+    pub fn new(ways: &[Way]) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let server = Netns::create().context("namespaces need root")?;
         ip(
@@ -75,10 +103,8 @@ impl Bed {
         for n in 0..BACKENDS {
             ip(&server, &format!("addr add {}/24 dev br0\n", backend(n)))?;
         }
-        let clients = Way::ALL
-            .into_iter()
-            .zip(1..)
-            .map(|(way, n)| Ok((way, client(&server, n)?)));
+        let clients = ways.iter().zip(1..);
+        let clients = clients.map(|(way, n)| Ok((*way, client(&server, n)?)));
         Ok(Self {
             clients: clients.collect::<Result<_>>()?,
             server,
@@ -95,7 +121,7 @@ impl Bed {
 
     pub fn client(&self, way: Way) -> Result<&Netns> {
         let client = self.clients.iter().find(|(of, _)| *of == way);
-        Ok(&client.context("every way has one")?.1)
+        Ok(&client.context("there is no client for this way")?.1)
     }
 
     /// Where a client of this way sends.
@@ -108,29 +134,37 @@ impl Bed {
 
     /// Builds all ways anew, with a scheduler; `iptables` knows one. The hooks of eBPF are there until [`Bed::unhook`].
     pub fn balance(&mut self, scheduler: Scheduler) -> Result<()> {
-        let table = tables(scheduler);
-        self.nft.sync("nft", self.client(Way::Nft)?, &table)?;
-        self.hook(scheduler)?;
         self.haproxy = None;
-        let client = self.client(Way::Haproxy)?;
-        ip(
-            client,
-            &format!("addr replace {}/32 dev lo\n", Ipv4Addr::from(VIP)),
-        )?;
-        self.haproxy = Some(haproxy(client, self.dir.path(), scheduler)?);
-        let client = self.client(Way::Iptables)?;
-        iptables(client)
+        for (way, client) in &self.clients {
+            match way {
+                Way::Direct => {}
+                Way::Ebpf => self.hook(scheduler)?,
+                Way::Nft => drop(self.nft.sync("nft", client, &tables(scheduler))?),
+                Way::Iptables => iptables(client)?,
+                Way::Ipvs => ipvs(client, scheduler)?,
+                Way::Haproxy => {
+                    let vip = Ipv4Addr::from(VIP);
+                    ip(client, &format!("addr replace {vip}/32 dev lo\n"))?;
+                    self.haproxy = Some(haproxy(client, self.dir.path(), scheduler)?);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The hooks of eBPF are on every socket of the machine.
     pub fn hook(&self, scheduler: Scheduler) -> Result<()> {
-        self.ebpf
-            .sync("ebpf", self.client(Way::Ebpf)?, &tables(scheduler))?;
+        if let Ok(client) = self.client(Way::Ebpf) {
+            self.ebpf.sync("ebpf", client, &tables(scheduler))?;
+        }
         Ok(())
     }
 
     pub fn unhook(&self) -> Result<()> {
-        Ok(self.ebpf.remove("ebpf", Some(self.client(Way::Ebpf)?))?)
+        if let Ok(client) = self.client(Way::Ebpf) {
+            self.ebpf.remove("ebpf", Some(client))?;
+        }
+        Ok(())
     }
 }
 
@@ -176,17 +210,19 @@ fn client(server: &Netns, n: u8) -> Result<Netns> {
 }
 
 fn ip(netns: &Netns, lines: &str) -> Result<()> {
+    feed(netns, Command::new("ip").args(["-batch", "-"]), lines)
+}
+
+/// Runs a program inside with these lines as its input.
+fn feed(netns: &Netns, command: &mut Command, lines: &str) -> Result<()> {
     netns.run(|| {
-        let mut ip = Command::new("ip")
-            .args(["-batch", "-"])
-            .stdin(Stdio::piped())
-            .spawn()?;
-        ip.stdin
-            .take()
-            .context("it has no input")?
-            .write_all(lines.as_bytes())?;
-        if !ip.wait()?.success() {
-            bail!("`ip` refused: {lines}");
+        let child = command.stdin(Stdio::piped()).spawn();
+        let mut child = child.with_context(|| format!("{command:?}"))?;
+        let mut input = child.stdin.take().context("it has no input")?;
+        input.write_all(lines.as_bytes())?;
+        drop(input);
+        if !child.wait()?.success() {
+            bail!("{command:?} refused: {lines}");
         }
         Ok(())
     })?
@@ -207,18 +243,23 @@ fn iptables(client: &Netns) -> Result<()> {
         )?;
     }
     rules.push_str("COMMIT\n");
-    client.run(|| {
-        let mut restore = Command::new("iptables-restore").stdin(Stdio::piped()).spawn()?;
-        restore
-            .stdin
-            .take()
-            .context("it has no input")?
-            .write_all(rules.as_bytes())?;
-        if !restore.wait()?.success() {
-            bail!("`iptables-restore` refused: {rules}");
+    feed(client, &mut Command::new("iptables-restore"), &rules)
+}
+
+fn ipvs(client: &Netns, scheduler: Scheduler) -> Result<()> {
+    let scheduler = match scheduler {
+        Scheduler::LeastConnections => "lc",
+        _ => "rr",
+    };
+    let mut lines = String::from("-C\n");
+    for port in [PORT, super::rates::BULK] {
+        let service = SocketAddr::from((VIP, port));
+        writeln!(lines, "-A -t {service} -s {scheduler}")?;
+        for n in 0..BACKENDS {
+            writeln!(lines, "-a -t {service} -r {} -m", backend(n))?;
         }
-        Ok(())
-    })?
+    }
+    feed(client, Command::new("ipvsadm").arg("--restore"), &lines)
 }
 
 fn haproxy(client: &Netns, dir: &Path, scheduler: Scheduler) -> Result<Running> {

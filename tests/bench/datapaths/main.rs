@@ -3,6 +3,10 @@
 //!
 //! Clients and four backends are namespaces behind one bridge, so that little else than the translation is
 //! measured. Rounds and ratios are as in `bench`. Needs root outside of user namespaces.
+//!
+//! `.ci/guest 6.12 bench-datapaths` runs it in an emulated machine with one processor, of which each instruction takes a
+//! nanosecond. There a request's part of a second is the number of instructions that it took, on both ends and in all between, and
+//! comes out the same every time. It is not time: what waits for memory costs no more than what does not.
 
 mod bed;
 mod mixed;
@@ -16,7 +20,9 @@ mod tools;
 
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
+use weft_lb::Scheduler;
 
+use bed::Way;
 use table::Matrix;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -28,6 +34,8 @@ enum Measure {
     /// How long it takes to install up to 10,000 services of 10 backends, and to change one, beside what the kernel takes at least
     Programming,
 }
+
+const SCHEDULERS: [Scheduler; 2] = [Scheduler::RoundRobin, Scheduler::LeastConnections];
 
 /// Ways to a service beside each other, as ratios
 #[derive(Debug, Parser)]
@@ -44,12 +52,50 @@ struct Args {
     /// Only these
     #[arg(long, value_delimiter = ',', value_enum)]
     only: Vec<Measure>,
+    /// Rates only of these, beside the first
+    #[arg(long, value_delimiter = ',', value_enum)]
+    ways: Vec<Way>,
+    /// Rates only with these
+    #[arg(long, value_delimiter = ',', value_parser = scheduler, default_values_t = SCHEDULERS)]
+    schedulers: Vec<Scheduler>,
+    /// The clock counts instructions, one a nanosecond: say so, and measure rates only
+    #[arg(long)]
+    instructions: bool,
 }
 
 impl Args {
     fn wants(&self, measure: Measure) -> bool {
-        self.only.is_empty() || self.only.contains(&measure)
+        match self.only.is_empty() {
+            true => measure == Measure::Rates || !self.instructions,
+            false => self.only.contains(&measure),
+        }
     }
+
+    /// The ways that are wanted and that this machine has.
+    fn ways(&self) -> Vec<Way> {
+        let wanted = Way::ALL
+            .into_iter()
+            .filter(|way| self.ways.is_empty() || self.ways.contains(way));
+        let here = wanted.filter(|way| match way.hindrance() {
+            Some(why) => {
+                eprintln!("{} is left out: {why}", way.name());
+                false
+            }
+            None => true,
+        });
+        here.collect()
+    }
+}
+
+fn scheduler(word: &str) -> Result<Scheduler, String> {
+    let mut all = SCHEDULERS.into_iter();
+    let found = all.find(|scheduler| scheduler.to_string() == word);
+    found.ok_or_else(|| {
+        format!(
+            "rates are measured with {}",
+            SCHEDULERS.map(|one| one.to_string()).join(" and ")
+        )
+    })
 }
 
 fn main() -> Result<()> {

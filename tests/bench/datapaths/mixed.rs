@@ -39,7 +39,7 @@ const SLOWNESS: u32 = 4;
 
 pub fn measure(args: &Args, table: &mut Matrix) -> Result<()> {
     for slow in [false, true] {
-        let mut bed = Bed::new()?;
+        let mut bed = Bed::new(&[Way::Haproxy, Way::Ebpf, Way::Nft])?;
         let _backends = Backends::start(&bed.server, slow)?;
         let (rr, lc) = (Scheduler::RoundRobin, Scheduler::LeastConnections);
         let runs = [

@@ -30,17 +30,18 @@ struct Http {
     work: f64,
 }
 
+/// Instructions, where the clock counts them.
+const PER_SECOND: f64 = 1e9;
+
 type Figure = fn(&Http) -> f64;
 
 pub fn measure(args: &Args, table: &mut Matrix) -> Result<()> {
-    let mut bed = Bed::new()?;
+    let all = args.ways();
+    let mut bed = Bed::new(&all)?;
     let _nginx = nginx(&bed.server, bed.dir())?;
-    for scheduler in [Scheduler::RoundRobin, Scheduler::LeastConnections] {
+    for scheduler in args.schedulers.iter().copied() {
         bed.balance(scheduler)?;
-        let ways: Vec<Way> = Way::ALL
-            .into_iter()
-            .filter(|way| *way != Way::Iptables || scheduler == Scheduler::RoundRobin)
-            .collect();
+        let ways: Vec<Way> = all.iter().copied().filter(|way| way.knows(scheduler)).collect();
         for keep_alive in [false, true] {
             let kind = if keep_alive {
                 "keep-alive"
@@ -57,26 +58,37 @@ pub fn measure(args: &Args, table: &mut Matrix) -> Result<()> {
                     } else {
                         bed.hook(scheduler)?;
                     }
-                    runs.push(http(bed.client(*way)?, Bed::target(*way), args, keep_alive)?);
+                    let run = http(bed.client(*way)?, Bed::target(*way), args, keep_alive)?;
+                    eprintln!("  {}: {:.0} /s", way.name(), run.rate);
+                    runs.push(run);
                 }
             }
-            let mut figures: Vec<(&str, Unit, Figure)> = vec![("", Unit::Rate, |run| run.rate)];
-            if keep_alive {
-                figures.push((", p50", Unit::Time, |run| run.median));
-                figures.push((", p99", Unit::Time, |run| run.p99));
-            }
-            figures.push((", processor time", Unit::Work, |run| run.work));
-            for (name, unit, figure) in figures {
+            for (name, unit, figure) in figures(args, keep_alive) {
                 let series = runs.iter().map(|runs| runs.iter().map(figure).collect());
                 let series: Vec<Vec<f64>> = series.collect();
                 table.compare(&format!("{what}{name}"), unit, &names(&ways), &series);
             }
         }
     }
-    bulk(args, &mut bed, table)
+    bulk(args, &all, &mut bed, table)
 }
 
-fn bulk(args: &Args, bed: &mut Bed, table: &mut Matrix) -> Result<()> {
+/// What is said of runs.
+fn figures(args: &Args, keep_alive: bool) -> Vec<(&'static str, Unit, Figure)> {
+    let mut figures: Vec<(&str, Unit, Figure)> = vec![("", Unit::Rate, |run| run.rate)];
+    if args.instructions {
+        figures.push((", instructions", Unit::Instructions, |run| PER_SECOND / run.rate));
+        return figures;
+    }
+    if keep_alive {
+        figures.push((", p50", Unit::Time, |run| run.median));
+        figures.push((", p99", Unit::Time, |run| run.p99));
+    }
+    figures.push((", processor time", Unit::Work, |run| run.work));
+    figures
+}
+
+fn bulk(args: &Args, ways: &[Way], bed: &mut Bed, table: &mut Matrix) -> Result<()> {
     bed.balance(Scheduler::RoundRobin)?;
     let mut server = Command::new("iperf3");
     server
@@ -84,14 +96,23 @@ fn bulk(args: &Args, bed: &mut Bed, table: &mut Matrix) -> Result<()> {
         .stdout(Stdio::null());
     let listens = SocketAddr::from((backend(0), BULK));
     let _server = Running::start(&bed.server, server, listens)?;
-    let mut series: Vec<Vec<f64>> = Way::ALL.iter().map(|_| Vec::new()).collect();
+    let mut series: Vec<Vec<f64>> = ways.iter().map(|_| Vec::new()).collect();
     for round in 0..args.rounds {
         eprintln!("bulk TCP: round {} of {}", round + 1, args.rounds);
-        for (way, series) in Way::ALL.into_iter().zip(&mut series) {
-            series.push(throughput(bed.client(way)?, Bed::target(way), args)?);
+        for (way, series) in ways.iter().zip(&mut series) {
+            let bits = throughput(bed.client(*way)?, Bed::target(*way), args)?;
+            eprintln!("  {}: {:.3} Gbit/s", way.name(), bits / 1e9);
+            series.push(bits);
         }
     }
-    table.compare("bulk TCP", Unit::Bits, &names(&Way::ALL), &series);
+    table.compare("bulk TCP", Unit::Bits, &names(ways), &series);
+    if args.instructions {
+        let a_kilobyte = |bits: &f64| PER_SECOND / (bits / 8.0 / 1024.0);
+        let series = series.iter().map(|bits| bits.iter().map(a_kilobyte).collect());
+        let series: Vec<Vec<f64>> = series.collect();
+        let what = "bulk TCP, instructions for a kilobyte";
+        table.compare(what, Unit::Instructions, &names(ways), &series);
+    }
     Ok(())
 }
 
@@ -128,8 +149,9 @@ fn names(ways: &[Way]) -> Vec<&'static str> {
 
 fn nginx(netns: &Netns, dir: &Path) -> Result<Running> {
     let config = dir.join("nginx.conf");
+    let workers = std::thread::available_parallelism()?;
     let text = format!(
-        "daemon off; worker_processes 2; error_log /dev/null; pid {0}/pid;
+        "daemon off; worker_processes {workers}; error_log /dev/null; pid {0}/pid;
          events {{ worker_connections 4096; }}
          http {{ access_log off; keepalive_requests 1000000; client_body_temp_path {0}/b; proxy_temp_path {0}/p;
            fastcgi_temp_path {0}/f; uwsgi_temp_path {0}/u; scgi_temp_path {0}/s;
