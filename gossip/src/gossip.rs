@@ -7,7 +7,7 @@ use std::{
 use bytes::Bytes;
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
-use weft_types::NodeId;
+use weft_types::{NetworkId, NodeId};
 
 use crate::{
     Config, Event, INTEREST_KIND, Identity, Key, KeyId, KeyRing, MAX_MESSAGE, MAX_NAME, MAX_VALUE, Member,
@@ -563,9 +563,14 @@ impl Gossip {
 
     fn flush_rumours(&mut self, now: Instant) {
         let scopes = self.rumours.scopes_due(now);
-        let peers = scopes.into_iter().map(|scope| (scope, self.live_in(&scope)));
-        let peers = peers.collect();
-        for (to, telling) in self.rumours.flush(&peers, now, &mut self.rng) {
+        let networks = scopes.iter().filter(|scope| **scope != CLUSTER);
+        let on: BTreeMap<_, _> = networks
+            .map(|network| (*network, self.live_in(network)))
+            .collect();
+        let live = &self.live;
+        let peers = |scope: &NetworkId| on.get(scope).unwrap_or(live).as_slice();
+        let packets = self.rumours.flush(&scopes, peers, now, &mut self.rng);
+        for (to, telling) in packets {
             self.tell(to, &telling);
         }
     }

@@ -155,10 +155,11 @@ impl Rumours {
         due.map(|rumour| rumour.scope).collect()
     }
 
-    /// The packets that are due, at most a few for each of a few of the `peers` that are to be told of a scope.
-    pub(crate) fn flush(
+    /// The packets that are due, at most a few for each of a few of the `peers` that are to be told of one of the `scopes`.
+    pub(crate) fn flush<'a>(
         &mut self,
-        peers: &BTreeMap<NetworkId, Vec<Short>>,
+        scopes: &BTreeSet<NetworkId>,
+        peers: impl Fn(&NetworkId) -> &'a [Short],
         now: Instant,
         rng: &mut impl Rng,
     ) -> Vec<(Short, Telling)> {
@@ -169,8 +170,8 @@ impl Rumours {
             return Vec::new();
         }
         let mut batches: Vec<ForPeer<'_>> = Vec::new();
-        for (scope, peers) in peers {
-            for (index, peer) in peers.sample(rng, OFFERED).copied().enumerate() {
+        for scope in scopes {
+            for (index, peer) in peers(scope).sample(rng, OFFERED).copied().enumerate() {
                 let place = batches.iter().position(|(of, ..)| *of == peer);
                 let place = place.unwrap_or_else(|| {
                     batches.push((peer, Batch::default(), Vec::new()));
@@ -308,7 +309,7 @@ mod tests {
         let mut sent = Vec::new();
         while let Some(due) = rumours.next_due() {
             assert!(due >= now);
-            for (to, telling) in rumours.flush(&BTreeMap::from([(CLUSTER, peers.clone())]), due, &mut rng) {
+            for (to, telling) in rumours.flush(&BTreeSet::from([CLUSTER]), |_| &peers, due, &mut rng) {
                 let body = wire::decode::<Body>(&telling.body);
                 let Some(Body::Rumour { records, offers }) = body else {
                     panic!("{body:?} is not a rumour")

@@ -21,6 +21,9 @@ use crate::{
 /// The most networks that are fetched at a time.
 const FETCHED: usize = 1_024;
 
+/// How long it has to look as if nobody were left to hand a network over to: what others want is heard in no order.
+const ALONE: Duration = Duration::from_secs(10);
+
 /// Of what this node wants to be told.
 #[derive(Debug, Default)]
 pub(super) struct Wanted {
@@ -36,6 +39,8 @@ pub(super) struct Wanted {
 struct Leaving {
     root: u64,
     same: BTreeSet<Short>,
+    /// Since when there has been nobody to hand it over to.
+    alone: Option<Instant>,
 }
 
 impl Gossip {
@@ -183,13 +188,10 @@ impl Gossip {
         }
     }
 
-    /// The live members that are to be told what is new in this scope.
-    pub(super) fn live_in(&self, scope: &NetworkId) -> Vec<Short> {
+    /// The live members that want to know of a network.
+    pub(super) fn live_in(&self, network: &NetworkId) -> Vec<Short> {
         let live = self.live.iter().copied();
-        if *scope == CLUSTER {
-            return live.collect();
-        }
-        live.filter(|peer| self.is_interested(*peer, scope)).collect()
+        live.filter(|peer| self.is_interested(*peer, network)).collect()
     }
 
     /// What to compare with a peer beside what concerns the cluster, with what is known of it; `first` is among it.
@@ -330,16 +332,41 @@ impl Gossip {
     /// Leaves the networks that can be left, without a word from one who stays. There has to be none, alive or away, and all others
     /// who are to leave have to have the same: one of them may change its mind, and is not to go on with less.
     pub(super) fn look_at_interest(&mut self, now: Instant) {
-        let can_be_left = |network: &NetworkId, leaving: &Leaving| {
-            let root = self.fingerprint_of(*network);
-            let is_known =
-                |peer| !self.stays(peer, network) && leaving.root == root && leaving.same.contains(&peer);
-            let holds_nothing = root == 0 && !self.wanted.lacking.contains(network);
-            holds_nothing || self.others_in(network).all(is_known)
+        let is_heir = |peer, network: &NetworkId, leaving: &Leaving| {
+            let is_same = leaving.root == self.fingerprint_of(*network) && leaving.same.contains(&peer);
+            self.stays(peer, network) || !is_same
         };
         let leaving = self.wanted.leaving.iter();
-        let done = leaving.filter(|(network, leaving)| can_be_left(network, leaving));
-        let done: Vec<_> = done.map(|(network, _)| *network).collect();
+        let alone: BTreeSet<_> = leaving
+            .filter(|(network, leaving)| {
+                !self
+                    .others_in(network)
+                    .any(|peer| is_heir(peer, network, leaving))
+            })
+            .map(|(network, _)| *network)
+            .collect();
+        // Who has just started has others' intentions of before.
+        let is_up_to_date = self.sync.caught_up || self.live.is_empty();
+        let holds_nothing = |network: &NetworkId| {
+            self.fingerprint_of(*network) == 0 && !self.wanted.lacking.contains(network)
+        };
+        let empty: BTreeSet<_> = self
+            .wanted
+            .leaving
+            .keys()
+            .copied()
+            .filter(holds_nothing)
+            .collect();
+        let mut done = Vec::new();
+        for (network, leaving) in &mut self.wanted.leaving {
+            let is_alone = is_up_to_date && alone.contains(network);
+            let since = leaving.alone.filter(|_| is_alone).unwrap_or(now);
+            leaving.alone = is_alone.then_some(since);
+            let for_long = is_alone && now.saturating_duration_since(since) >= ALONE;
+            if for_long || empty.contains(network) {
+                done.push(*network);
+            }
+        }
         for network in done {
             self.leave_network(network, now);
         }

@@ -11,7 +11,7 @@ use crate::{
     identity::Short,
     rumours::{Batch, ROUNDS},
     seal::{Channel, Opened, Rejected},
-    store::{Applied, name_of},
+    store::{Applied, CLUSTER, name_of},
     wire::{self, AuthorSet, Body, Card, MAX_RUMOURS, Offer, Part},
 };
 
@@ -291,6 +291,9 @@ impl Gossip {
             self.stats.malformed += 1;
             return;
         }
+        if author != self.node && !self.wants(&scope) {
+            return;
+        }
         // What the sum over a set proves hangs on its newest record, so even that has to be genuine which
         // would not be taken.
         let genuine = |record: &Record| {
@@ -302,9 +305,6 @@ impl Gossip {
         }
         if author == self.node {
             self.adopt(&set, source, now);
-            return;
-        }
-        if !self.wants(&scope) {
             return;
         }
         for record in &set.records {
@@ -321,7 +321,7 @@ impl Gossip {
         if let Some(stream) = self.store.stream_mut(name).filter(|stream| !stream.is_complete()) {
             stream.ask_all = true;
         }
-        if set.records.iter().any(|record| record.key.kind == INTEREST_KIND) {
+        if scope == CLUSTER {
             self.note_interest(name);
         }
         self.touch(name);
