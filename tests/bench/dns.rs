@@ -131,7 +131,8 @@ pub fn measure(cluster: &Cluster, effort: Effort, table: &mut Table) -> Result<(
     asking.await_all(&few, &asking.questions("miss", ["miss.example.net".to_owned()])?)?;
     asking.compare("DNS, forwarded", Unit::Rate, &few, table, |port| {
         let seconds = effort.length.as_secs();
-        answered(&dnsperf(&client, port, &misses, &format!("-l {seconds} -q 50"))?)
+        let asked = dnsperf(&client, port, &misses, &format!("-l {seconds} -q 50"))?;
+        answered(&asked, port)
     })?;
     let hits = asking.questions("many", many.iter().map(|(name, _)| name.clone()))?;
     let floor: Servers = with_many.iter().copied().chain([echo]).collect();

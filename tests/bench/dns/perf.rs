@@ -32,13 +32,16 @@ pub fn rate(text: &str) -> Result<f64> {
 }
 
 /// Those that were answered, per second, where not every question has to be. How many were not is said.
-pub fn answered(text: &str) -> Result<f64> {
+pub fn answered(text: &str, port: u16) -> Result<f64> {
     let [found, asked] = [
         number_after(text, "NOERROR")?,
         number_after(text, "Queries completed:")?,
     ];
     if found < asked {
-        eprintln!("  {} of {asked} had no answer but an error", asked - found);
+        eprintln!(
+            "  {} of {asked} questions to port {port} had an error for an answer",
+            asked - found
+        );
     }
     Ok(found / asked * number_after(text, "Queries per second:")?)
 }
