@@ -7,20 +7,20 @@ use std::{
 use bytes::Bytes;
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
-use weft_types::{NetworkId, NodeId};
+use weft_types::NodeId;
 
 use crate::{
-    Config, Event, INTEREST_KIND, Identity, Key, KeyId, KeyRing, MAX_MESSAGE, MAX_NAME, MAX_VALUE, Member,
+    Config, Event, INTEREST_KIND, Identity, Key, KeyRing, MAX_MESSAGE, MAX_NAME, MAX_VALUE, Member,
     MemberState, Output, PutError, Record, SendError, Stats, hearsay,
     identity::Short,
     interest::Said,
     membership::{Id, Membership},
     pace::Pace,
     replay::ReplayGuard,
-    rumours::{Rumours, Telling},
-    seal::{Channel, Sealer},
+    rumours::Rumours,
+    seal::Sealer,
     store::{Amount, CLUSTER, Digests, Store},
-    wire::{self, Body, Card},
+    wire::{Body, Card},
 };
 
 mod contact;
@@ -29,6 +29,7 @@ mod fetch;
 mod interest;
 mod own;
 mod receive;
+mod send;
 mod sync;
 
 /// One node's view of its cluster, and the protocol that keeps it true.
@@ -97,8 +98,6 @@ struct Peer {
     nudged: Option<Instant>,
 }
 
-/// Outputs waiting at most; packets beyond are lost. Events are not, but each is caused by an input.
-const MAX_OUTPUTS: usize = 16_384;
 /// How often old tombstones are looked for.
 const TIDY: std::time::Duration = std::time::Duration::from_secs(60);
 
@@ -531,53 +530,6 @@ impl Gossip {
 
     fn emit(&mut self, event: Event) {
         self.outputs.push_back(Output::Event(event));
-    }
-
-    /// Sends to a node whose card is known.
-    fn send_body(&mut self, to: Short, body: &Body) {
-        self.send_encoded(to, &wire::encode(body));
-    }
-
-    fn send_encoded(&mut self, to: Short, body: &[u8]) {
-        let Some(peer) = self.peers.get(&to) else { return };
-        let (node, address) = (peer.node, peer.card.address);
-        self.send_packet(Some(&node), address, body);
-    }
-
-    fn send_packet(&mut self, to: Option<&NodeId>, address: SocketAddr, body: &[u8]) {
-        self.send_packet_by(self.sealer.keys.id_for(to), to, address, body);
-    }
-
-    /// Answers go by the key that the question came by: who asks may have lost a newer one that it once said to have.
-    fn send_packet_by(&mut self, key: KeyId, to: Option<&NodeId>, address: SocketAddr, body: &[u8]) {
-        if self.outputs.len() >= MAX_OUTPUTS || body.len() > wire::MAX_BODY {
-            self.stats.packets_lost += 1;
-            return;
-        }
-        if let Some(bytes) = self.sealer.seal_by(key, Channel::Packet, to, body) {
-            self.stats.packets_sent += 1;
-            self.stats.bytes_sent += bytes.len() as u64;
-            self.outputs.push_back(Output::Packet { to: address, bytes });
-        }
-    }
-
-    fn flush_rumours(&mut self, now: Instant) {
-        let scopes = self.rumours.scopes_due(now);
-        let networks = scopes.iter().filter(|scope| **scope != CLUSTER);
-        let on: BTreeMap<_, _> = networks
-            .map(|network| (*network, self.live_in(network)))
-            .collect();
-        let live = &self.live;
-        let peers = |scope: &NetworkId| on.get(scope).unwrap_or(live).as_slice();
-        let packets = self.rumours.flush(&scopes, peers, now, &mut self.rng);
-        for (to, telling) in packets {
-            self.tell(to, &telling);
-        }
-    }
-
-    fn tell(&mut self, to: Short, telling: &Telling) {
-        self.stats.records_told += telling.records;
-        self.send_encoded(to, &telling.body);
     }
 }
 
