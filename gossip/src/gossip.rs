@@ -455,6 +455,7 @@ impl Gossip {
             self.note_loaded();
             self.begin_anew(now);
             self.write_card(now);
+            self.renew_own_sums(now);
             self.announce_interest(true, now);
             self.join.wake(now);
         }

@@ -408,3 +408,26 @@ fn a_change_costs_those_alone_who_want_to_know() {
     );
     assert!(share < 0.35, "{share}");
 }
+
+#[test]
+fn those_who_come_to_a_network_at_the_same_moment_hear_of_each_other_at_once() {
+    let mut world = cluster(seed(209), 4, |_| vec![]);
+    let mut longest = Duration::ZERO;
+    for network in 1..=20 {
+        for at in 0..2 {
+            world.want(at, 1..=network);
+            world.put_key(at, key_in(network, "endpoint"), "x");
+            world.run_for(Duration::from_millis(u64::from(network % 3)));
+        }
+        let took = world.run_until("all know all", secs(5), |world| {
+            (0..2).all(|at| {
+                let mut others = 0..2;
+                others.all(|of| world.value_of(at, of, &key_in(network, "endpoint")).is_some())
+            })
+        });
+        longest = longest.max(took);
+        world.run_for(secs(1));
+    }
+    println!("known to all at most {longest:.2?} after the last has come");
+    assert!(longest < Duration::from_millis(500), "{longest:?}");
+}

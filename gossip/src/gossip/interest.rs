@@ -69,6 +69,41 @@ impl Gossip {
         self.digests.network(network).map_or(0, |buckets| buckets.root())
     }
 
+    /// Whether what others say of a network is on its way, or can be asked for: a member that answers wants to know of it too, and
+    /// this node was not told yet.
+    pub fn is_fetching(&self, network: &NetworkId) -> bool {
+        let mut live = self.live.iter();
+        self.wanted.lacking.contains(network) && live.any(|peer| self.is_interested(*peer, network))
+    }
+
+    /// Whether this node was not told yet what others say of a network, and none of those who know it answers.
+    pub fn is_out_of_reach(&self, network: &NetworkId) -> bool {
+        self.wanted.lacking.contains(network)
+            && !self.is_fetching(network)
+            && self.is_wanted_by_others(network)
+    }
+
+    /// Whether what others say is on its way of any network, be it one that is to be left.
+    pub fn is_fetching_any(&self) -> bool {
+        self.wanted
+            .lacking
+            .iter()
+            .any(|network| self.is_fetching(network))
+    }
+
+    /// Streams of this node's own that do not add up were written by a version that counted their records among those of the
+    /// cluster. Their newest record, said once more, carries the sum over the stream as it is now.
+    pub(super) fn renew_own_sums(&mut self, now: Instant) {
+        let own = self.store.streams(Short::MIN, Short::MAX);
+        let own = own.filter(|(_, stream)| stream.author() == self.node && !stream.is_complete());
+        let newest: Vec<_> = own.filter_map(|(_, stream)| stream.newest().cloned()).collect();
+        for previous in newest {
+            let record = self.write(previous.key.clone(), previous.value.clone(), now);
+            let previous = Some(previous);
+            self.emit(Event::Record { record, previous });
+        }
+    }
+
     /// Whether records of this scope are taken.
     pub(super) fn wants(&self, scope: &NetworkId) -> bool {
         match *scope {
@@ -127,6 +162,7 @@ impl Gossip {
         if !(self.wanted.lacking.is_empty() && self.wanted.leaving.is_empty()) {
             self.sync.busy(now, Duration::ZERO);
         }
+        self.fetch_networks(now);
     }
 
     fn say_interest(&mut self, now: Instant) {

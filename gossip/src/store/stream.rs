@@ -95,6 +95,10 @@ impl Stream {
         self.by_version.last().map_or(0, |(version, _)| *version)
     }
 
+    pub(crate) fn newest(&self) -> Option<&Record> {
+        self.get(&self.by_version.last()?.1)
+    }
+
     pub(crate) fn live(&self) -> StateSum {
         self.live
     }
