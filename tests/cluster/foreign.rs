@@ -85,7 +85,9 @@ impl Member {
         let (node, seeds) = (identity.node(), seeds.to_vec());
         let (all, generation) = ((keys.cluster, keys.key, keys.seed), keys.boot << 16);
         let thread = std::thread::spawn(move || {
-            let config = Config::new(keys.cluster, KeyRing::new(GossipKey(keys.key)), address);
+            let mut config = Config::new(keys.cluster, KeyRing::new(GossipKey(keys.key)), address);
+            // As agents have it: it is to be told of endpoints.
+            config.network_kinds = vec![4, 11];
             let now = Instant::now();
             // It is nobody else's, and never starts twice in one boot.
             let mut gossip = Gossip::new(config, identity, keys.boot, [keys.boot as u8; 32], now);

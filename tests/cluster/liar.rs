@@ -114,8 +114,8 @@ fn claim_all(liar: &Member, victim: NodeId) {
                     value.to_vec(),
                 );
             }
-            // Numbers given away, a place for published ports, numbers of the removed.
-            5 | 11 | 12 => liar.say(key, value.to_vec()),
+            // Numbers given away, a place for published ports, numbers of the removed, that it is on a network.
+            5 | 11 | 12 | 16 => liar.say(key, value.to_vec()),
             _ => {}
         }
     }

@@ -15,6 +15,7 @@ mod foreign;
 mod gossip_key;
 mod health;
 mod http;
+mod interest;
 mod kernel_wireguard;
 mod leftovers;
 mod liar;

@@ -20,7 +20,7 @@ use super::{
     contest::{Contest, MAX_LAMPORT, Shared},
     records::{
         CLUSTER, ConsentFact, DrainSpec, Drainee, EndpointSpec, IngressSpec, Kind, NetworkSpec, NodeFact,
-        Register, RemovalFact, ServiceSpec, TokenFact, decode, endpoint_key, id_of, ingress_key,
+        Register, RemovalFact, ServiceSpec, TokenFact, decode, endpoint_key, id_of, ingress_key, use_key,
     },
     work::looked,
 };
@@ -105,6 +105,8 @@ pub struct Catalogue {
     /// The endpoints that serve a service, by its name.
     serving: BTreeMap<NetworkId, BTreeMap<String, BTreeSet<EndpointId>>>,
     ingresses: BTreeMap<(NetworkId, NodeId), IngressSpec>,
+    /// Who has endpoints on each network, by its own word: of most networks this node knows no more than that.
+    users: BTreeMap<NetworkId, BTreeSet<NodeId>>,
     tokens: BTreeMap<[u8; 8], (NodeId, TokenFact)>,
     /// By whom each was removed.
     removals: BTreeMap<NodeId, BTreeMap<NodeId, RemovalFact>>,
@@ -118,8 +120,6 @@ pub struct Catalogue {
     taken: BTreeMap<(NetworkId, ServiceId), (NodeId, Vec<IpAddr>)>,
     /// Who claims what only one can have.
     claims: Claims,
-    /// What else came of a statement, see [`take_more`](Self::take_more).
-    more: Vec<Change>,
 }
 
 impl Catalogue {
@@ -142,11 +142,6 @@ impl Catalogue {
         &self.claims
     }
 
-    /// What else came of what was applied.
-    pub fn take_more(&mut self) -> Vec<Change> {
-        std::mem::take(&mut self.more)
-    }
-
     /// Whether a node says itself that it has made a network.
     pub fn has_made(&self, node: NodeId, id: NetworkId) -> bool {
         let contest = self.networks.get(&id);
@@ -161,9 +156,21 @@ impl Catalogue {
             .is_some_and(|contest| contest.live(|_| false, |_| false).is_none() && self.network(id).is_some())
     }
 
-    /// Whether a node has an endpoint on a network.
+    /// Whether a node says that it has endpoints on a network.
     fn uses(&self, network: NetworkId, node: NodeId) -> bool {
-        self.endpoints_of_on(node, network).next().is_some()
+        let users = self.users.get(&network);
+        users.is_some_and(|users| users.contains(&node))
+    }
+
+    /// The nodes that say that they have endpoints on a network.
+    pub fn users(&self, network: NetworkId) -> impl Iterator<Item = NodeId> {
+        self.users.get(&network).into_iter().flatten().copied()
+    }
+
+    /// The networks on which a node says that it has endpoints.
+    pub fn used_by(&self, node: NodeId) -> impl Iterator<Item = NetworkId> {
+        let used = self.users.iter().filter(move |(_, users)| users.contains(&node));
+        used.map(|(network, _)| *network)
     }
 
     /// Those who name themselves the makers of a network that another has made, with that network.

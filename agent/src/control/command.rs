@@ -3,7 +3,9 @@
 use tokio::sync::oneshot;
 use weft_wireguard::Secret32;
 
-use super::{Control, Now, doctor::Expected, own::HostRoute, records::SandboxSpec, why::Story};
+use super::{
+    Control, Now, doctor::Expected, interest::Asked, own::HostRoute, records::SandboxSpec, why::Story,
+};
 use crate::api::{ApiError, types::*};
 
 /// Where the answer to one command goes.
@@ -74,6 +76,8 @@ pub enum Command {
     Status(HostFacts, Responder<StatusResponse>),
     Examine(Responder<Box<Expected>>),
     Why(WhyRequest, Responder<Box<Story>>),
+    /// Somebody follows what happens, and says so every now and then.
+    Follow(Responder<()>),
 }
 
 impl Control {
@@ -82,6 +86,12 @@ impl Control {
             // It is about to be in no cluster, which is what a dropped responder says.
             return;
         }
+        self.carry_out_or_wait(Asked::Command(command), now);
+        self.settle(now);
+    }
+
+    /// Everything that it is about is known, as far as it can be.
+    pub(super) fn carry_out_command(&mut self, command: Command, now: Now) {
         match command {
             Command::Leave(to) => self.leave(to, now),
             Command::TokenCreate(request, to) => {
@@ -159,7 +169,7 @@ impl Control {
                 let story = self.why(&request).map(Box::new);
                 self.reply(to, story);
             }
+            Command::Follow(to) => self.reply(to, Ok(())),
         }
-        self.settle(now);
     }
 }

@@ -65,6 +65,13 @@ impl Derived {
 }
 
 impl Control {
+    /// Whether programs of this host are told the names of a network, wherever its endpoints are.
+    pub(super) fn is_shown_to_host(&self, id: NetworkId) -> bool {
+        let name = self.catalogue.display_name(id).unwrap_or_default();
+        let mut shown = self.settings.shown_networks.iter();
+        shown.any(|shown| shown.eq_ignore_ascii_case(&name))
+    }
+
     /// Follows what was touched since the last time.
     pub(super) fn derive(&mut self) {
         let new = Derived::new(&self.settings.domain);
@@ -162,8 +169,7 @@ impl Control {
             .unwrap_or_else(|| spec.name.clone());
         let subnets = spec.subnets.iter().map(|subnet| subnet.net).collect();
         let mut names = NetworkZone::new(&name, spec.internal, subnets);
-        let mut listed = self.settings.shown_networks.iter();
-        let is_listed = listed.any(|listed| listed.eq_ignore_ascii_case(&name));
+        let is_listed = self.is_shown_to_host(id);
         let mut part = Part {
             was_crowded: self.catalogue.claims().is_crowded(id),
             is_listed,

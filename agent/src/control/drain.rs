@@ -322,7 +322,10 @@ impl Control {
     pub(super) fn forget_orphaned_drains(&mut self, now: Now) {
         let said: Vec<Drainee> = self.catalogue.drains_said_by(self.me).collect();
         let is_gone = |what: &Drainee| match *what {
-            Drainee::Endpoint(network, id) => self.catalogue.endpoint(network, id).is_none(),
+            Drainee::Endpoint(network, id) => {
+                let is_known = self.interests.knows(network) || self.catalogue.network(network).is_none();
+                is_known && self.catalogue.endpoint(network, id).is_none()
+            }
             Drainee::Node(node) => self.catalogue.node(node).is_none(),
         };
         let gone: BTreeSet<Drainee> = said.into_iter().filter(is_gone).collect();

@@ -10,7 +10,9 @@ use crate::api::types::{AddressShare, Backend, EncryptionStatus, NetworkSummary,
 #[derive(Debug, Clone, Default)]
 pub struct Measures {
     pub nodes: Vec<NodeInfo>,
-    /// With who owns which addresses.
+    /// How many networks there are.
+    pub network_count: u64,
+    /// Those whose endpoints are known here, with who owns which addresses.
     pub networks: Vec<(NetworkSummary, Vec<AddressShare>)>,
     pub services: Vec<(ServiceSummary, Vec<Backend>)>,
     pub gossip: Stats,
@@ -34,16 +36,21 @@ pub struct HealthCounts {
 impl Control {
     /// What there is to measure now.
     pub fn measures(&self, now: Now) -> Measures {
-        let networks = self.catalogue.networks().map(|(id, spec)| {
+        let known = self.catalogue.networks();
+        let known = known.filter(|(id, _)| self.interests.knows(*id));
+        let networks = known.map(|(id, spec)| {
             let summary = self.network_summary(id, spec);
             (summary, self.network_shares(id, spec))
         });
-        let services = self.catalogue.all_services().map(|(id, spec)| {
+        let services = self.catalogue.all_services();
+        let services = services.filter(|(_, spec)| self.interests.knows(spec.network));
+        let services = services.map(|(id, spec)| {
             let summary = self.service_summary(id, spec);
             (summary, self.backends(spec.network, &spec.name))
         });
         Measures {
             nodes: self.list_nodes(),
+            network_count: self.catalogue.networks().count() as u64,
             networks: networks.collect(),
             services: services.collect(),
             gossip: *self.gossip.stats(),

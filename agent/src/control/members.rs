@@ -27,7 +27,15 @@ impl Control {
                     send => self.turn.send.push(send),
                 }
             }
-            let again = self.keep_ingresses(now) | self.sync_checks(now) | self.look_at_keys(now);
+            if self.caught_up && self.reading_back.is_some() && !self.gossip.is_fetching_any() {
+                self.end_reading_back(now);
+            }
+            let again = self.keep_ingresses(now)
+                | self.sync_checks(now)
+                | self.look_at_keys(now)
+                | self.say_what_is_used(now)
+                | self.look_at_interest(now)
+                | self.carry_out_the_waiting(now);
             if !(self.answer_kept(now) || again) {
                 break;
             }
@@ -108,13 +116,11 @@ impl Control {
                 tracing::debug!("caught up with a peer");
                 self.caught_up = true;
                 self.keyring.look_soon(now.instant);
-                self.end_reading_back(now);
                 self.remove_who_left(now);
                 self.look_ahead(now);
                 self.joined_if_complete();
             }
-            // This node wants to know of all networks.
-            GossipEvent::Known(_) => {}
+            GossipEvent::Known(network) => self.interests.note_known(network),
             GossipEvent::OwnRecordNewer(record) => {
                 tracing::warn!(
                     version = record.version,
@@ -147,9 +153,7 @@ impl Control {
     }
 
     pub(super) fn apply(&mut self, author: NodeId, key: &Key, value: Option<&[u8]>, now: Now) {
-        let change = self.catalogue.apply(author, key, value);
-        let more = self.catalogue.take_more();
-        for change in change.into_iter().chain(more) {
+        if let Some(change) = self.catalogue.apply(author, key, value) {
             self.on_change(change, now);
         }
     }
@@ -158,6 +162,7 @@ impl Control {
         if change != Change::KeysChanged {
             self.note_touched(&change);
             self.note_for_checks(&change);
+            self.interests.note(&change);
             self.ingresses_to_look_at |= !matches!(change, Change::IngressChanged(_) | Change::TokensChanged);
         }
         match change {
@@ -239,10 +244,27 @@ impl Control {
                 );
             }
             Change::EndpointAdded(network, id) => {
-                self.endpoint_event(EventKind::EndpointConnected, network, id);
+                let endpoint = self.catalogue.endpoint(network, id);
+                let node = endpoint.expect("just added").node;
+                if node == self.me {
+                    self.interests.touch(network);
+                }
+                if self.is_news(network, node) {
+                    self.endpoint_event(EventKind::EndpointConnected, network, id);
+                }
             }
-            Change::EndpointChanged(network, id, was) => self.health_event(network, id, &was.spec.health),
+            Change::EndpointChanged(network, id, was) => {
+                if self.is_news(network, was.node) {
+                    self.health_event(network, id, &was.spec.health);
+                }
+            }
             Change::EndpointRemoved(network, id, endpoint) => {
+                if endpoint.node == self.me {
+                    self.interests.touch(network);
+                }
+                if !self.is_news(network, endpoint.node) {
+                    return;
+                }
                 let network = self
                     .catalogue
                     .display_name(network)

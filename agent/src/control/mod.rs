@@ -22,6 +22,7 @@ pub(crate) mod endpoints;
 mod finding;
 mod happenings;
 mod health;
+mod interest;
 mod keyring;
 #[cfg(test)]
 mod liar;
@@ -98,6 +99,7 @@ use derived::Derived;
 use docker::Docker;
 use drain::Drains;
 use health::Checks;
+use interest::Interests;
 use keyring::{Ground, Keyring};
 use operations::Parked;
 use polls::Polls;
@@ -271,6 +273,7 @@ pub struct Control {
     attaching: BTreeMap<EndpointId, (ConnectResponse, Responder<ConnectResponse>)>,
     detaching: Vec<(u64, DisconnectResponse, Responder<DisconnectResponse>)>,
     ifnames: BTreeMap<EndpointId, String>,
+    interests: Interests,
     /// Networks that this node is to be on for published ports and is not yet.
     entering: BTreeMap<NetworkId, Entering>,
     /// Whether something changed that those depend on.
@@ -329,14 +332,15 @@ impl Control {
         for record in &stored.records {
             catalogue.apply(record.author, &record.key, record.value.as_deref());
         }
-        catalogue.take_more();
         let others_removed: Vec<NodeId> = catalogue.removed_nodes().filter(|node| *node != me).collect();
         for node in &others_removed {
             catalogue.withdraw(*node);
         }
         let cursor = u64::from_le_bytes(seed[..8].try_into().expect("eight bytes"));
         let mut spaces = Spaces::new(me, &facts, cursor);
+        let interests = Interests::restored(me, &stored.records, &catalogue);
         gossip.load(stored.records);
+        gossip.set_interest(interests.wanted(), now.instant);
         let peers: Vec<SocketAddr> = catalogue
             .nodes()
             .filter(|(id, _)| *id != me)
@@ -379,6 +383,7 @@ impl Control {
             attaching: BTreeMap::new(),
             detaching: Vec::new(),
             ifnames: BTreeMap::new(),
+            interests,
             entering: BTreeMap::new(),
             ingresses_to_look_at: true,
             docker: Docker::new(stored.bindings),
@@ -454,6 +459,7 @@ impl Control {
 
     /// This node knows what it missed, or nobody can tell it.
     fn end_reading_back(&mut self, now: Now) {
+        self.interests.to_look_at = true;
         if self.reading_back.take().is_some() {
             self.host_changed();
             self.resume(now);

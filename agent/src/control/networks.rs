@@ -405,6 +405,7 @@ impl Control {
                 "disconnect them first: `weft network disconnect {name} TARGET` on their nodes"
             )));
         }
+        self.check_unused_elsewhere(id, &name)?;
         let services: Vec<_> = self
             .catalogue
             .services(id)
@@ -429,6 +430,29 @@ impl Control {
         };
         self.publish(network_key(id), encode(&register), now)?;
         Ok(NetworkRemoveResponse { id, name })
+    }
+
+    /// Of a network that nobody who knows about it could be asked about, it is still known who uses it.
+    fn check_unused_elsewhere(&self, id: NetworkId, name: &str) -> Result<(), ApiError> {
+        if self.interests.knows(id) {
+            return Ok(());
+        }
+        let users = self.catalogue.users(id);
+        let users = users.filter(|node| self.node_state(*node) != NodeState::Left);
+        let users: Vec<_> = users
+            .map(|node| format!("`{}`", self.catalogue.node_name(node)))
+            .collect();
+        if users.is_empty() {
+            return Ok(());
+        }
+        let users = users.join(", ");
+        Err(ApiError::conflict(format!(
+            "network `{name}` is in use on {users}, and nobody answers who knows its endpoints; it was not removed"
+        ))
+        .with_help(
+            "`weft node ls` shows which nodes can be reached; try again when one of them can, or remove those that are gone for \
+             good with `weft node rm`",
+        ))
     }
 
     pub(super) fn network_summary(&self, id: NetworkId, spec: &NetworkSpec) -> NetworkSummary {

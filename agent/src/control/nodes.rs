@@ -251,6 +251,7 @@ impl Control {
         problems.extend(self.estate_problems());
         problems.extend(self.untruths(now));
         problems.extend(self.gossip_key_problems(now));
+        problems.extend(self.interest_problem());
         let names: Vec<_> = self
             .catalogue
             .nodes()

@@ -220,6 +220,8 @@ impl Control {
         }
         self.ingresses_to_look_at = false;
         let wanted = self.entered_networks();
+        self.interests.to_look_at |= self.interests.entered != wanted;
+        self.interests.entered.clone_from(&wanted);
         let there: BTreeSet<NetworkId> = self.catalogue.ingresses_of(self.me).collect();
         let leaving: Vec<_> = there.difference(&wanted).copied().collect();
         for network in &leaving {

@@ -47,7 +47,13 @@ pub enum Kind {
     Keys = 14,
     /// A key of gossip for some members, sealed for each of them alone.
     KeyOffer = 15,
+    /// That its author has endpoints on a network.
+    Use = 16,
 }
+
+/// The kinds of records that are told to those only who want to know of the network that they are about. All other kinds are told
+/// to all nodes.
+pub const NETWORK_KINDS: [Kind; 2] = [Kind::Endpoint, Kind::Ingress];
 
 impl Kind {
     pub fn of(key: &Key) -> Option<Self> {
@@ -66,6 +72,7 @@ impl Kind {
             13 => Self::Consent,
             14 => Self::Keys,
             15 => Self::KeyOffer,
+            16 => Self::Use,
             _ => return None,
         })
     }
@@ -73,8 +80,8 @@ impl Kind {
     /// Whether what is said so is of no use to anybody once its author was removed from the cluster: it is about what the author
     /// has, or lets others in.
     pub fn ends_with_its_author(self) -> bool {
-        use Kind::{Consent, Endpoint, Ingress, KeyOffer, Keys, Token};
-        matches!(self, Endpoint | Ingress | Token | Consent | Keys | KeyOffer)
+        use Kind::{Consent, Endpoint, Ingress, KeyOffer, Keys, Token, Use};
+        matches!(self, Endpoint | Ingress | Use | Token | Consent | Keys | KeyOffer)
     }
 
     pub fn key(self, scope: NetworkId, name: impl Into<Vec<u8>>) -> Key {
@@ -466,6 +473,11 @@ pub fn endpoint_key(network: NetworkId, id: EndpointId) -> Key {
 /// Each node has its own.
 pub fn ingress_key(network: NetworkId) -> Key {
     Kind::Ingress.key(network, Vec::new())
+}
+
+/// That its author has endpoints there.
+pub fn use_key(network: NetworkId) -> Key {
+    Kind::Use.key(CLUSTER, network.0)
 }
 
 /// An author has as many records about one key as there have to be.

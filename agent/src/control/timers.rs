@@ -26,6 +26,7 @@ impl Control {
                 .poll_timeout()
                 .filter(|_| self.reading_back.is_none() && !self.removed),
             self.polls.poll_timeout(),
+            self.interests.poll_timeout(),
             self.drains.poll_timeout(),
             self.slow_start.poll_timeout(),
             self.ejections.poll_timeout(),

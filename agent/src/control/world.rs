@@ -14,9 +14,11 @@ use weft_wireguard::Secret32;
 
 use super::{
     ClusterFacts, Command, Control, CountOrder, HealthProbe, HealthResult, HostReport, Now, Pools, Responder,
-    Ring, Settings, Traffic, docker::DockerCommand, records::SandboxSpec,
+    Ring, Settings, Traffic,
+    docker::DockerCommand,
+    records::{NETWORK_KINDS, SandboxSpec},
 };
-use crate::api::ApiError;
+use crate::api::{ApiError, types::Event};
 use faults::{Disk, Faults};
 
 pub(super) mod faults;
@@ -75,6 +77,8 @@ pub(super) struct World {
     pub(super) hosts_answer: bool,
     /// How many answers were given.
     answered: usize,
+    /// What happened, and which node said so.
+    pub(super) events: Vec<(usize, Event)>,
 }
 
 /// The address of the node with this number.
@@ -133,7 +137,9 @@ impl Node {
     fn start(n: u8, facts: ClusterFacts, disk: &Disk, now: Now) -> Control {
         let mut config = Config::new(facts.id, disk.ring.to_seal(), address(n));
         config.max_authors = MAX_AUTHORS;
-        let seed = [n.wrapping_add((disk.boot as u8).wrapping_sub(1).wrapping_mul(16)); 32];
+        config.network_kinds = NETWORK_KINDS.map(|kind| kind as u8).to_vec();
+        let mut seed = [n; 32];
+        seed[31] = disk.boot as u8;
         let gossip = Gossip::new(config, Identity::from_seed([n; 32]), disk.boot, seed, now.instant);
         let settings = Settings {
             node_name: format!("h{n}"),
@@ -187,6 +193,7 @@ impl World {
             faults: Faults::default(),
             hosts_answer: false,
             answered: 0,
+            events: Vec::new(),
         };
         for node in 1..usize::from(count) {
             let (responder, joined) = Responder::new();
@@ -243,6 +250,7 @@ impl World {
     /// Lets time pass until something is so, and says how much passed.
     pub(super) fn until(&mut self, at_most: Duration, mut is_so: impl FnMut(&mut Self) -> bool) -> Duration {
         let begin = self.now.instant;
+        self.carry_out();
         while !is_so(self) {
             assert!(self.step(begin + at_most), "it is not so after {at_most:?}");
         }
@@ -322,6 +330,8 @@ impl World {
             node.control.handle_probe(probe.node, self.hosts_answer, self.now);
             is_quiet = false;
         }
+        self.events
+            .extend(turn.events.into_iter().map(|event| (index, event)));
         node.uncounted.extend(turn.counts);
         let counts = match node.kernel {
             Kernel::Hangs => Vec::new(),

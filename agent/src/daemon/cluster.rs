@@ -119,7 +119,8 @@ impl Daemon {
             .look_ahead(records::sandboxes_of(self.identity.node(), &records));
         let gossip_address = transport.local_addr();
         let boot = self.store.next_boot()?;
-        let config = Config::new(facts.id, ring.to_seal(), gossip_address);
+        let mut config = Config::new(facts.id, ring.to_seal(), gossip_address);
+        config.network_kinds = records::NETWORK_KINDS.map(|kind| kind as u8).to_vec();
         let gossip = Gossip::new(config, self.identity.clone(), boot, random(), now().instant);
         let settings = Settings {
             node_name: self.node_name.clone(),

@@ -1,6 +1,6 @@
 //! The API server: HTTP and JSON on a Unix socket, one request one message to the owner of the state.
 
-use std::{convert::Infallible, path::PathBuf};
+use std::{convert::Infallible, path::PathBuf, time::Duration};
 
 use axum::{
     Json, Router,
@@ -58,6 +58,9 @@ pub(super) enum Request {
     /// Whether this host is as it should be, or what it waits for.
     Readiness(Responder<Result<(), &'static str>>),
 }
+
+/// How often somebody who follows what happens is heard to be there still: oftener than what they hear of is forgotten.
+const FOLLOW_AGAIN: Duration = Duration::from_secs(30);
 
 #[derive(Clone)]
 pub(super) struct Context {
@@ -161,6 +164,13 @@ impl Context {
             Err(ApiError::unavailable("this node is in no cluster")
                 .with_help("make one with `weft init`, or join one with `weft join --token TOKEN HOST:PORT`"))
         })
+    }
+
+    /// Who follows what happens is to hear of all networks. In no cluster there is nothing to hear.
+    async fn keep_following(&self) {
+        if let Err(error) = self.command(Command::Follow).await {
+            tracing::debug!(%error, "somebody follows what happens outside of a cluster");
+        }
     }
 
     async fn command<T: Serialize>(&self, command: impl FnOnce(Responder<T>) -> Command) -> Answer<T> {
@@ -436,17 +446,28 @@ async fn status(State(context): State<Context>) -> Answer<StatusResponse> {
 async fn events(State(context): State<Context>, query: Params<EventsQuery>) -> Result<Response, ApiError> {
     let Query(EventsQuery { since, follow }) = query?;
     let (past, live) = context.events.follow();
+    if follow {
+        context.keep_following().await;
+    }
     let past = past
         .into_iter()
         .filter(move |event| since.is_some_and(|since| event.time >= since));
     let past = futures_util::stream::iter(past.collect::<Vec<_>>());
-    let live = futures_util::stream::unfold((live, follow), async |(mut live, follow)| {
-        if !follow {
-            return None;
-        }
+    let mut again = tokio::time::interval(FOLLOW_AGAIN);
+    again.reset();
+    let follower = follow.then_some((live, context, again));
+    let live = futures_util::stream::unfold(follower, async |follower| {
+        let (mut live, context, mut again) = follower?;
         loop {
-            match live.recv().await {
-                Ok(event) => return Some((event, (live, follow))),
+            let event = tokio::select! {
+                event = live.recv() => event,
+                _ = again.tick() => {
+                    context.keep_following().await;
+                    continue;
+                }
+            };
+            match event {
+                Ok(event) => return Some((event, Some((live, context, again)))),
                 Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "a follower of events is too slow"),
                 Err(RecvError::Closed) => return None,
             }

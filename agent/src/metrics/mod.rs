@@ -146,7 +146,7 @@ impl Samples {
             [],
             own.map_or(0, |node| u64::from(node.endpoint_count)),
         );
-        self.add(families::NETWORKS, [], cluster.networks.len() as u64);
+        self.add(families::NETWORKS, [], cluster.network_count);
         for (network, shares) in &cluster.networks {
             let name = network.name.as_str();
             self.add(families::ENDPOINTS, [name], u64::from(network.endpoint_count));

@@ -15,6 +15,7 @@ fn snapshot() -> Snapshot {
     let lossy = network.id;
     let cluster = Measures {
         nodes: vec![contract::sample("NodeInfo")],
+        network_count: 1,
         networks: vec![(network, vec![contract::sample("AddressShare")])],
         services: vec![(service.summary, service.backends.clone())],
         gossip: Stats::default(),

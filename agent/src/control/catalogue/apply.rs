@@ -30,12 +30,19 @@ impl Catalogue {
                 self.index.note(scope, id, &tags, &now);
                 self.service_change(scope, id, was)
             }
-            Kind::Endpoint => {
-                let was = self.network(scope).cloned();
-                let change = self.apply_endpoint(said);
-                let of_network = self.network_change(scope, was);
-                self.more.extend(of_network);
-                change
+            Kind::Endpoint => self.apply_endpoint(said),
+            Kind::Use => {
+                let id = Some(NetworkId(id_of(key)?)).filter(|id| *id != CLUSTER)?;
+                let was = self.network(id).cloned();
+                let users = self.users.entry(id).or_default();
+                match value {
+                    Some(_) => users.insert(author),
+                    None => users.remove(&author),
+                };
+                if users.is_empty() {
+                    self.users.remove(&id);
+                }
+                self.network_change(id, was)
             }
             Kind::Ingress => {
                 let place = (scope, author);
@@ -114,17 +121,21 @@ impl Catalogue {
         let endpoints = endpoints.map(|(network, id, _)| endpoint_key(network, id));
         let ingresses = self.ingresses_of(node);
         let ingresses = ingresses.map(ingress_key);
+        let used = self.used_by(node).map(use_key);
         let tokens = self.tokens.iter().filter(|(_, (author, _))| *author == node);
         let tokens = tokens.map(|(id, _)| Kind::Token.key(CLUSTER, *id));
         let consents = self.consents.iter().filter(|(_, by)| by.contains_key(&node));
         let consents = consents.map(|(removed, _)| Kind::Consent.key(CLUSTER, removed.0));
         let gossip = self.keys.of(node);
-        let all = endpoints.chain(ingresses).chain(tokens).chain(consents);
+        let all = endpoints
+            .chain(ingresses)
+            .chain(used)
+            .chain(tokens)
+            .chain(consents);
         let keys: Vec<Key> = all.chain(gossip).collect();
         let mut changes = Vec::new();
         for key in keys {
             changes.extend(self.apply(node, &key, None));
-            changes.append(&mut self.more);
         }
         changes
     }

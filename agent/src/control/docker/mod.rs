@@ -25,6 +25,8 @@ use weft_types::{EndpointId, NetworkId};
 
 use super::{
     Control, Now, Responder,
+    interest::{About, Asked},
+    names,
     operations::{Operation, Stop},
 };
 use crate::api::{
@@ -127,6 +129,23 @@ impl Docker {
 
 impl Control {
     pub fn handle_docker(&mut self, command: DockerCommand, now: Now) {
+        self.carry_out_or_wait(Asked::Docker(command), now);
+        self.settle(now);
+    }
+
+    /// What endpoints have to be known for it.
+    pub(super) fn subject_of_docker(&self, command: &DockerCommand) -> About {
+        let of = |docker: &str| self.docker.networks.get(docker).copied();
+        match command {
+            DockerCommand::CreateEndpoint(request, _) => of(&request.network),
+            DockerCommand::DeleteNetwork(docker, _) => of(docker),
+            DockerCommand::MakeService(request, _) => names::network(&self.catalogue, &request.network).ok(),
+            _ => None,
+        }
+        .map_or(About::Nothing, About::One)
+    }
+
+    pub(super) fn carry_out_docker(&mut self, command: DockerCommand, now: Now) {
         match command {
             DockerCommand::RequestPool(request, to) => match self.pool_task(request) {
                 Ok(task) => self.start(Operation::Docker(DockerTask::Pool(task, to)), now),
@@ -195,7 +214,6 @@ impl Control {
                 self.reply(to, Ok(()));
             }
         }
-        self.settle(now);
     }
 
     pub(super) fn attempt_docker(&mut self, task: &mut DockerTask, now: Now) -> Result<DockerAnswer, Stop> {

@@ -70,7 +70,7 @@ impl Control {
                 unnamed: spec.name == provisional_name(id),
                 subnets: spec.subnets.iter().map(|subnet| subnet.net).collect(),
                 internal: spec.internal,
-                in_use: self.catalogue.endpoints(id).next().is_some(),
+                in_use: self.catalogue.users(id).next().is_some(),
                 docker: bound(id),
             })
             .collect()
@@ -259,7 +259,7 @@ impl Control {
         if others || self.catalogue.network(network).is_none() {
             return;
         }
-        if self.catalogue.endpoints(network).next().is_none() {
+        if self.catalogue.users(network).next().is_none() {
             let services: Vec<_> = self.catalogue.services(network).map(|(id, _)| id).collect();
             for service in services {
                 // One that is gone already is as good.

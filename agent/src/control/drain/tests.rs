@@ -8,7 +8,7 @@ use crate::control::{
 
 const BACKEND: &str = "web-1";
 
-/// Three nodes, and a service with a backend on the second.
+/// Three nodes, and a service with a backend on the second and clients on the others.
 fn world() -> (World, NetworkId, EndpointId) {
     let mut world = World::of(3);
     world.done(0, |to| {
@@ -20,6 +20,11 @@ fn world() -> (World, NetworkId, EndpointId) {
     let connect = serde_json::from_value(connect).unwrap();
     let sandbox = sandbox(1, "a");
     let made = world.done(1, |to| Command::Connect("app".to_owned(), connect, sandbox, to));
+    for node in [0, 2] {
+        world
+            .connect(node, "app", &format!("client-{node}"), None)
+            .unwrap();
+    }
     world.pass(Duration::from_secs(1));
     (world, made.network_id, made.id)
 }

@@ -10,7 +10,7 @@ use crate::{
     },
 };
 
-/// Two nodes, and a service with this check.
+/// Two nodes, and a service with this check; the first has a client.
 fn world(health: serde_json::Value) -> World {
     let mut world = World::of(2);
     let network = NetworkCreateRequest::new("app");
@@ -19,6 +19,7 @@ fn world(health: serde_json::Value) -> World {
         json!({"network": "app", "name": "web", "ports": [{"port": 80, "target": 8080}], "health": health});
     let service = serde_json::from_value(service).unwrap();
     world.done(0, |to| Command::ServiceCreate(service, to));
+    world.connect(0, "app", "client", None).unwrap();
     world
 }
 

@@ -17,6 +17,12 @@ fn world() -> World {
     let service = serde_json::from_value(json!({"network": "app", "name": "web"})).unwrap();
     let made = world.done(0, |to| Command::ServiceCreate(service, to));
     assert_eq!(made.unconfirmed, Vec::new());
+    for node in 0..3 {
+        world
+            .connect(node, "app", &format!("client-{node}"), None)
+            .unwrap();
+    }
+    world.pass(Duration::from_secs(1));
     world
 }
 

@@ -74,6 +74,10 @@ impl Disk {
         self.records.insert((record.author, record.key.clone()), record);
     }
 
+    pub(in crate::control) fn remove(&mut self, record: &Record) {
+        self.records.remove(&(record.author, record.key.clone()));
+    }
+
     fn save_keys(&mut self, turn: &Turn) {
         self.ring = turn.gossip_keys.clone().unwrap_or_else(|| self.ring.clone());
         let keys = turn.tunnel_keys.clone();

@@ -89,7 +89,9 @@ async fn a_body_is_read_up_to_its_bound() {
 async fn events_are_followed_however_long_nothing_happens_and_the_silent_lose_their_places() {
     const SILENCE: Duration = Duration::from_millis(200);
     let dir = tempfile::tempdir().unwrap();
-    let (events, (requests, _owner)) = (EventLog::default(), mpsc::channel(1));
+    let (events, (requests, mut owner)) = (EventLog::default(), mpsc::channel(1));
+    // There is no cluster.
+    tokio::spawn(async move { while owner.recv().await.is_some() {} });
     let bounds = Bounds {
         places: 2,
         silence: SILENCE,

@@ -122,7 +122,7 @@ impl Fates {
             assert_eq!(self.owners(*node), first, "{node} and {}\n{log}", self.here[0]);
         }
         for node in self.here {
-            let last = connect(&mut self.world, node, "last");
+            let last = connect(&mut self.world, node, &format!("last{node}"));
             assert!(last.is_some(), "{node} gets no address\n{log}");
         }
     }
