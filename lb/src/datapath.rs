@@ -123,7 +123,7 @@ pub struct Attempts {
     pub failed: u64,
     /// Of all of them, those over TCP.
     pub tcp: u64,
-    /// Of those over TCP, the ones that were made.
+    /// Of those over TCP, the ones that were made; where a service is not watched, perhaps not all of them.
     pub made: u64,
     /// Of those over TCP, the ones of which nobody will know, because those who counted are gone.
     pub unknown: u64,

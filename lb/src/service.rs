@@ -19,6 +19,8 @@ pub struct Service {
     pub backends: Vec<Backend>,
     /// A connection that was idle for so long is forgotten, and reset when it next speaks. None: as the datapath has it.
     pub idle_timeout: Option<Duration>,
+    /// Whether somebody looks at what becomes of its connections ([`Attempts::made`](crate::Attempts::made)).
+    pub is_watched: bool,
 }
 
 /// An endpoint that serves a service.

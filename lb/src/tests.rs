@@ -20,6 +20,7 @@ fn service(states: &[(u8, BackendState)], scheduler: Scheduler) -> Service {
         scheduler,
         backends: states.iter().map(backend).collect(),
         idle_timeout: None,
+        is_watched: false,
     }
 }
 

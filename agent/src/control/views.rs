@@ -273,6 +273,7 @@ impl Control {
             },
             backends: self.balanced_backends(spec.network, &spec.name),
             idle_timeout: spec.tuning.idle_timeout(),
+            is_watched: spec.tuning.eject().is_some(),
         }
     }
 

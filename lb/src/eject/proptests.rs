@@ -30,6 +30,7 @@ fn service(backends: usize) -> Service {
         scheduler: Scheduler::RoundRobin,
         backends: (0..backends).map(backend).collect(),
         idle_timeout: None,
+        is_watched: false,
     }
 }
 

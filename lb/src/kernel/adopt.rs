@@ -8,8 +8,12 @@ use std::{
 use weft_netlink::nft::{Family, Nft, NftError, Table};
 use weft_types::ServiceId;
 
-use super::program::{
-    BASE_CHAIN, Key, LAYOUT, Map, Mark, Range, addr_from, is_table_name, service_of_chain, slots_map_of, sum,
+use super::{
+    attempts,
+    program::{
+        BASE_CHAIN, Key, LAYOUT, Map, Mark, Range, addr_from, is_table_name, service_of_chain, slots_map_of,
+        sum,
+    },
 };
 
 /// A service as it stands in the kernel.
@@ -31,6 +35,8 @@ pub(super) struct Contents {
     pub(super) vips: BTreeMap<IpAddr, IpAddr>,
     /// Slots that are no service's.
     pub(super) spare: Vec<Spare>,
+    /// Whether connections that are made are counted, if that can be told.
+    pub(super) counts_made: Option<bool>,
 }
 
 /// Slots that no rule leads to.
@@ -111,9 +117,13 @@ fn read_table(nft: &Nft, table: &Table, chains: Vec<String>) -> Result<FoundTabl
         }
     }
     let mut layout = false;
+    let mut contents = Contents::default();
     let mut marks: BTreeMap<ServiceId, BTreeMap<String, Mark>> = BTreeMap::new();
     for (chain, comment) in nft.rule_comments(table)? {
         layout |= chain == BASE_CHAIN && comment == LAYOUT;
+        if let Some(counts_made) = attempts::counts_made(&chain, &comment) {
+            contents.counts_made = Some(counts_made);
+        }
         if let (Some(service), Some(mark)) = (service_of_chain(&chain), Mark::parse(&comment)) {
             marks.entry(service).or_default().insert(chain, mark);
         }
@@ -133,7 +143,6 @@ fn read_table(nft: &Nft, table: &Table, chains: Vec<String>) -> Result<FoundTabl
             services.entry(service).or_default().elements.insert(key, chain);
         }
     }
-    let mut contents = Contents::default();
     for ipv6 in [false, true] {
         for element in nft.elements(table, Map::Vips { ipv6 }.name())? {
             let pair = addr_from(&element.key).zip(element.value.as_deref().and_then(addr_from));

@@ -5,7 +5,7 @@
 //! set failed4, answered4  likewise                                made6, failed6, answered6 likewise
 //! chain made   (nat, postrouting)          the first packet of each connection: made4, made6
 //! chain failed (filter, input or forward)  what comes before a connection is made: a reset: failed4, failed6,
-//!                                          or the answer that makes it: answered4, answered6
+//!                                          or the answer that makes it: answered4, answered6, where somebody watches a service
 //! ```
 //!
 //! The rules count by what connection tracking says, and know nothing of services, so that a change of those does not touch
@@ -40,14 +40,17 @@ use crate::{Attempts, Protocol, Service};
 const MADE: &str = "made";
 const FAILED: &str = "failed";
 const ANSWERED: &str = "answered";
+/// The comments of the chain, by what it counts.
+const FAILURES: &str = "failures";
+const WITH_ANSWERS: &str = "failures and answers";
 /// Pairs of a virtual address and a backend; about 100 bytes each.
 const MOST: u32 = 1 << 16;
 
 /// What a counter is kept for: a virtual address, a protocol, a backend's address.
 type Key = (IpAddr, u8, IpAddr);
 
-/// Adds sets and chains to a new table.
-pub(super) fn write(change: &mut Transaction, table: &Table, side: Side) {
+/// Adds sets, and the chain of all that is tried, to a new table.
+pub(super) fn write(change: &mut Transaction, table: &Table) {
     for (set, ipv6) in sets() {
         let addr = if ipv6 { Kind::Addr6 } else { Kind::Addr4 };
         change.add_set(
@@ -57,12 +60,23 @@ pub(super) fn write(change: &mut Transaction, table: &Table, side: Side) {
     }
     // Before anybody translates the source.
     let made = Chain::base(MADE, ChainType::Nat, Hook::Postrouting, priority::SNAT - 1);
+    change.add_chain(table, made);
+    for ipv6 in [false, true] {
+        let translated = Rule::new().then(Expr::Load(Load::CtStatus, Reg(0)));
+        let translated = masked(translated, Datum::Number(CT_DNAT), true, Datum::Number(CT_DNAT));
+        change.add_rule(table, MADE, count(translated, MADE, ipv6));
+    }
+}
+
+/// Writes the chain of what comes before a connection is made, in place of whatever is there. Resets are few; an answer there is to
+/// every connection, and who is told the numbers wants to know of those only where a service is watched.
+pub(super) fn write_failed(change: &mut Transaction, table: &Table, side: Side, counts_made: bool) {
     let hook = match side {
         Side::Client => Hook::Input,
         Side::Entry => Hook::Forward,
     };
     let failed = Chain::base(FAILED, ChainType::Filter, hook, priority::FILTER);
-    change.add_chain(table, made).add_chain(table, failed);
+    change.add_chain(table, failed).flush_chain(table, FAILED);
     let is_made = Rule::new().then(Expr::Load(Load::CtStatus, Reg(0)));
     let is_made = masked(
         is_made,
@@ -70,12 +84,15 @@ pub(super) fn write(change: &mut Transaction, table: &Table, side: Side) {
         false,
         Datum::Number(CT_DNAT),
     );
-    change.add_rule(table, FAILED, is_made.then(Expr::Verdict(Verdict::Accept)));
+    let comment = if counts_made { WITH_ANSWERS } else { FAILURES };
+    let is_made = is_made.then(Expr::Verdict(Verdict::Accept)).comment(comment);
+    change.add_rule(table, FAILED, is_made);
+    let counted: &[_] = match counts_made {
+        true => &[(TCP_SYN, ANSWERED), (TCP_RST, FAILED)],
+        false => &[(TCP_RST, FAILED)],
+    };
     for ipv6 in [false, true] {
-        let translated = Rule::new().then(Expr::Load(Load::CtStatus, Reg(0)));
-        let translated = masked(translated, Datum::Number(CT_DNAT), true, Datum::Number(CT_DNAT));
-        change.add_rule(table, MADE, count(translated, MADE, ipv6));
-        for (flag, set) in [(TCP_SYN, ANSWERED), (TCP_RST, FAILED)] {
+        for &(flag, set) in counted {
             let answer = Rule::new()
                 .equal(Load::CtDirection, Datum::Bits(1))
                 .equal(Load::L4Proto, Datum::Proto(protocol_number(Protocol::Tcp)))
@@ -83,6 +100,16 @@ pub(super) fn write(change: &mut Transaction, table: &Table, side: Side) {
             let answer = masked(answer, Datum::Bits(flag), true, Datum::Bits(flag));
             change.add_rule(table, FAILED, count(answer, set, ipv6));
         }
+    }
+}
+
+/// Whether the rule with this comment says that connections are counted that are made, or that they are not.
+pub(super) fn counts_made(chain: &str, comment: &str) -> Option<bool> {
+    match comment {
+        _ if chain != FAILED => None,
+        WITH_ANSWERS => Some(true),
+        FAILURES => Some(false),
+        _ => None,
     }
 }
 

@@ -17,6 +17,8 @@ pub(super) struct Wanted {
     services: Vec<Arc<Service>>,
     /// The lowest id first.
     claimants: HashMap<IpAddr, Vec<ServiceId>>,
+    /// How many of them are watched.
+    watched: usize,
 }
 
 /// What has changed.
@@ -50,6 +52,7 @@ impl Wanted {
                 (None, None) => {}
             }
             for service in old.into_iter() {
+                self.watched -= usize::from(service.is_watched);
                 for vip in &service.vips {
                     if let Some(claimants) = self.claimants.get_mut(vip) {
                         claimants.retain(|id| *id != service.id);
@@ -61,6 +64,7 @@ impl Wanted {
                 }
             }
             for service in new.into_iter() {
+                self.watched += usize::from(service.is_watched);
                 for vip in &service.vips {
                     let claimants = self.claimants.entry(*vip).or_default();
                     dirty.extend(claimants.iter().copied());
@@ -83,6 +87,11 @@ impl Wanted {
 
     pub(super) fn contains(&self, id: ServiceId) -> bool {
         find(&self.services, id).is_some()
+    }
+
+    /// Whether any of them is watched.
+    pub(super) fn has_watched(&self) -> bool {
+        self.watched > 0
     }
 
     /// The services that claim an address.
@@ -161,6 +170,7 @@ mod tests {
             scheduler: Scheduler::RoundRobin,
             backends: Vec::new(),
             idle_timeout: None,
+            is_watched: false,
         })
     }
 

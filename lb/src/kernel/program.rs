@@ -308,7 +308,7 @@ pub(super) fn write_table(change: &mut Transaction, table: &Table, side: Side) {
             REFUSE_CHAIN,
             Rule::new().then(Expr::Reject(Reject::PortUnreachable)),
         );
-    attempts::write(change, table, side);
+    attempts::write(change, table);
 }
 
 /// What is for a virtual address.

@@ -37,6 +37,8 @@ pub(super) struct Installed {
     /// Backends behind virtual addresses that are there no more, and whose connections are still counted.
     lost: HashMap<(IpAddr, IpAddr), EndpointId>,
     has_lost: bool,
+    /// Whether connections that are made are counted, if that is known.
+    counts_made: Option<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -97,6 +99,7 @@ impl Installed {
             is_unread: true,
             lost: HashMap::new(),
             has_lost: false,
+            counts_made: contents.counts_made,
         }
     }
 
@@ -125,6 +128,13 @@ impl Installed {
         let now = Instant::now();
         let spare = self.slots.take_spare();
         let before = batch.added;
+        let counts_made = self.wanted.has_watched();
+        if self.counts_made != Some(counts_made) {
+            let mut change = Transaction::new();
+            attempts::write_failed(&mut change, table, client.side, counts_made);
+            batch.add(change)?;
+            self.counts_made = Some(counts_made);
+        }
         self.remove_gone(batch, table, delta.gone, outcome)?;
         let changed = self.remove_leaving(batch, table, delta.changed, client, outcome)?;
         outcome.written.changed += changed.len();

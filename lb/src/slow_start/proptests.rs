@@ -26,6 +26,7 @@ fn service(scheduler: Scheduler, weights: &[u16]) -> Service {
         scheduler,
         backends: weights.iter().enumerate().map(backend).collect(),
         idle_timeout: None,
+        is_watched: false,
     }
 }
 

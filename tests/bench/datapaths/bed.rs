@@ -191,6 +191,7 @@ pub fn tables(scheduler: Scheduler) -> Vec<ClientTable> {
         ports: Vec::new(),
         scheduler,
         idle_timeout: None,
+        is_watched: false,
         backends: backends.collect(),
     };
     vec![ClientTable::new(NetworkId([1; 16]), [service])]

@@ -231,6 +231,7 @@ fn tables(services: u16) -> Vec<ClientTable> {
             ports: vec![port.clone()],
             scheduler: Scheduler::RoundRobin,
             idle_timeout: None,
+            is_watched: false,
             backends: backends.clone(),
         }
     };

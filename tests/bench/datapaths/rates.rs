@@ -53,10 +53,10 @@ pub fn measure(args: &Args, table: &mut Matrix) -> Result<()> {
             for round in 0..args.rounds {
                 eprintln!("{what}: round {} of {}", round + 1, args.rounds);
                 for (way, runs) in ways.iter().zip(&mut runs) {
-                    if *way == Way::Direct {
-                        bed.unhook()?;
-                    } else {
-                        bed.hook(scheduler)?;
+                    // The others have hosts without them.
+                    match way {
+                        Way::Ebpf => bed.hook(scheduler)?,
+                        _ => bed.unhook()?,
                     }
                     let run = http(bed.client(*way)?, Bed::target(*way), args, keep_alive)?;
                     eprintln!("  {}: {:.0} /s", way.name(), run.rate);

@@ -2,11 +2,13 @@
 
 use std::{
     io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     process::Command,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
+use socket2::{Domain, Socket, Type};
 use weft_netlink::{bpf::Map, route::RouteSocket};
 
 use super::{layout::MapId, *};
@@ -390,6 +392,53 @@ fn a_killed_client_and_a_connection_that_was_never_made_are_not_counted() {
     eventually(Some(0), open);
     drop(socket);
     assert_eq!(open(), Some(0));
+}
+
+#[test]
+fn who_says_that_it_is_done_is_open_until_it_is_answered_and_its_socket_counts_again() {
+    let Some((place, bed)) = Place::new() else { return };
+    let datapath = place.datapath();
+    let mut web = service(Scheduler::LeastConnections);
+    web.backends.truncate(1);
+    datapath.sync("c", &bed.client, &only(&web)).unwrap();
+    // Answers only to what has an end.
+    let listener = bed.server.run(|| TcpListener::bind(("10.9.0.11", 8500)).unwrap());
+    let listener = listener.unwrap();
+    let open = || datapath.connections(web.id).unwrap()[&endpoint(1)];
+    let tried = || {
+        let tried = datapath.attempts(web.id).unwrap()[&endpoint(1)];
+        (tried.tcp, tried.made, tried.failed)
+    };
+    let mut socket = bed
+        .client
+        .run(|| TcpStream::connect((ip(VIP), 8500)).unwrap())
+        .unwrap();
+    let (mut answering, _) = listener.accept().unwrap();
+    socket.shutdown(Shutdown::Write).unwrap();
+    answering.read_to_end(&mut Vec::new()).unwrap();
+    assert_eq!(open(), 1);
+    answering.write_all(b"all").unwrap();
+    drop(answering);
+    socket.read_to_end(&mut Vec::new()).unwrap();
+    eventually(0, open);
+    drop(socket);
+    assert_eq!(tried(), (1, 1, 0));
+
+    // A socket that was refused may be connected again, and the other side ends that first.
+    let mut socket = bed
+        .client
+        .run(|| Socket::new(Domain::IPV4, Type::STREAM, None))
+        .unwrap()
+        .unwrap();
+    let connect = |socket: &Socket, port| socket.connect(&SocketAddr::new(ip(VIP), port).into());
+    let error = connect(&socket, 9999).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    assert_eq!((open(), tried()), (0, (2, 1, 1)));
+    connect(&socket, 8500).unwrap();
+    assert_eq!((open(), tried()), (1, (3, 2, 1)));
+    drop(listener.accept().unwrap());
+    socket.read_to_end(&mut Vec::new()).unwrap();
+    eventually(0, open);
 }
 
 #[test]

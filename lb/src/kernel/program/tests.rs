@@ -20,6 +20,7 @@ fn service() -> Service {
         scheduler: Scheduler::RoundRobin,
         backends: vec![backend(2), backend(1)],
         idle_timeout: None,
+        is_watched: false,
     }
 }
 

@@ -214,6 +214,7 @@ pub(in crate::kernel) fn service(scheduler: Scheduler) -> Service {
         scheduler,
         backends: [1, 2, 3].map(backend).to_vec(),
         idle_timeout: None,
+        is_watched: false,
     }
 }
 

@@ -13,6 +13,8 @@ mod ops {
     pub(super) const OP: i16 = 0;
     pub(super) const OLD_STATE: i16 = 4;
     pub(super) const NEW_STATE: i16 = 8;
+    /// What is called for this socket.
+    pub(super) const CALLED: i16 = 84;
     pub(super) const RETRANSMITTED: i16 = 136;
     pub(super) const SOCKET: i16 = 184;
     /// `BPF_SOCK_OPS_TCP_CONNECT_CB`, `BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB`, `BPF_SOCK_OPS_STATE_CB` and its flag
@@ -20,9 +22,10 @@ mod ops {
     pub(super) const MADE: i32 = 4;
     pub(super) const STATE: i32 = 10;
     pub(super) const STATE_FLAG: i32 = 4;
-    /// `TCP_SYN_SENT`, `TCP_SYN_RECV`, `TCP_CLOSE`, `TCP_CLOSE_WAIT`
+    /// `TCP_SYN_SENT`, `TCP_SYN_RECV`, `TCP_FIN_WAIT1`, `TCP_CLOSE`, `TCP_CLOSE_WAIT`
     pub(super) const SYN_SENT: i32 = 2;
     pub(super) const SYN_RECEIVED: i32 = 3;
+    pub(super) const FIN_WAIT: i32 = 4;
     pub(super) const CLOSED: i32 = 7;
     pub(super) const CLOSE_WAIT: i32 = 8;
 }
@@ -45,11 +48,12 @@ pub(super) fn on_release() -> Program {
 }
 
 /// A connection is attempted, is made, or ends before its socket is closed: it was reset, timed out, was never made, or the other side
-/// has said that it is done.
+/// has said that it is done. Each call costs as much as a small function of the kernel's, so a socket of which there is nothing more to
+/// be known makes none.
 pub(super) fn on_sock_ops() -> Program {
     let mut asm = Asm::new();
     let a = &mut asm;
-    let [known, attempted, noted, ended, pass] = [(); 5].map(|()| a.label());
+    let [known, attempted, noted, ended, settled, pass] = [(); 6].map(|()| a.label());
     a.set(R6, R1)
         .load(W, R7, R6, ops::OP)
         .set(R8, 0)
@@ -58,6 +62,7 @@ pub(super) fn on_sock_ops() -> Program {
         .jump_if(NotEqual, R7, ops::STATE, pass)
         .load(W, R8, R6, ops::NEW_STATE)
         .jump_if(Equal, R8, ops::CLOSED, known)
+        .jump_if(Equal, R8, ops::FIN_WAIT, known)
         .jump_if(NotEqual, R8, ops::CLOSE_WAIT, pass)
         .bind(known)
         .set_map(R1, MapId::Sockets as usize)
@@ -76,16 +81,33 @@ pub(super) fn on_sock_ops() -> Program {
         .jump_if(NotEqual, R9, ops::MADE, noted);
     count_one(a, load::MADE, pass);
     a.jump(pass).bind(attempted);
-    a.set(R1, R6)
-        .set(R2, ops::STATE_FLAG)
-        .call(Helper::SockOpsCbFlagsSet);
+    call_for_states(a, true);
     count_one(a, load::TCP, pass);
-    a.jump(pass).bind(noted);
-    note_failure(a, ended);
-    a.bind(ended);
+    a.jump(pass)
+        .bind(noted)
+        .jump_if(NotEqual, R8, ops::FIN_WAIT, ended)
+        // A program that says that it is done, and has not closed its socket, may be answered for long.
+        .load(D, R1, R7, socket::COUNTED)
+        .jump_if(NotEqual, R1, 0, pass)
+        .jump(settled)
+        .bind(ended);
+    let counted = a.label();
+    note_failure(a, counted);
+    a.bind(counted);
     release(a);
+    a.bind(settled);
+    call_for_states(a, false);
     a.bind(pass).set(R0, 1).exit();
     asm.finish()
+}
+
+/// Has this program called for each state that the socket of R6 comes to, or no more; what others are called for stays.
+fn call_for_states(a: &mut Asm, wanted: bool) {
+    a.load(W, R2, R6, ops::CALLED).calc(And, R2, !ops::STATE_FLAG);
+    if wanted {
+        a.calc(Add, R2, ops::STATE_FLAG);
+    }
+    a.set(R1, R6).call(Helper::SockOpsCbFlagsSet);
 }
 
 /// Counts a connection that ends in the state R8 and was never made.

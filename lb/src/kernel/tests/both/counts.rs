@@ -5,6 +5,7 @@ use weft_netlink::nft::{
     Chain, ChainType, Datum, Expr, Family, Hook, Load, Nft, Reject, Rule, Table, Transaction, Verdict,
     priority,
 };
+use weft_types::ServiceId;
 
 use super::*;
 use crate::Attempts;
@@ -12,6 +13,7 @@ use crate::Attempts;
 scenarios! {
     attempts_and_failures_are_counted_for_each_backend
     who_gives_up_counts_once_the_backend_had_time_to_answer
+    what_is_made_is_counted_while_a_service_is_watched
     who_gets_the_address_of_a_backend_that_is_gone_begins_with_nothing
 }
 
@@ -50,7 +52,8 @@ fn all(datapath: &dyn Datapath, bed: &Bed, web: &Service) -> [Attempts; 3] {
 
 fn attempts_and_failures_are_counted_for_each_backend(kit: &Kit, bed: &Bed) {
     let datapath = kit.datapath();
-    let web = service(Scheduler::RoundRobin);
+    let mut web = service(Scheduler::RoundRobin);
+    web.is_watched = true;
     datapath.sync("c", &bed.client, &only(&web)).unwrap();
     assert_eq!(attempts(&*datapath, bed, &web), [(0, 0); 3]);
     for vip in [VIP, VIP6] {
@@ -100,6 +103,61 @@ fn attempts_and_failures_are_counted_for_each_backend(kit: &Kit, bed: &Bed) {
     datapath.sync("c", &bed.client, &only(&changed)).unwrap();
     assert!(bed.call(VIP, PORT).is_err());
     assert_eq!(attempts(&*datapath, bed, &web), [(8, 2); 3]);
+}
+
+fn what_is_made_is_counted_while_a_service_is_watched(kit: &Kit, bed: &Bed) {
+    let datapath = kit.datapath();
+    let mut web = service(Scheduler::RoundRobin);
+    web.backends.truncate(1);
+    let mut other = Service {
+        id: ServiceId([8; 16]),
+        vips: vec![ip("10.9.0.101")],
+        ..web.clone()
+    };
+    let sync = |datapath: &dyn Datapath, web: &Service, other: &Service| {
+        let both = table(&[web.clone(), other.clone()]);
+        datapath.sync("c", &bed.client, &both).unwrap()
+    };
+    // One that is made, and one that fails, over each IP version.
+    let try_all = || {
+        for vip in [VIP, VIP6] {
+            bed.call(vip, PORT).unwrap();
+            bed.call(vip, PORT + 1).unwrap_err();
+        }
+    };
+    // Programs look at every connection anyway.
+    let made = |by_rules: u64, by_programs| if kit.is_ebpf() { by_programs } else { by_rules };
+    sync(&*datapath, &web, &other);
+    try_all();
+    assert_eq!(over_tcp(&*datapath, bed, &web)[0], (4, [made(0, 2), 2]));
+    other.is_watched = true;
+    sync(&*datapath, &web, &other);
+    try_all();
+    assert_eq!(over_tcp(&*datapath, bed, &web)[0], (8, [made(2, 4), 4]));
+    drop(datapath);
+    let datapath = kit.datapath();
+    assert!(sync(&*datapath, &web, &other).is_nothing());
+    (web.is_watched, other.is_watched) = (true, false);
+    sync(&*datapath, &web, &other);
+    try_all();
+    assert_eq!(over_tcp(&*datapath, bed, &web)[0], (12, [made(4, 6), 6]));
+    // An agent that starts again, and nobody watches any more.
+    drop(datapath);
+    let datapath = kit.datapath();
+    web.is_watched = false;
+    sync(&*datapath, &web, &other);
+    try_all();
+    assert_eq!(over_tcp(&*datapath, bed, &web)[0], (16, [made(4, 8), 8]));
+    web.is_watched = true;
+    datapath.sync("c", &bed.client, &only(&web)).unwrap();
+    try_all();
+    datapath.sync("c", &bed.client, &only(&other)).unwrap();
+    datapath.sync("c", &bed.client, &only(&web)).unwrap();
+    assert_eq!(
+        over_tcp(&*datapath, bed, &web)[0],
+        (0, [0, 0]),
+        "what is gone begins anew"
+    );
 }
 
 fn who_gives_up_counts_once_the_backend_had_time_to_answer(kit: &Kit, bed: &Bed) {
