@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use netns_harness::{Inside as _, Output, Sandbox, eventually};
+use netns_harness::{Host, Inside as _, Output, Sandbox, eventually};
 use serde_json::json;
 
 use crate::{
@@ -73,6 +73,9 @@ pub fn measure(cluster: &Cluster, effort: Effort, table: &mut Table) -> Result<(
     let _echo = responder::start_by(&h1.host, itself()?, Kind::Udp, SocketAddr::new(SERVER, ECHO))?;
     // Sends questions back without an answer, which nobody keeps.
     let upstream = h2.underlay;
+    for node in [h1, h2] {
+        remember_shortly(&node.host)?;
+    }
     let _upstream = responder::start(&h2.host, Kind::Udp, SocketAddr::new(upstream, 53))?;
     h1.host.set_resolv_conf(&format!("nameserver {upstream}\n"))?;
     let _dnsmasq = inside.dnsmasq(5302, &names, upstream, dir)?;
@@ -149,6 +152,23 @@ pub fn measure(cluster: &Cluster, effort: Effort, table: &mut Table) -> Result<(
     )?;
     drop((ours, dnsmasq));
     Ok(())
+}
+
+/// Has a host of the lab forget conversations of datagrams after a second. Each name that is forwarded is asked from a port of its own,
+/// and for as long as one is remembered that port leads to no other conversation with the same server: after half a minute at some
+/// thousands a second there would be none left, and what is measured would be the ports.
+fn remember_shortly(host: &Host) -> Result<()> {
+    let set = || {
+        for setting in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
+            let path = Path::new("/proc/sys/net/netfilter").join(setting);
+            // A kernel that tracks nothing has none.
+            if path.exists() {
+                std::fs::write(&path, "1").with_context(|| path.display().to_string())?;
+            }
+        }
+        Ok(())
+    };
+    host.run(set)?
 }
 
 impl Asking<'_> {
