@@ -34,9 +34,13 @@ fn each_port_of_a_range_leads_to_its_own_target(kit: &Kit, bed: &Bed) {
         assert!(datapath.sync("c", &bed.client, &only(&web)).unwrap().is_nothing());
         for vip in [VIP, VIP6] {
             let mut met = BTreeSet::new();
-            for _ in 0..3 {
+            // By rules, whoever had the fewest connections has them all until somebody has counted again.
+            for n in 0..300 {
                 met.insert(bed.call(vip, 5002).unwrap().backend);
                 met.insert(bed.call(vip, PORT).unwrap().backend);
+                if n >= 2 && (met.len() > 1 || scheduler == Scheduler::Maglev) {
+                    break;
+                }
             }
             assert!(
                 scheduler == Scheduler::Maglev || met.len() > 1,
