@@ -338,4 +338,22 @@ pub(super) const FAULTS: &[Fault] = &[
         suite: LB,
         caught_by: "what_somebody_else_takes_away_is_missed_and_put_back",
     },
+    Fault {
+        name: "answers-before-knowing",
+        known: "a host that is asked about a network of others shows it without endpoints",
+        file: "agent/src/control/interest.rs",
+        right: "About::One(network) => self.gossip.is_fetching(&network),",
+        wrong: "About::One(_) => false,",
+        suite: AGENT,
+        caught_by: "endpoints_are_known_to_those_on_their_network_and_for_a_while_to_whoever_asks",
+    },
+    Fault {
+        name: "old-news",
+        known: "whoever comes to want to know of a network is told of endpoints that are there for long as if they were connected now",
+        file: "agent/src/control/interest.rs",
+        right: "node == self.me || self.interests.knows(network)",
+        wrong: "node == self.me || self.interests.wanted.contains(&network)",
+        suite: AGENT,
+        caught_by: "what_had_happened_before_somebody_asked_is_no_event",
+    },
 ];
