@@ -323,7 +323,7 @@ impl Control {
         let said: Vec<Drainee> = self.catalogue.drains_said_by(self.me).collect();
         let is_gone = |what: &Drainee| match *what {
             Drainee::Endpoint(network, id) => {
-                let is_known = self.interests.knows(network) || self.catalogue.network(network).is_none();
+                let is_known = self.knows_network(network) || self.catalogue.network(network).is_none();
                 is_known && self.catalogue.endpoint(network, id).is_none()
             }
             Drainee::Node(node) => self.catalogue.node(node).is_none(),

@@ -120,11 +120,6 @@ impl Interests {
         self.fresh.remove(&network);
     }
 
-    /// Whether everything is known of a network that is known of it at all.
-    pub(super) fn knows(&self, network: NetworkId) -> bool {
-        self.wanted.contains(&network) && !self.fresh.contains(&network)
-    }
-
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let waiting = self.waiting.iter().map(|waiting| waiting.until);
         let kept = self.kept.values().copied().chain(self.all_kept);
@@ -315,9 +310,18 @@ impl Control {
         true
     }
 
+    /// Whether everything is known of a network that is known of it at all. Where nobody else wants to know of it, that is so at once.
+    pub(super) fn knows_network(&self, network: NetworkId) -> bool {
+        let is_lacking = || self.gossip.is_fetching(&network) || self.gossip.is_out_of_reach(&network);
+        let interests = &self.interests;
+        interests.wanted.contains(&network) && !(interests.fresh.contains(&network) && is_lacking())
+    }
+
     /// Whether what is heard of a network's endpoints is news: not what had happened before this node wanted to know.
     pub(super) fn is_news(&self, network: NetworkId, node: NodeId) -> bool {
-        node == self.me || self.interests.knows(network)
+        // Gossip has all that was fetched when the first of it is heard of here, and says so after the last.
+        let is_up_to_date = !self.interests.fresh.contains(&network);
+        node == self.me || (self.interests.wanted.contains(&network) && is_up_to_date)
     }
 
     /// A sentence if there are networks of which those who know about them do not answer.

@@ -37,13 +37,13 @@ impl Control {
     /// What there is to measure now.
     pub fn measures(&self, now: Now) -> Measures {
         let known = self.catalogue.networks();
-        let known = known.filter(|(id, _)| self.interests.knows(*id));
+        let known = known.filter(|(id, _)| self.knows_network(*id));
         let networks = known.map(|(id, spec)| {
             let summary = self.network_summary(id, spec);
             (summary, self.network_shares(id, spec))
         });
         let services = self.catalogue.all_services();
-        let services = services.filter(|(_, spec)| self.interests.knows(spec.network));
+        let services = services.filter(|(_, spec)| self.knows_network(spec.network));
         let services = services.map(|(id, spec)| {
             let summary = self.service_summary(id, spec);
             (summary, self.backends(spec.network, &spec.name))

@@ -434,7 +434,7 @@ impl Control {
 
     /// Of a network that nobody who knows about it could be asked about, it is still known who uses it.
     fn check_unused_elsewhere(&self, id: NetworkId, name: &str) -> Result<(), ApiError> {
-        if self.interests.knows(id) {
+        if self.knows_network(id) {
             return Ok(());
         }
         let users = self.catalogue.users(id);

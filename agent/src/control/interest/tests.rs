@@ -69,6 +69,18 @@ fn endpoints_are_known_to_those_on_their_network_and_for_a_while_to_whoever_asks
 }
 
 #[test]
+fn a_node_alone_knows_its_networks_at_once() {
+    let mut world = World::of(1);
+    world.done(0, |to| {
+        Command::NetworkCreate(NetworkCreateRequest::new("app"), to)
+    });
+    world.connect(0, "app", "e0", None).unwrap();
+    let measured = world.nodes[0].control.measures(world.now).networks;
+    assert_eq!(measured.len(), 1);
+    assert_eq!(measured[0].0.endpoint_count, 1);
+}
+
+#[test]
 fn whoever_comes_onto_a_network_knows_who_is_there_when_it_is_told_so() {
     let (mut world, network) = world();
     world.connect(2, "app", "e2", None).unwrap();
@@ -197,5 +209,5 @@ fn what_an_agent_before_this_one_has_written_is_told_to_others() {
     let there = inspect(&mut world, 3).endpoints;
     assert_eq!(there.len(), 2);
     assert_eq!(world.nodes[3].control.catalogue.users(network).count(), 2);
-    assert!(world.nodes[3].control.interests.knows(network));
+    assert!(world.nodes[3].control.knows_network(network));
 }
